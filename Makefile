@@ -1,0 +1,103 @@
+# `make quickstart` and `make test` work on a fresh clone: each builds .venv first when it is missing or out of date.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help env minkowski quickstart test unit lint clean distclean
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Each candidate is asked to run: a pyenv shim exists also for versions that are not selected.
+find_python = $(shell $(1) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14); print("$(1)")' 2>/dev/null)
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(call find_python,$(name))))
+DATA ?=
+PYTEST_ARGS ?=
+
+help:
+	@echo "make env                build .venv with everything (about 8 minutes on two cores, 4.5 of them for MinkowskiEngine)"
+	echo "make quickstart         run the main job on real frames; DATA=FOLDER or DATA=s3://BUCKET/PREFIX to use your own"
+	echo "make test | unit        all tests | the quick ones (PYTEST_ARGS=... is passed on)"
+	echo "make lint               ruff check, ruff format --check, mypy"
+	echo "make minkowski          try again to build MinkowskiEngine (optional sparse backend)"
+	echo "make clean | distclean  remove caches and runs/quickstart | remove .venv too"
+
+env: $(VENV)/ready
+
+# ---- the environment ------------------------------------------------------------------------------------------------
+
+define no_python
+No Python 3.11, 3.12 or 3.13 found (looked for python3.11, python3.12, python3.13, python3 on PATH).
+Install one (Debian: sudo apt-get install python3 python3-venv python3-dev), or name it: make env PYTHON=/path/to/python3.11
+endef
+define no_venv
+$(PYTHON) cannot make a virtual environment. Run: sudo apt-get install python3-venv && make env
+endef
+define no_minkowski_libraries
+MinkowskiEngine is left out: it needs g++, OpenBLAS and the Python headers. Everything else works. To add it, run:
+  sudo apt-get install g++ libopenblas-dev python3-dev && make minkowski
+endef
+define no_minkowski_python
+MinkowskiEngine is left out: its setup.py needs numpy.distutils, which is gone from Python 3.12. Everything else works.
+To have it, build the environment with Python 3.11: make distclean && make env PYTHON=python3.11
+endef
+define no_minkowski_build
+MinkowskiEngine is left out: it did not build (see above). Everything else works. To try again: make minkowski
+endef
+export no_python no_venv no_minkowski_libraries no_minkowski_python no_minkowski_build
+
+# apt-get when we may use it: as root on Debian. Elsewhere it fails quietly and the caller says what to install.
+apt_install = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "apt-get install $(1)" \
+	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null
+
+$(VENV)/ready: pyproject.toml constraints.txt tests/requirements-s3.txt
+	@[ -n "$(PYTHON)" ] || { echo "$$no_python" >&2; exit 1; }
+	make_venv() { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) >/dev/null; }
+	make_venv || { $(call apt_install,python3-venv) && make_venv; } || { echo "$$no_venv" >&2; exit 1; }
+	echo "Installing the pinned packages into $(VENV) (6 GB, about two minutes) ..."
+	# One resolve of everything: a second call may replace torch by another build of it.
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,dev]' setuptools wheel ninja
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r tests/requirements-s3.txt
+	$(MAKE) --no-print-directory minkowski
+	touch $@
+
+# The alias that MinkowskiEngine 0.5.4 still uses is gone since Python 3.10.
+import_minkowski := import collections, collections.abc; collections.Sequence = collections.abc.Sequence; import MinkowskiEngine
+
+# Optional: whatever goes wrong here is said in one message and the rest of the environment stands.
+minkowski:
+	@if $(BIN)/python -W ignore -c '$(import_minkowski)' 2>/dev/null; then exit 0; fi
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then echo "$$no_minkowski_python" >&2; exit 0; fi
+	headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+	can_compile() { printf '#include <Python.h>\n#include <cblas.h>\nint main() { return 0; }\n' \
+		| g++ -x c++ -I"$$headers" - -lopenblas -o /dev/null 2>/dev/null; }
+	can_compile || { $(call apt_install,libopenblas-dev python3-dev) && can_compile; } \
+		|| { echo "$$no_minkowski_libraries" >&2; exit 0; }
+	echo "Building MinkowskiEngine (about 4.5 minutes on two cores) ..."
+	# No cache: a wheel built against another torch imports with "undefined symbol".
+	PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib $(BIN)/python -m pip install -q --disable-pip-version-check \
+		--no-build-isolation --no-cache-dir --no-deps --force-reinstall -c constraints.txt MinkowskiEngine \
+		|| echo "$$no_minkowski_build" >&2
+
+# ---- what people run ------------------------------------------------------------------------------------------------
+
+quickstart: env
+	@$(BIN)/t4p quickstart $(if $(DATA),--data '$(DATA)')
+
+test: env
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+unit: env
+	@$(BIN)/python -m pytest tests/unit -m 'not slow' $(PYTEST_ARGS)
+
+lint: env
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build runs/quickstart .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) *.egg-info
