@@ -1,0 +1,331 @@
+"""Configuration: what can be set, its defaults, and how files and overrides become one frozen tree.
+
+Files merge left to right, `section.key=value` overrides come last, unknown keys are errors, and every problem is
+reported at once with its origin. No torch in here: `launch` checks a configuration before a node is paid for.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from t4p.errors import ConfigError
+
+# The 20 classes of ScanNet's semantic benchmark, in the order of its evaluation script.
+SCANNET_LABELS = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
+    "picture", "counter", "desk", "curtain", "refrigerator", "shower curtain", "toilet", "sink", "bathtub",
+    "other furniture",
+)  # fmt: skip
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen part of the tree that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunConfig(Section):
+    dir: str = Field(min_length=1, description="Run folder, shared by all ranks.")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class AugmentConfig(Section):
+    """Random changes of the points of a training frame. The image stays as it is, and so do the pixel-point pairs."""
+
+    rotation: bool = Field(True, description="Turn about the vertical axis by a uniform angle.")
+    mirror: bool = Field(True, description="Mirror left and right with probability one half.")
+    scale: Fraction = Field(0.1, description="Scale by a factor uniform in [1 - scale, 1 + scale].")
+    color_jitter: Fraction = Field(0.05, description="Standard deviation of Gaussian noise on colours in [0, 1].")
+
+
+class DataConfig(Section):
+    shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets: folders or s3:// prefixes.")
+    validation_shards: tuple[str, ...] = ()
+    num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
+    streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
+    shuffle_block: PositiveInt = Field(2048, description="Samples shuffled together within a stream.")
+    image_size: tuple[PositiveInt, PositiveInt] = Field((480, 640), description="(height, width) the towers see.")
+    pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
+    max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
+    max_skip_fraction: Fraction = Field(0.0, description="Share of broken samples a run puts up with.")
+    augment: AugmentConfig = AugmentConfig()
+
+
+class ClipConfig(Section):
+    name: str = Field("RN50", description="An open_clip model name, or the path of an open_clip model JSON.")
+    pretrained: str = Field("openai", description="An open_clip tag, the path of a weights file, or 'random'.")
+    dense: Literal["value", "value-residual"] = Field(
+        "value", description="How a ViT's last block gives dense features."
+    )
+
+
+class UNetConfig(Section):
+    """A named plan, cut to `num_strides`; any list given here replaces the plan's."""
+
+    plan: str = "Res16UNet34C"
+    num_strides: PositiveInt = Field(4, description="Halvings of the resolution between the voxels and the bottleneck.")
+    stem_channels: PositiveInt | None = None
+    stem_kernel_size: Literal[3, 5] | None = None
+    encoder_channels: tuple[PositiveInt, ...] | None = None
+    encoder_blocks: tuple[PositiveInt, ...] | None = None
+    decoder_channels: tuple[PositiveInt, ...] | None = None
+    decoder_blocks: tuple[PositiveInt, ...] | None = None
+
+
+class TextQueryConfig(Section):
+    num_heads: PositiveInt = 8
+    mlp_ratio: PositiveFloat = 2.0
+    alpha: float = Field(1.0, description="Weight of h3D in the aggregation alpha * h3D + beta * h3D_text_hat.")
+    beta: float = Field(1.0, description="Weight of the queried text; 0 gives the plain U-Net.")
+    template: str = "point cloud of a {}"
+
+
+class Decoder2dConfig(Section):
+    hidden_channels: PositiveInt = 128
+    upsample: Literal[1, 2, 4, 8] = Field(4, description="Decoder pixels per CLIP cell, in each direction.")
+
+
+class ModelConfig(Section):
+    sparse_backend: Literal["auto", "native", "minkowski"] = "auto"
+    voxel_size: PositiveFloat = Field(0.025, description="Edge of a voxel, metres.")
+    norm: Literal["batch"] = "batch"
+    point_features: tuple[Literal["one", "color"], ...] = Field(("color",), min_length=1)
+    labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
+    embed_dim_d: PositiveInt = Field(64, description="C: channels of z2D and z3D, where L_d compares them.")
+    clip: ClipConfig = ClipConfig()
+    unet: UNetConfig = UNetConfig()
+    text_query: TextQueryConfig = TextQueryConfig()
+    decoder2d: Decoder2dConfig = Decoder2dConfig()
+
+    @model_validator(mode="after")
+    def _point_features_differ(self) -> Self:
+        if len(set(self.point_features)) != len(self.point_features):
+            raise ValueError(f"point_features names one twice: {list(self.point_features)}")
+        return self
+
+
+class LossConfig(Section):
+    num_pairs_e: PositiveInt = Field(1024, description="Pairs of L_e drawn from one frame, at most.")
+    num_pairs_d: PositiveInt = Field(4096, description="Pairs of L_d drawn from one frame, at most.")
+    weight_e: float = Field(1.0, ge=0)
+    weight_d: float = Field(1.0, ge=0)
+    logit_scale_init: PositiveFloat = Field(14.3, description="Start of both multipliers: 1 / temperature (1 / 0.07).")
+    logit_scale_max: PositiveFloat = 100.0
+
+    @model_validator(mode="after")
+    def _scale_in_range(self) -> Self:
+        if not 1.0 <= self.logit_scale_init <= self.logit_scale_max:
+            raise ValueError(
+                f"logit_scale_init ({self.logit_scale_init:g}) must lie between 1 and "
+                f"logit_scale_max ({self.logit_scale_max:g})"
+            )
+        return self
+
+
+class TrainConfig(Section):
+    num_steps: PositiveInt = 60_000
+    global_batch_size: PositiveInt = Field(32, description="Frames per optimizer step, over all ranks.")
+    grad_accum_steps: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up, then a cosine to zero.")
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1] = 1
+    checkpoint_every: PositiveInt = 1000
+    validate_every: int = Field(0, ge=0, description="0 validates before the first and after the last step only.")
+    resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _steps_and_batches_fit(self) -> Self:
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})")
+        if self.global_batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"grad_accum_steps ({self.grad_accum_steps})"
+            )
+        return self
+
+
+class PretrainConfig(Section):
+    """Everything `t4p pretrain` reads. Saved, resolved, as `config.yaml` in the run folder."""
+
+    run: RunConfig
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Read configuration files left to right, then overrides, into one frozen tree.
+
+    Args:
+        files: YAML files. A path that does not exist but begins with `configs/` is taken from the installed package.
+        overrides: `section.key=value`, the value in YAML syntax.
+
+    Raises:
+        ConfigError: lists every problem at once, each with its key, the value found, and the file it came from.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[tuple[str, ...], str] = {}
+    for file in files:
+        path = find_packaged(file)
+        _merge(tree, _read_yaml(path), origins, path.name)
+    for override in overrides:
+        _merge(tree, _parse_override(override), origins, "command line")
+    try:
+        config = PretrainConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = list(_describe(error, origins))
+        problems = "\n".join(f"  {line}" for line in lines)
+        raise ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}") from None
+    model = config.model.model_copy(update={"labels": _read_labels(config.model.labels)})
+    return config.model_copy(update={"model": model})
+
+
+def find_packaged(path: str | Path) -> Path:
+    """The path itself where it exists, else the file of that name among the packaged `configs/`.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(path)
+    if path.exists():
+        return path
+    if path.parts and path.parts[0] == "configs":
+        packaged = Path(str(resources.files("configs"))).joinpath(*path.parts[1:])
+        if packaged.is_file():
+            return packaged
+    raise ConfigError(f"{path}: no such file, neither from {Path.cwd()} nor among the packaged configs/")
+
+
+def dump_config(config: PretrainConfig) -> str:
+    """The resolved tree as YAML; loading it again gives an equal tree."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys in which two dumped configurations differ, as `key: old -> new`, in the order of `old`."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            yield f"{prefix}{key}: {before!r} -> {after!r}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected sections such as 'train:' at the top, found a {type(tree).__name__}")
+    return tree
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"{override!r}: an override reads section.key=value, for example train.learning_rate=1e-4")
+    try:
+        value: Any = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _merge(
+    into: dict[str, Any],
+    tree: Mapping[str, Any],
+    origins: dict[tuple[str, ...], str],
+    origin: str,
+    path: tuple[str, ...] = (),
+) -> None:
+    for key, value in tree.items():
+        here = (*path, str(key))
+        origins[here] = origin
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value, origins, origin, here)
+        elif isinstance(value, Mapping):
+            into[key] = {}
+            _merge(into[key], value, origins, origin, here)
+        else:
+            into[key] = value
+
+
+def _describe(error: ValidationError, origins: Mapping[tuple[str, ...], str]) -> Iterator[str]:
+    """One line per problem: `key: what is wrong [file]`."""
+    for problem in error.errors(include_url=False):
+        path = tuple(str(part) for part in problem["loc"])
+        key = ".".join(path) or "configuration"
+        origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
+        where = f" [{origin}]" if origin else ""
+        if problem["type"] == "extra_forbidden":
+            yield f"{key}: unknown key{_suggest(path)}{where}"
+        elif problem["type"] == "missing":
+            yield f"{key}: missing; set it in a file or as {key}=VALUE"
+        elif problem["type"] == "value_error":
+            yield f"{key}: {str(problem['msg']).removeprefix('Value error, ')}{where}"
+        else:
+            yield f"{key}: {problem['msg']}, got {problem['input']!r}{where}"
+
+
+def _suggest(path: tuple[str, ...]) -> str:
+    section: type[BaseModel] = PretrainConfig
+    for part in path[:-1]:
+        field = section.model_fields.get(part)
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        section = annotation
+    near = difflib.get_close_matches(path[-1], section.model_fields, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; known here: {', '.join(section.model_fields)}"
+
+
+def _read_labels(labels: tuple[str, ...] | str) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        path = find_packaged(labels)
+        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not labels:
+        raise ConfigError("model.labels: the list is empty; at least one label is wanted")
+    doubles = sorted({label for label in labels if labels.count(label) > 1})
+    if doubles:
+        raise ConfigError(f"model.labels: named twice: {', '.join(doubles)}")
+    return labels

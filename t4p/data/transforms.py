@@ -1,0 +1,208 @@
+"""A decoded frame becomes points with pixels, the points become voxels, and both become contrastive pairs.
+
+All functions are pure; the only randomness comes in as a generator that is keyed by the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from t4p.config import AugmentConfig
+from t4p.data.decode import DecodedFrame
+from t4p.geometry import project_points, resize_intrinsics, unproject_depth
+
+# Camera axes (right, down, ahead) to upright ones (right, ahead, up), for frames that come without a pose.
+UPRIGHT_FROM_CAMERA = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class PointFrame:
+    """The points of one frame and the image they are seen in.
+
+    Attributes:
+        image: (H, W, 3) uint8, at the size the towers see.
+        points: (N, 3) float32 metres, z up: world frame where the frame has a pose, else the upright camera frame.
+        colors: (N, 3) float32 in [0, 1].
+        pixel_of_point: (N, 2) int64, (row, col) in `image`.
+    """
+
+    image: NDArray[np.uint8]
+    points: NDArray[np.float32]
+    colors: NDArray[np.float32]
+    pixel_of_point: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class VoxelFrame:
+    """The voxels of one frame.
+
+    Attributes:
+        voxel_coords: (V, 3) int32, unique, ascending in (x, y, z), from 0.
+        voxel_of_point: (N,) int64 row of `voxel_coords`.
+    """
+
+    voxel_coords: NDArray[np.int32]
+    voxel_of_point: NDArray[np.int64]
+
+
+def lift_frame(frame: DecodedFrame, image_size: tuple[int, int], pixel_stride: int, max_depth: float) -> PointFrame:
+    """Back-project the depth, and find for each point its pixel in the resized colour image.
+
+    Args:
+        image_size: (height, width) of the image that is returned.
+        pixel_stride: every k-th row and column of the depth image is lifted.
+        max_depth: metres; readings beyond are dropped.
+
+    Returns:
+        Points without a reading, or outside the colour image, are left out: N may be 0.
+    """
+    height, width = image_size
+    found = frame.color.shape[:2]
+    image = frame.color
+    if found != image_size:
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
+    K_image = resize_intrinsics(frame.K_color, (found[0], found[1]), image_size)
+
+    depth = np.zeros_like(frame.depth)
+    depth[::pixel_stride, ::pixel_stride] = frame.depth[::pixel_stride, ::pixel_stride]
+    depth[depth > max_depth] = 0
+    camera_points, _ = unproject_depth(depth, frame.K_depth, np.eye(4))
+    color_points = camera_points @ frame.color_from_depth[:3, :3].T + frame.color_from_depth[:3, 3]
+    camera_points, color_points = (points[color_points[:, 2] > 1e-6] for points in (camera_points, color_points))
+    xy, _ = project_points(color_points, K_image)
+    col, row = np.rint(xy).astype(np.int64).T
+    seen = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+    pixel_of_point = np.stack([row[seen], col[seen]], axis=1)
+
+    upright_from_camera = UPRIGHT_FROM_CAMERA if frame.world_from_camera is None else frame.world_from_camera
+    points = camera_points[seen] @ upright_from_camera[:3, :3].T + upright_from_camera[:3, 3]
+    colors = image[pixel_of_point[:, 0], pixel_of_point[:, 1]].astype(np.float32) / 255
+    return PointFrame(image, points.astype(np.float32), colors, pixel_of_point)
+
+
+def augment(frame: PointFrame, settings: AugmentConfig, rng: np.random.Generator) -> PointFrame:
+    """Move and tint the points at random. Their order, their pixels and the image stay.
+
+    The draws are made in a fixed order whatever is switched on, so that one setting does not change the others' draws.
+    """
+    angle = rng.uniform(0, 2 * np.pi)
+    mirrored = rng.random() < 0.5
+    scale = 1 + settings.scale * rng.uniform(-1, 1)
+    tint = rng.standard_normal(3)
+    noise = rng.standard_normal(frame.colors.shape, dtype=np.float32)
+
+    linear = np.eye(3) * scale
+    if settings.rotation:
+        cos, sin = np.cos(angle), np.sin(angle)
+        linear = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ linear
+    if settings.mirror and mirrored:
+        linear = linear @ np.diag([-1.0, 1.0, 1.0])
+    # The jitter of a whole frame (exposure, white balance) and of a single point (sensor noise).
+    colors = frame.colors + settings.color_jitter * (tint.astype(np.float32) + noise)
+    return PointFrame(
+        image=frame.image,
+        points=(frame.points @ linear.T).astype(np.float32),
+        colors=np.clip(colors, 0, 1).astype(np.float32),
+        pixel_of_point=frame.pixel_of_point,
+    )
+
+
+def voxelize(points: NDArray[np.float32], voxel_size: float, rng: np.random.Generator | None) -> VoxelFrame:
+    """Sort points into cubes.
+
+    Args:
+        points: (N, 3) metres; N may be 0.
+        voxel_size: metres.
+        rng: shifts the grid by a uniform fraction of a voxel; None leaves it on the origin.
+
+    Raises:
+        ValueError: a coordinate is not finite, or the points span more than 2^20 voxels along an axis.
+    """
+    if not np.isfinite(points).all():
+        raise ValueError("a point has a coordinate that is not finite")
+    if not len(points):
+        return VoxelFrame(np.zeros((0, 3), np.int32), np.zeros(0, np.int64))
+    shift = np.zeros(3) if rng is None else rng.random(3)
+    cells = np.floor(points / voxel_size + shift).astype(np.int64)
+    cells -= cells.min(axis=0)
+    if cells.max() >= 1 << 20:
+        raise ValueError(
+            f"the points span {float(np.ptp(points, axis=0).max()):g} m, more than 2^20 voxels of {voxel_size} m"
+        )
+    packed, voxel_of_point = np.unique(_pack(cells), return_inverse=True)
+    return VoxelFrame(_unpack(packed), voxel_of_point.reshape(-1))
+
+
+def coarsen(voxel_coords: NDArray[np.int32], num_strides: int) -> VoxelFrame:
+    """The voxels after `num_strides` halvings, in the row order of the sparse network's bottleneck.
+
+    Returns:
+        `voxel_of_point` holds, for each fine voxel, its row among the coarse ones.
+    """
+    packed, parent = np.unique(_pack(voxel_coords.astype(np.int64) >> num_strides), return_inverse=True)
+    return VoxelFrame(_unpack(packed), parent.reshape(-1))
+
+
+def mean_per_voxel(
+    values: NDArray[np.float32], voxel_of_point: NDArray[np.int64], num_voxels: int
+) -> NDArray[np.float32]:
+    """(N, C) values of points to the (V, C) mean over the points of each voxel."""
+    counts = np.bincount(voxel_of_point, minlength=num_voxels)
+    sums = np.stack([np.bincount(voxel_of_point, column, minlength=num_voxels) for column in values.T], axis=1)
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def voxel_features(colors: NDArray[np.float32], kinds: Sequence[str]) -> NDArray[np.float32]:
+    """The input channels of the network from the mean colours of voxels.
+
+    Args:
+        colors: (V, 3) in [0, 1].
+        kinds: 'one' gives a constant 1, 'color' gives the colour moved to [-1, 1].
+    """
+    columns = {"one": np.ones((len(colors), 1), np.float32), "color": colors * 2 - 1}
+    return np.concatenate([columns[kind] for kind in kinds], axis=1).astype(np.float32)
+
+
+def distinct_pairs(voxel: NDArray[np.int64], cell: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The distinct (voxel, cell) pairs with at least one point.
+
+    Args:
+        voxel: (N,) voxel of each point.
+        cell: (N,) image cell of each point.
+
+    Returns:
+        (P, 2), ascending.
+    """
+    if not len(voxel):
+        return np.zeros((0, 2), np.int64)
+    num_cells = int(cell.max()) + 1
+    packed = np.unique(voxel * num_cells + cell)
+    return np.stack([packed // num_cells, packed % num_cells], axis=1)
+
+
+def draw_pairs(pairs: NDArray[np.int64], at_most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most that many of the (P, 2) pairs, uniformly without repetition, in ascending order."""
+    if len(pairs) <= at_most:
+        return pairs
+    return pairs[np.sort(rng.choice(len(pairs), at_most, replace=False))]
+
+
+def cell_of_pixel(pixel: NDArray[np.int64], image_size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.int64]:
+    """The row-major index of the grid cell that covers each (row, col) pixel; the grid divides the image evenly."""
+    row = pixel[:, 0] * grid[0] // image_size[0]
+    col = pixel[:, 1] * grid[1] // image_size[1]
+    return row * grid[1] + col
+
+
+def _pack(cells: NDArray[np.int64]) -> NDArray[np.int64]:
+    return (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
+
+
+def _unpack(packed: NDArray[np.int64]) -> NDArray[np.int32]:
+    mask = (1 << 21) - 1
+    return np.stack([packed >> 42, (packed >> 21) & mask, packed & mask], axis=1).astype(np.int32)
