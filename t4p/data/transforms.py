@@ -168,6 +168,11 @@ def voxel_features(colors: NDArray[np.float32], kinds: Sequence[str]) -> NDArray
     return np.concatenate([columns[kind] for kind in kinds], axis=1).astype(np.float32)
 
 
+def num_channels(kinds: Sequence[str]) -> int:
+    """Input channels that `voxel_features` gives for these kinds."""
+    return voxel_features(np.zeros((0, 3), np.float32), kinds).shape[1]
+
+
 def distinct_pairs(voxel: NDArray[np.int64], cell: NDArray[np.int64]) -> NDArray[np.int64]:
     """The distinct (voxel, cell) pairs with at least one point.
 

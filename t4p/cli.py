@@ -1,0 +1,128 @@
+"""The `t4p` command. Knows all packages, and imports them inside its commands so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from shards import cli as shards_cli
+from shards.schema import ShardError
+from t4p.config import load_config
+from t4p.errors import ConfigError, RunError
+
+app = typer.Typer(help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False)
+launch_app = typer.Typer(help="Start jobs on Ray.", no_args_is_help=True)
+app.add_typer(shards_cli.app, name="shards")
+app.add_typer(launch_app, name="launch")
+
+ConfigArguments = Annotated[
+    list[str], typer.Argument(metavar="CONFIG... [section.key=value ...]", help="YAML files, then overrides.")
+]
+
+
+@app.command()
+def quickstart(
+    data: Annotated[
+        str | None, typer.Option(help="A packed dataset: a folder or an s3:// prefix. Default: a few real frames.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/quickstart"),
+) -> None:
+    """The main job, small: pack real frames, pre-train through Ray, report."""
+    from launch.quickstart import quickstart as run_quickstart
+
+    _finish(run_quickstart(data, out))
+
+
+@app.command()
+def pretrain(arguments: ConfigArguments) -> None:
+    """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
+    config = load_config(*_split(arguments))
+    from t4p.tasks.pretrain import run
+
+    run(config)
+
+
+@launch_app.command("pretrain")
+def launch_pretrain(
+    arguments: ConfigArguments,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, one per GPU or CPU share.")] = 1,
+) -> None:
+    """Pre-train with several workers on a private Ray that ends with this command."""
+    config = load_config(*_split(arguments))
+    from launch.trainer import launch_pretrain as run_launch
+
+    _finish(run_launch(config, workers))
+
+
+@shards_cli.app.command("order")
+def shards_order(
+    url: Annotated[str, typer.Argument(metavar="DST", help="A packed dataset.")],
+    global_batch_size: Annotated[int, typer.Option(min=1)],
+    world_size: Annotated[int, typer.Option(min=1)] = 1,
+    rank: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epoch: Annotated[int, typer.Option(min=0)] = 0,
+    from_step: Annotated[int, typer.Option(min=0, help="First step of the epoch to show.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=0, help="How many; default: to the end of the epoch.")] = None,
+    streams: Annotated[int, typer.Option(min=1)] = 64,
+    shuffle_block: Annotated[int, typer.Option(min=1)] = 2048,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Which samples a rank reads at which step, without reading any."""
+    from t4p.data.fetch import Catalogue
+    from t4p.data.order import EpochOrder, rank_positions, steps_per_epoch
+
+    catalogue = Catalogue([url])
+    try:
+        last = steps_per_epoch(catalogue.num_samples, global_batch_size)
+        last = last if steps is None else min(last, from_step + steps)
+        order = EpochOrder(catalogue.samples_per_shard, seed, epoch, streams, shuffle_block)
+        listed = []
+        for step in range(from_step, last):
+            positions = rank_positions(step, global_batch_size, 1, 0, rank, world_size)
+            keys = [catalogue.key(shard, sample) for shard, sample in order.samples_at(positions).tolist()]
+            listed.append({"step": step, "keys": keys})
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps({"steps": listed}))
+    else:
+        for row in listed:
+            typer.echo(f"{row['step']:>8}  {' '.join(row['keys'])}")
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake ends with one message and no traceback."""
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        _fail(error, 2)
+    except (RunError, ShardError) as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Files come first, `key=value` overrides after them, in any mixture."""
+    return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+
+
+def _finish(status: int) -> None:
+    if status:
+        raise typer.Exit(status)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

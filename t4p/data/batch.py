@@ -1,0 +1,85 @@
+"""The frames of one rank's micro-batch, joined into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t4p.data.sample import FrameSample
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """F frames side by side; F may be 0.
+
+    Attributes:
+        keys: of the stored samples, in order.
+        images: (F, H, W, 3) uint8.
+        voxel_coords: (V, 4) int32, (frame, x, y, z), ascending: the canonical row order of the sparse network.
+        voxel_features: (V, C) float32.
+        voxel_of_pair_e: (Pe,) int64 row of the bottleneck.
+        cell_of_pair_e: (Pe,) int64 row of the CLIP cells of all frames, (frame, row, col) flattened.
+        voxel_of_pair_d: (Pd,) int64 row of `voxel_coords`.
+        pixel_of_pair_d: (Pd,) int64 row of the decoder pixels of all frames, flattened likewise.
+    """
+
+    keys: tuple[str, ...]
+    images: Tensor
+    voxel_coords: Tensor
+    voxel_features: Tensor
+    voxel_of_pair_e: Tensor
+    cell_of_pair_e: Tensor
+    voxel_of_pair_d: Tensor
+    pixel_of_pair_d: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`."""
+        tensors = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "keys"
+        }
+        return replace(self, **tensors)
+
+
+def collate(
+    samples: Sequence[FrameSample],
+    image_size: tuple[int, int],
+    num_channels: int,
+    num_cells: int,
+    num_pixels: int,
+) -> Batch:
+    """Join samples, moving every row index by the rows of the frames before.
+
+    Args:
+        samples: may be empty.
+        image_size: (height, width), for the shape of an empty batch.
+        num_channels: C, likewise.
+        num_cells: CLIP cells of one frame.
+        num_pixels: decoder pixels of one frame.
+    """
+    coords, pairs_e, pairs_d = [np.zeros((0, 4), np.int32)], [np.zeros((0, 2), np.int64)], [np.zeros((0, 2), np.int64)]
+    features = [np.zeros((0, num_channels), np.float32)]
+    images = np.zeros((len(samples), *image_size, 3), np.uint8)
+    num_voxels = num_bottleneck_voxels = 0
+    for frame_index, sample in enumerate(samples):
+        images[frame_index] = sample.image
+        coords.append(np.pad(sample.voxel_coords, ((0, 0), (1, 0)), constant_values=frame_index))
+        features.append(sample.voxel_features)
+        pairs_e.append(sample.pairs_e + [num_bottleneck_voxels, frame_index * num_cells])
+        pairs_d.append(sample.pairs_d + [num_voxels, frame_index * num_pixels])
+        num_voxels += len(sample.voxel_coords)
+        num_bottleneck_voxels += sample.num_bottleneck_voxels
+    joined_e, joined_d = np.concatenate(pairs_e), np.concatenate(pairs_d)
+    return Batch(
+        keys=tuple(sample.key for sample in samples),
+        images=torch.from_numpy(images),
+        voxel_coords=torch.from_numpy(np.concatenate(coords)),
+        voxel_features=torch.from_numpy(np.concatenate(features)),
+        voxel_of_pair_e=torch.from_numpy(joined_e[:, 0].copy()),
+        cell_of_pair_e=torch.from_numpy(joined_e[:, 1].copy()),
+        voxel_of_pair_d=torch.from_numpy(joined_d[:, 0].copy()),
+        pixel_of_pair_d=torch.from_numpy(joined_d[:, 1].copy()),
+    )

@@ -1,0 +1,55 @@
+"""Several packed datasets as one table of shards, and the stored sample behind a (shard, sample) pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.reader import DatasetReader
+from shards.schema import Frame, frame_from_members
+
+
+class Catalogue:
+    """The shards of several datasets, one after the other in the order given.
+
+    Picklable and safe to use in loader processes: the readers open their own connections there.
+
+    Attributes:
+        samples_per_shard: (num_shards,) int64 over all datasets.
+        num_samples: their sum.
+        shards_sha256: for each dataset, the hash its manifest gives for its shard table.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        """Open the manifests.
+
+        Raises:
+            ShardError: a dataset is missing, incomplete or unreachable; the message names it.
+        """
+        self._readers = [DatasetReader(url) for url in urls]
+        tables = [reader.samples_per_shard for reader in self._readers]
+        self._first_shard = np.cumsum([0, *(len(table) for table in tables)])
+        self.samples_per_shard: NDArray[np.int64] = np.concatenate(tables)
+        self.num_samples = int(self.samples_per_shard.sum())
+        self.shards_sha256 = tuple(reader.manifest.shards_sha256 for reader in self._readers)
+
+    def key(self, shard_index: int, sample_index: int) -> str:
+        """The key of a sample, unique within its dataset."""
+        reader, local_shard = self._locate(shard_index)
+        return reader.key(local_shard, sample_index)
+
+    def fetch(self, shard_index: int, sample_index: int) -> Frame:
+        """Read one sample by its index entry, length and crc32c checked.
+
+        Raises:
+            ShardError: the bytes are not what the index promises, or cannot be read.
+        """
+        reader, local_shard = self._locate(shard_index)
+        key = reader.key(local_shard, sample_index)
+        return frame_from_members(key, reader.read_members(local_shard, sample_index))
+
+    def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
+        dataset_index = int(np.searchsorted(self._first_shard, shard_index, side="right")) - 1
+        return self._readers[dataset_index], shard_index - int(self._first_shard[dataset_index])

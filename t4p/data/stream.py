@@ -1,0 +1,211 @@
+"""Fetch, decode, transform and batch, in the order that order.py prescribes, in loader processes."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from shards.schema import ShardError
+from t4p.data.batch import Batch, collate
+from t4p.data.decode import decode_frame
+from t4p.data.fetch import Catalogue
+from t4p.data.order import EpochOrder, rank_positions, steps_per_epoch
+from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.data.transforms import num_channels
+from t4p.errors import DataError
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """One sample of a catalogue, as it is to be drawn in one epoch."""
+
+    epoch: int
+    shard_index: int
+    sample_index: int
+
+
+@dataclass(frozen=True)
+class BrokenSample:
+    """A sample that could not be used, and why."""
+
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """Which positions of the order a rank reads, and with how many processes."""
+
+    num_workers: int
+    num_streams: int
+    shuffle_block: int
+    global_batch_size: int
+    grad_accum_steps: int
+    rank: int
+    world_size: int
+    seed: int
+    max_skip_fraction: float
+
+
+class TrainingStream:
+    """The micro-batches of one rank, from any step on.
+
+    The state of the stream is the global step alone: the same step gives the same frames, with the same draws,
+    whatever was read before and however many loader processes or ranks there are.
+    """
+
+    def __init__(self, catalogue: Catalogue, sample_settings: SampleSettings, settings: StreamSettings) -> None:
+        """Prepare the stream; nothing is read yet.
+
+        Raises:
+            ValueError: fewer samples than the global batch, or more ranks than frames in it.
+        """
+        self._catalogue = catalogue
+        self._sample_settings = sample_settings
+        self._settings = settings
+        self.steps_per_epoch = steps_per_epoch(catalogue.num_samples, settings.global_batch_size)
+        rank_positions(0, settings.global_batch_size, settings.grad_accum_steps, 0, settings.rank, settings.world_size)
+        self.skipped: Counter[str] = Counter()
+        self._num_read = 0
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
+        """The micro-batches of steps [start_step, end_step), `grad_accum_steps` to a step.
+
+        Raises:
+            DataError: more samples are broken than `max_skip_fraction` allows.
+        """
+        sampler = _StepSampler(self._catalogue, self._settings, start_step, end_step)
+        for samples in _load(self._catalogue, self._sample_settings, sampler, self._settings.num_workers):
+            yield self._join(samples, end_step - start_step)
+
+    def _join(self, samples: Sequence[FrameSample | BrokenSample], num_steps: int) -> Batch:
+        broken = [sample for sample in samples if isinstance(sample, BrokenSample)]
+        self._num_read += len(samples)
+        self.skipped.update(sample.cause for sample in broken)
+        # A share of what the whole run will read, so that an early broken sample does not stop a run that allows a few.
+        num_total = max(self._num_read, num_steps * self._settings.global_batch_size // self._settings.world_size)
+        if broken and sum(self.skipped.values()) > self._settings.max_skip_fraction * num_total:
+            causes = ", ".join(f"{count} {cause}" for cause, count in self.skipped.most_common())
+            raise DataError(
+                f"{broken[-1].message}\n{sum(self.skipped.values())} of {self._num_read} samples read were broken "
+                f"({causes}), and data.max_skip_fraction is {self._settings.max_skip_fraction:g}: repack what "
+                "`t4p shards verify` names, or raise it"
+            )
+        return join([sample for sample in samples if isinstance(sample, FrameSample)], self._sample_settings)
+
+
+class ValidationStream:
+    """Every frame of a catalogue once, one to a batch, without augmentation; rank r of W reads every W-th."""
+
+    def __init__(
+        self, catalogue: Catalogue, sample_settings: SampleSettings, num_workers: int, rank: int, world_size: int
+    ) -> None:
+        self._catalogue = catalogue
+        self._sample_settings = sample_settings
+        self._num_workers = num_workers
+        self._refs = [
+            [SampleRef(0, shard_index, sample_index)]
+            for shard_index, count in enumerate(catalogue.samples_per_shard.tolist())
+            for sample_index in range(count)
+        ][rank::world_size]
+
+    def batches(self) -> Iterator[Batch]:
+        """One frame at a time.
+
+        Raises:
+            DataError: a sample is broken; validation drops nothing.
+        """
+        for samples in _load(self._catalogue, self._sample_settings, self._refs, self._num_workers):
+            for sample in samples:
+                if isinstance(sample, BrokenSample):
+                    raise DataError(f"validation: {sample.message}")
+                yield join([sample], self._sample_settings)
+
+
+def join(samples: Sequence[FrameSample], settings: SampleSettings) -> Batch:
+    """Collate with the sizes that the settings imply."""
+    return collate(
+        samples,
+        image_size=settings.image_size,
+        num_channels=num_channels(settings.point_features),
+        num_cells=settings.cell_grid[0] * settings.cell_grid[1],
+        num_pixels=settings.decoder_grid[0] * settings.decoder_grid[1],
+    )
+
+
+class _StepSampler(Sampler[list[SampleRef]]):
+    """The samples of each micro-batch of this rank, step after step."""
+
+    def __init__(self, catalogue: Catalogue, settings: StreamSettings, start_step: int, end_step: int) -> None:
+        self._samples_per_shard = catalogue.samples_per_shard
+        self._settings = settings
+        self._start_step = start_step
+        self._end_step = end_step
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        settings = self._settings
+        per_epoch = steps_per_epoch(int(self._samples_per_shard.sum()), settings.global_batch_size)
+        order, epoch_of_order = None, -1
+        for step in range(self._start_step, self._end_step):
+            epoch, step_in_epoch = divmod(step, per_epoch)
+            if order is None or epoch != epoch_of_order:
+                order = EpochOrder(
+                    self._samples_per_shard, settings.seed, epoch, settings.num_streams, settings.shuffle_block
+                )
+                epoch_of_order = epoch
+            first = step_in_epoch * settings.global_batch_size
+            samples = order.samples(first, first + settings.global_batch_size)
+            for micro_step in range(settings.grad_accum_steps):
+                positions = rank_positions(
+                    step_in_epoch,
+                    settings.global_batch_size,
+                    settings.grad_accum_steps,
+                    micro_step,
+                    settings.rank,
+                    settings.world_size,
+                )
+                yield [SampleRef(epoch, shard, sample) for shard, sample in samples[positions - first].tolist()]
+
+
+class _SampleDataset(Dataset[FrameSample | BrokenSample]):
+    def __init__(self, catalogue: Catalogue, settings: SampleSettings) -> None:
+        self._catalogue = catalogue
+        self._settings = settings
+
+    def __getitem__(self, ref: SampleRef) -> FrameSample | BrokenSample:  # type: ignore[override]
+        try:
+            key = self._catalogue.key(ref.shard_index, ref.sample_index)
+            frame = decode_frame(self._catalogue.fetch(ref.shard_index, ref.sample_index))
+        except ShardError as error:
+            return BrokenSample("unreadable", str(error))
+        try:
+            return build_sample(frame, key, ref.epoch, self._settings)
+        except ValueError as error:
+            return BrokenSample("unusable", f"sample {key}: {error}")
+
+
+def _load(
+    catalogue: Catalogue,
+    settings: SampleSettings,
+    refs: Sampler[list[SampleRef]] | list[list[SampleRef]],
+    num_workers: int,
+) -> DataLoader[list[FrameSample | BrokenSample]]:
+    return DataLoader(
+        _SampleDataset(catalogue, settings),
+        batch_sampler=refs,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        collate_fn=list,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=2 if num_workers else None,
+    )
+
+
+def _quiet_worker(worker_id: int) -> None:
+    # Ctrl-C reaches the whole process group; the training process ends its loaders, they need not print anything.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

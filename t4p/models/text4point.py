@@ -1,0 +1,112 @@
+"""The 3D half of Text4Point: encoder, expanding FC, Text Querying Module, reducing FC, aggregation, decoder.
+
+Names follow figure 3 of the paper: h3D is the bottleneck, h3D_hat what is aligned with CLIP, z3D the decoder's output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from t4p.config import ModelConfig, UNetConfig
+from t4p.data.transforms import num_channels
+from t4p.errors import ConfigError
+from t4p.models.sparse.pyramid import build_pyramid
+from t4p.models.text_query import TextQuerying
+from t4p.models.unet import PLANS, SparseUNet, UNetPlan
+
+
+class Text4Point(nn.Module):
+    """Voxels and text to embeddings in CLIP's space (bottleneck) and in the decoder's space (full resolution).
+
+    Plain tensors in and out, so that ZeRO's hooks see every one of them. No weight depends on the number of labels.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        plan: UNetPlan,
+        norm: str,
+        sparse_backend: str,
+        clip_dim: int,
+        out_dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        alpha: float,
+        beta: float,
+    ) -> None:
+        """Build the network.
+
+        Args:
+            in_channels: input features of a voxel.
+            clip_dim: d, the width of CLIP's joint space.
+            out_dim: C, the width of z3D.
+            alpha, beta: h3D_aggr = alpha * h3D + beta * h3D_text_hat. beta = 0 is the plain U-Net, bit for bit.
+        """
+        super().__init__()
+        self.sparse_backend = sparse_backend
+        self.alpha = alpha
+        self.beta = beta
+        self.unet = SparseUNet(in_channels, plan, norm)
+        self.expand = nn.Linear(self.unet.bottleneck_channels, clip_dim)
+        self.text_query = TextQuerying(clip_dim, num_heads, mlp_ratio)
+        self.reduce = nn.Linear(clip_dim, self.unet.bottleneck_channels)
+        self.head = nn.Linear(self.unet.out_channels, out_dim)
+
+    def forward(self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode, query the text, decode.
+
+        Args:
+            voxel_coords: (V, 4) int32 (scene, x, y, z), unique rows in ascending order.
+            voxel_features: (V, in_channels).
+            text: (K', d) label embeddings of the frozen text tower.
+
+        Returns:
+            h3D_hat: (Vb, d) at the bottleneck, rows in ascending order of their coordinates; not normalised.
+            z3D: (V, C), rows as `voxel_coords`; not normalised.
+        """
+        pyramid = build_pyramid(self.sparse_backend, voxel_coords, self.unet.num_levels)
+        levels = self.unet.encode(pyramid, voxel_features)
+        bottleneck = levels[-1]
+        expanded = self.expand(bottleneck)
+        queried = self.reduce(self.text_query(expanded, text))
+        aggregated = self.alpha * bottleneck + self.beta * queried.to(bottleneck.dtype)
+        decoded = self.unet.decode(pyramid, (*levels[:-1], aggregated))
+        return expanded, self.head(decoded)
+
+
+def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
+    """The network that a configuration describes, with random weights; C is `embed_dim_d`.
+
+    Raises:
+        ConfigError: the plan of the U-Net is unknown, or its lists do not fit together.
+    """
+    return Text4Point(
+        in_channels=num_channels(model.point_features),
+        plan=build_plan(model.unet),
+        norm=model.norm,
+        sparse_backend=model.sparse_backend,
+        clip_dim=clip_dim,
+        out_dim=model.embed_dim_d,
+        num_heads=model.text_query.num_heads,
+        mlp_ratio=model.text_query.mlp_ratio,
+        alpha=model.text_query.alpha,
+        beta=model.text_query.beta,
+    )
+
+
+def build_plan(unet: UNetConfig) -> UNetPlan:
+    """The named plan, cut to the wanted strides, with what the configuration sets in its place.
+
+    Raises:
+        ConfigError: the name is unknown, or the lists do not fit together.
+    """
+    if unet.plan not in PLANS:
+        raise ConfigError(f"model.unet.plan is {unet.plan!r}; known: {', '.join(PLANS)}")
+    given = unet.model_dump(exclude={"plan", "num_strides"}, exclude_none=True)
+    try:
+        return replace(PLANS[unet.plan].truncated(unet.num_strides), **given)
+    except ValueError as error:
+        raise ConfigError(f"model.unet: {error}") from error

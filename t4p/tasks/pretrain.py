@@ -1,0 +1,295 @@
+"""Pre-training: both contrastive losses between the pixels of frozen CLIP and the voxels of the 3D network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t4p.config import ClipConfig, LossConfig, ModelConfig, PretrainConfig, find_packaged
+from t4p.data.batch import Batch
+from t4p.data.draws import sample_rng
+from t4p.data.fetch import Catalogue
+from t4p.data.sample import SampleSettings
+from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
+from t4p.errors import ConfigError
+from t4p.losses.contrastive import contrastive_loss
+from t4p.losses.logit_scale import clamped_logit_scale
+from t4p.metrics.retrieval import choose_candidates, top1_retrieval
+from t4p.models.clip import ClipTowers, load_towers
+from t4p.models.decoder2d import Decoder2d
+from t4p.models.text4point import build_text4point
+from t4p.train.distributed import rank, sum_over_ranks, world_size
+from t4p.train.engine import Engine, EngineSettings, local_device, start_process_group
+from t4p.train.logging import StepRecord
+from t4p.train.loop import train
+from t4p.train.run_folder import open_run
+
+NUM_CANDIDATES = 256
+
+
+class PairEmbeddings(NamedTuple):
+    """Unit-norm float32 embeddings of the two ends of every pair; row i of one belongs to row i of the other."""
+
+    points_e: Tensor  # (Pe, d)
+    cells_e: Tensor  # (Pe, d)
+    points_d: Tensor  # (Pd, C)
+    pixels_d: Tensor  # (Pd, C)
+
+
+class PretrainModule(nn.Module):
+    """Everything that trains: the 3D network, the 2D decoder and the two temperatures; losses inside its forward."""
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, clip_dim: int) -> None:
+        super().__init__()
+        self.net = build_text4point(model, clip_dim)
+        self.decoder2d = Decoder2d(
+            clip_dim, model.decoder2d.hidden_channels, model.embed_dim_d, upsample=model.decoder2d.upsample
+        )
+        self.log_logit_scale_e = nn.Parameter(torch.tensor([math.log(loss.logit_scale_init)]))
+        self.log_logit_scale_d = nn.Parameter(torch.tensor([math.log(loss.logit_scale_init)]))
+        self._loss = loss
+
+    def embed(
+        self,
+        voxel_coords: Tensor,
+        voxel_features: Tensor,
+        clip_features: Tensor,
+        text: Tensor,
+        voxel_of_pair_e: Tensor,
+        cell_of_pair_e: Tensor,
+        voxel_of_pair_d: Tensor,
+        pixel_of_pair_d: Tensor,
+    ) -> PairEmbeddings:
+        """The two ends of every pair; arguments as in `forward`."""
+        expanded, decoded = self.net(voxel_coords, voxel_features, text)
+        pixels = self.decoder2d(clip_features)
+        return PairEmbeddings(
+            points_e=_unit(expanded[voxel_of_pair_e]),
+            cells_e=_unit(_rows_of(clip_features)[cell_of_pair_e]),
+            points_d=_unit(decoded[voxel_of_pair_d]),
+            pixels_d=_unit(_rows_of(pixels)[pixel_of_pair_d]),
+        )
+
+    def forward(
+        self,
+        voxel_coords: Tensor,
+        voxel_features: Tensor,
+        clip_features: Tensor,
+        text: Tensor,
+        voxel_of_pair_e: Tensor,
+        cell_of_pair_e: Tensor,
+        voxel_of_pair_d: Tensor,
+        pixel_of_pair_d: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Both losses over the pairs of all ranks. Collective.
+
+        Args:
+            voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in Batch.
+            clip_features: (F, d, Hc, Wc) of the frozen image tower.
+            text: (K', d) of the frozen text tower.
+            voxel_of_pair_e, cell_of_pair_e: (Pe,) rows of the bottleneck and of the flattened CLIP cells.
+            voxel_of_pair_d, pixel_of_pair_d: (Pd,) rows of the voxels and of the flattened decoder pixels.
+
+        Returns:
+            loss, loss_e, loss_d, logit_scale_e, logit_scale_d: scalars; averaged over ranks they are the global ones.
+        """
+        pairs = self.embed(
+            voxel_coords,
+            voxel_features,
+            clip_features,
+            text,
+            voxel_of_pair_e,
+            cell_of_pair_e,
+            voxel_of_pair_d,
+            pixel_of_pair_d,
+        )
+        scale_e = clamped_logit_scale(self.log_logit_scale_e, 1.0, self._loss.logit_scale_max)
+        scale_d = clamped_logit_scale(self.log_logit_scale_d, 1.0, self._loss.logit_scale_max)
+        loss_e = contrastive_loss(pairs.points_e, pairs.cells_e, scale_e, voxel_of_pair_e, cell_of_pair_e)
+        loss_d = contrastive_loss(pairs.points_d, pairs.pixels_d, scale_d, voxel_of_pair_d, pixel_of_pair_d)
+        loss = self._loss.weight_e * loss_e + self._loss.weight_d * loss_d
+        return loss, loss_e, loss_d, scale_e.squeeze(), scale_d.squeeze()
+
+
+class PretrainTask:
+    """The frozen towers beside the module, and the retrieval score."""
+
+    term_names = ("loss", "loss_e", "loss_d", "logit_scale_e", "logit_scale_d")
+
+    def __init__(
+        self, towers: ClipTowers, model: ModelConfig, device: torch.device, validation: ValidationStream | None
+    ) -> None:
+        self._towers = towers.to(device)
+        self._device = device
+        self._validation = validation
+        self._text = towers.encode_labels(model.labels, model.text_query.template).to(device)
+        self._mean = torch.tensor(towers.image_mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(towers.image_std, device=device).view(1, 3, 1, 1)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What PretrainModule takes: the batch with its images seen through the frozen image tower."""
+        batch = batch.to(self._device)
+        images = batch.images.permute(0, 3, 1, 2).float() / 255
+        return (
+            batch.voxel_coords,
+            batch.voxel_features,
+            self._towers.dense_features((images - self._mean) / self._std),
+            self._text,
+            batch.voxel_of_pair_e,
+            batch.cell_of_pair_e,
+            batch.voxel_of_pair_d,
+            batch.pixel_of_pair_d,
+        )
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """Top-1 retrieval of a point's pixel among 256 of its frame, for L_e and L_d: the mean over frames.
+
+        Frames with fewer than 256 pairs that differ in both ends are left out; `frames_e`, `frames_d` count the rest.
+        """
+        if self._validation is None:
+            return {}
+        assert isinstance(module, PretrainModule)
+        module.eval()
+        sums = torch.zeros(4, dtype=torch.float64)
+        for batch in self._validation.batches():
+            pairs = module.embed(*self.inputs(batch))
+            ends = (
+                (pairs.points_e, pairs.cells_e, batch.voxel_of_pair_e, batch.cell_of_pair_e),
+                (pairs.points_d, pairs.pixels_d, batch.voxel_of_pair_d, batch.pixel_of_pair_d),
+            )
+            for index, (points, pixels, voxel, cell) in enumerate(ends):
+                rng = sample_rng(0, 0, batch.keys[0], "retrieval")
+                chosen = choose_candidates(voxel.numpy(), cell.numpy(), NUM_CANDIDATES, rng)
+                if chosen is not None:
+                    rows = torch.from_numpy(chosen).to(self._device)
+                    sums[2 * index] += top1_retrieval(points[rows].cpu().numpy(), pixels[rows].cpu().numpy())
+                    sums[2 * index + 1] += 1
+        retrieved_e, frames_e, retrieved_d, frames_d = sum_over_ranks(sums).tolist()
+        return {
+            "retrieval_e": retrieved_e / frames_e if frames_e else float("nan"),
+            "retrieval_d": retrieved_d / frames_d if frames_d else float("nan"),
+            "frames_e": frames_e,
+            "frames_d": frames_d,
+        }
+
+
+def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = None) -> None:
+    """Pre-train as one worker of those that the environment describes; alone without one. Collective.
+
+    Args:
+        on_step: called on every rank after every step.
+
+    Raises:
+        ConfigError, ClipError: the configuration cannot work; nothing has been written.
+        ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
+    """
+    start_process_group()
+    device = local_device()
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    towers = load_towers_from(config.model.clip, config.run.seed)
+    sample_settings = build_sample_settings(config, towers)
+    catalogue = Catalogue(config.data.shards)
+    stream = build_stream(config, catalogue, sample_settings)
+    validation = build_validation(config, sample_settings)
+    torch.manual_seed(config.run.seed)
+    module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
+    engine = Engine(
+        module,
+        EngineSettings(
+            zero_stage=config.train.zero_stage,
+            precision=config.train.precision,
+            gradient_clipping=config.train.gradient_clipping,
+            weight_decay=config.train.weight_decay,
+            grad_accum_steps=config.train.grad_accum_steps,
+        ),
+        world_size(),
+    )
+    task = PretrainTask(towers, config.model, device, validation)
+    tower_record = {"name": towers.name, "pretrained": towers.pretrained, "sha256": towers.sha256}
+    with open_run(config, engine, catalogue.shards_sha256, tower_record, on_step) as (settings, log):
+        train(engine, task, stream, config.train, settings, log)
+
+
+def load_towers_from(clip: ClipConfig, seed: int) -> ClipTowers:
+    """The towers that a configuration names; a JSON path may be one of the packaged `configs/`."""
+    name = str(find_packaged(clip.name)) if clip.name.endswith(".json") else clip.name
+    return load_towers(name, clip.pretrained, seed=seed, dense=clip.dense)
+
+
+def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleSettings:
+    """How frames become samples, given the grid of the towers.
+
+    Raises:
+        ConfigError: the image size is not a multiple of the tower's cell.
+    """
+    height, width = config.data.image_size
+    if height % towers.cell_size or width % towers.cell_size:
+        raise ConfigError(
+            f"data.image_size is {height}x{width}, but a dense cell of {towers.name} is {towers.cell_size} pixels: "
+            f"both must be multiples of {towers.cell_size}"
+        )
+    cell_grid = towers.grid_size(height, width)
+    upsample = config.model.decoder2d.upsample
+    return SampleSettings(
+        image_size=config.data.image_size,
+        cell_grid=cell_grid,
+        decoder_grid=(cell_grid[0] * upsample, cell_grid[1] * upsample),
+        pixel_stride=config.data.pixel_stride,
+        max_depth=config.data.max_depth,
+        voxel_size=config.model.voxel_size,
+        num_strides=config.model.unet.num_strides,
+        point_features=config.model.point_features,
+        num_pairs_e=config.loss.num_pairs_e,
+        num_pairs_d=config.loss.num_pairs_d,
+        augment=config.data.augment,
+        seed=config.run.seed,
+    )
+
+
+def build_stream(config: PretrainConfig, catalogue: Catalogue, sample_settings: SampleSettings) -> TrainingStream:
+    """This rank's training stream.
+
+    Raises:
+        ConfigError: the global batch is larger than the dataset, or smaller than the world.
+    """
+    settings = StreamSettings(
+        num_workers=config.data.num_workers,
+        num_streams=config.data.streams,
+        shuffle_block=config.data.shuffle_block,
+        global_batch_size=config.train.global_batch_size,
+        grad_accum_steps=config.train.grad_accum_steps,
+        rank=rank(),
+        world_size=world_size(),
+        seed=config.run.seed,
+        max_skip_fraction=config.data.max_skip_fraction,
+    )
+    try:
+        return TrainingStream(catalogue, sample_settings, settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_validation(config: PretrainConfig, sample_settings: SampleSettings) -> ValidationStream | None:
+    """Validation keeps every pair of a frame, unaugmented; None where no validation data is configured."""
+    if not config.data.validation_shards:
+        return None
+    settings = replace(sample_settings, num_pairs_e=None, num_pairs_d=None, augment=None)
+    catalogue = Catalogue(config.data.validation_shards)
+    return ValidationStream(catalogue, settings, config.data.num_workers, rank(), world_size())
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    """Unit norm, in float32 at least whatever autocast made of the layers before."""
+    return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=1)
+
+
+def _rows_of(features: Tensor) -> Tensor:
+    """(F, C, H, W) to (F * H * W, C)."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])

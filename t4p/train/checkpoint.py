@@ -1,0 +1,182 @@
+"""Checkpoints as files: names, the marker that makes one count, and which one to resume from.
+
+A checkpoint is a directory `step_00000120`. DeepSpeed's save is not atomic, so a directory counts only once
+`COMPLETE.json`, written last, lists every file with its size and hash. What has no marker is never resumed from, and
+never deleted: it is moved aside when its name is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from t4p.config import changed_keys
+from t4p.errors import CheckpointError
+
+MARKER = "COMPLETE.json"
+STATE = "state.json"
+FORMAT_VERSION = 1
+
+# Keys that may differ between a checkpoint and the run that resumes from it.
+FREE_KEYS = (
+    "run.dir",
+    "train.num_steps",
+    "train.checkpoint_every",
+    "train.validate_every",
+    "train.resume",
+    "data.num_workers",
+    "data.validation_shards",
+    "data.shards",  # datasets may move; what is in them is compared by the hash of the shard tables
+)
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a checkpoint says of itself, in `state.json`.
+
+    Attributes:
+        step: optimizer steps taken; the position in the data follows from it.
+        world_size: ranks that wrote it.
+        config: the resolved configuration, as dumped.
+        shards_sha256: hash of the shard table of each training dataset.
+        towers: name, pretrained and sha256 of the frozen towers, which are not in the checkpoint.
+        versions: of Python and the packages that made it.
+    """
+
+    step: int
+    world_size: int
+    config: Mapping[str, Any]
+    shards_sha256: tuple[str, ...]
+    towers: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+def checkpoint_name(step: int) -> str:
+    """The directory name for a step."""
+    return f"step_{step:08d}"
+
+
+def write_state(directory: Path, state: CheckpointState) -> None:
+    """Write `state.json`; the marker comes later."""
+    write_atomically(directory / STATE, json.dumps(asdict(state), indent=1))
+
+
+def read_state(directory: Path) -> CheckpointState:
+    """Read `state.json` of a checkpoint that `verify_marker` has passed."""
+    fields = json.loads((directory / STATE).read_text())
+    return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+
+
+def write_marker(directory: Path) -> None:
+    """Declare the checkpoint whole: every file's size and sha256, written last and in one move."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.relative_to(directory).as_posix()] = {"size_bytes": path.stat().st_size, "sha256": digest}
+    write_atomically(directory / MARKER, json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1))
+
+
+def verify_marker(directory: Path) -> None:
+    """Check that a checkpoint is whole.
+
+    Raises:
+        CheckpointError: there is no marker, or a file is missing or not what the marker says.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
+    try:
+        files = json.loads((directory / MARKER).read_text())["files"]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory}: no {MARKER}, so it was not written to its end and cannot be used; "
+            "name an older one, or set train.resume=auto for the newest whole one"
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory / MARKER}: not a marker ({error}); name an older checkpoint") from error
+    for name, wanted in files.items():
+        path = directory / name
+        size = path.stat().st_size if path.is_file() else None
+        if size != wanted["size_bytes"]:
+            found = "missing" if size is None else f"{size} bytes"
+            raise CheckpointError(f"{path}: {found}, wanted {wanted['size_bytes']} bytes; name an older checkpoint")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
+                raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and what was passed over.
+
+    Returns:
+        The directory or None, and a sentence for each newer one that does not count.
+    """
+    passed_over = []
+    named = [path for path in checkpoints.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    for directory in sorted(named, key=lambda path: int(path.name.removeprefix("step_")), reverse=True):
+        try:
+            verify_marker(directory)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return directory, passed_over
+    return None, passed_over
+
+
+def make_room(directory: Path) -> Path | None:
+    """Move a leftover without a marker out of the way; returns where it went, None if there was nothing."""
+    if not directory.exists():
+        return None
+    number = 0
+    while (aside := directory.with_name(f"{directory.name}.incomplete-{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    return aside
+
+
+def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path) -> None:
+    """Refuse to go on from a checkpoint with something else than what wrote it.
+
+    Raises:
+        CheckpointError: names every key that differs, and the next move.
+    """
+    changes = [line for line in changed_keys(saved.config, now.config) if line.partition(":")[0] not in FREE_KEYS]
+    if saved.shards_sha256 != now.shards_sha256:
+        changes.append("data.shards: the datasets hold other samples than those it was trained on")
+    if dict(saved.towers) != dict(now.towers):
+        before, after = (state.towers["sha256"][:12] for state in (saved, now))
+        changes.append(f"model.clip: the weights of the towers are not the same ({before} -> {after})")
+    if changes:
+        listed = "\n".join(f"  {line}" for line in changes)
+        raise CheckpointError(
+            f"{directory}: cannot resume, the configuration has changed:\n{listed}\n"
+            "take the changes back, or start a new run in another run.dir"
+        )
+    if saved.world_size != now.world_size:
+        raise CheckpointError(
+            f"{directory}: written by {saved.world_size} rank(s), and this run has {now.world_size}; "
+            f"start it with {saved.world_size} worker(s)"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that it is either whole or not there, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

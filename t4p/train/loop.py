@@ -1,0 +1,141 @@
+"""The training loop, for every task."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from t4p.config import TrainConfig
+from t4p.data.batch import Batch
+from t4p.data.stream import TrainingStream
+from t4p.train.checkpoint import CheckpointState, checkpoint_name, make_room, write_marker, write_state
+from t4p.train.distributed import barrier, mean_over_ranks, rank
+from t4p.train.engine import Engine
+from t4p.train.logging import RunLog, StepRecord
+
+
+class Task(Protocol):
+    """One job: what its module takes, what its outputs are called, and how it is scored.
+
+    Attributes:
+        term_names: of the module's outputs; the first is the loss to minimise, all are logged.
+    """
+
+    term_names: Sequence[str]
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The arguments of the module for one micro-batch."""
+
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """Scores on the validation data, over all ranks; empty where there is none. Collective."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Where the loop starts and what it writes besides losses.
+
+    Attributes:
+        checkpoints: folder of the run's checkpoints.
+        describe: the `state.json` of a checkpoint at a step.
+        on_step: called on every rank after every step.
+    """
+
+    start_step: int
+    checkpoints: Path
+    describe: Callable[[int], CheckpointState]
+    on_step: Callable[[StepRecord], None] | None
+
+
+def train(
+    engine: Engine, task: Task, stream: TrainingStream, config: TrainConfig, settings: LoopSettings, log: RunLog | None
+) -> None:
+    """Train from `start_step` to `config.num_steps`. Collective: every rank takes the same number of steps.
+
+    Args:
+        log: rank 0's; None on the other ranks.
+    """
+    if settings.start_step == 0:
+        _validate(engine, task, 0, log)
+    batches = stream.batches(settings.start_step, config.num_steps)
+    for step in range(settings.start_step + 1, config.num_steps + 1):
+        started, data_wait = time.perf_counter(), 0.0
+        learning_rate = scheduled_learning_rate(step, config.num_steps, config.warmup_steps, config.learning_rate)
+        engine.module.train()
+        sums = torch.zeros(len(task.term_names), dtype=torch.float64)
+        for _ in range(config.grad_accum_steps):
+            batch, waited = _timed_next(batches)
+            terms = engine.forward(*task.inputs(batch))
+            engine.backward(terms[0])
+            engine.step(learning_rate)
+            sums += torch.stack([term.detach().double().cpu() for term in terms])
+            data_wait += waited
+        means = mean_over_ranks(sums / config.grad_accum_steps).tolist()
+
+        seconds = time.perf_counter() - started
+        record = StepRecord(
+            step=step,
+            terms=dict(zip(task.term_names, means, strict=True)),
+            learning_rate=learning_rate,
+            gradient_norm=engine.gradient_norm(),
+            samples_seen=step * config.global_batch_size,
+            samples_per_second=config.global_batch_size / seconds,
+            seconds=seconds,
+            data_wait=data_wait,
+        )
+        if log is not None:
+            log.step(record)
+        if settings.on_step is not None:
+            settings.on_step(record)
+        if not math.isfinite(means[0]):
+            raise FloatingPointError(f"step {step}: the loss is {means[0]}; lower train.learning_rate, or use fp32")
+        last = step == config.num_steps
+        if last or (config.validate_every and step % config.validate_every == 0):
+            _validate(engine, task, step, log)
+        if last or step % config.checkpoint_every == 0:
+            save_checkpoint(engine, settings.checkpoints, settings.describe(step))
+
+
+def scheduled_learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then half a cosine down to zero after the last step.
+
+    Args:
+        step: counts from 1; step `warmup_steps` + 1 is the first at the peak.
+    """
+    if step <= warmup_steps:
+        return peak * step / (warmup_steps + 1)
+    progress = (step - 1 - warmup_steps) / (num_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState) -> None:
+    """Write one checkpoint, its marker last. Collective."""
+    name = checkpoint_name(state.step)
+    if rank() == 0:
+        make_room(checkpoints / name)
+        checkpoints.mkdir(parents=True, exist_ok=True)
+    barrier()
+    engine.save(checkpoints, name, {"torch_rng": torch.get_rng_state()})
+    barrier()  # every rank's files are there
+    if rank() == 0:
+        write_state(checkpoints / name, state)
+        write_marker(checkpoints / name)
+    barrier()  # nobody goes on, and perhaps dies, before the checkpoint counts
+
+
+def _validate(engine: Engine, task: Task, step: int, log: RunLog | None) -> None:
+    scores = task.validate(engine.module)
+    if scores and log is not None:
+        log.validation(step, scores)
+
+
+def _timed_next(batches: Iterator[Batch]) -> tuple[Batch, float]:
+    started = time.perf_counter()
+    batch = next(batches)
+    return batch, time.perf_counter() - started
