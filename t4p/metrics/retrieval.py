@@ -6,34 +6,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def choose_candidates(
-    voxel: NDArray[np.int64], cell: NDArray[np.int64], count: int, rng: np.random.Generator
-) -> NDArray[np.int64] | None:
-    """Pick pairs of one frame so that no voxel and no cell occurs twice.
+def choose_candidates(cell: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    """Pick pairs of one frame from distinct cells, one pair at random from each.
 
-    A cell that occurred twice would be a second right answer; a voxel that occurred twice would have two.
+    A voxel may occur twice; its two queries are then equal, and at most one of them can find its own cell. Where a
+    bottleneck voxel is larger than a cell this is a ceiling below 1 on what any network can score.
 
     Args:
-        voxel: (P,) voxel of each pair.
         cell: (P,) image cell of each pair.
-        count: how many to pick.
+        count: how many cells.
 
     Returns:
-        (count,) int64 rows of the pairs, or None where the frame has not that many.
+        (count,) int64 rows of the pairs, or None where the frame has not that many cells.
     """
-    chosen: list[int] = []
-    used_voxels: set[int] = set()
-    used_cells: set[int] = set()
-    for index in rng.permutation(len(voxel)).tolist():
-        v, c = int(voxel[index]), int(cell[index])
-        if v in used_voxels or c in used_cells:
-            continue
-        used_voxels.add(v)
-        used_cells.add(c)
-        chosen.append(index)
-        if len(chosen) == count:
-            return np.array(chosen, dtype=np.int64)
-    return None
+    shuffled = rng.permutation(len(cell))
+    _, first = np.unique(cell[shuffled], return_index=True)
+    if len(first) < count:
+        return None
+    return shuffled[rng.permutation(first)[:count]]
 
 
 def top1_retrieval(queries: NDArray[np.float32], candidates: NDArray[np.float32]) -> float:

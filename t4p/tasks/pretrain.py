@@ -24,7 +24,7 @@ from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.clip import ClipTowers, load_towers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import build_text4point
-from t4p.train.distributed import rank, sum_over_ranks, world_size
+from t4p.train.distributed import all_reduce_sum, rank, world_size
 from t4p.train.engine import Engine, EngineSettings, local_device, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
@@ -149,9 +149,9 @@ class PretrainTask:
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> Mapping[str, float]:
-        """Top-1 retrieval of a point's pixel among 256 of its frame, for L_e and L_d: the mean over frames.
+        """Top-1 retrieval of a voxel's cell among 256 distinct ones of its frame, for L_e and L_d: the mean over frames.
 
-        Frames with fewer than 256 pairs that differ in both ends are left out; `frames_e`, `frames_d` count the rest.
+        Frames with readings in fewer than 256 cells are left out; `frames_e`, `frames_d` count the others.
         """
         if self._validation is None:
             return {}
@@ -161,17 +161,17 @@ class PretrainTask:
         for batch in self._validation.batches():
             pairs = module.embed(*self.inputs(batch))
             ends = (
-                (pairs.points_e, pairs.cells_e, batch.voxel_of_pair_e, batch.cell_of_pair_e),
-                (pairs.points_d, pairs.pixels_d, batch.voxel_of_pair_d, batch.pixel_of_pair_d),
+                (pairs.points_e, pairs.cells_e, batch.cell_of_pair_e),
+                (pairs.points_d, pairs.pixels_d, batch.pixel_of_pair_d),
             )
-            for index, (points, pixels, voxel, cell) in enumerate(ends):
+            for index, (points, pixels, cell) in enumerate(ends):
                 rng = sample_rng(0, 0, batch.keys[0], "retrieval")
-                chosen = choose_candidates(voxel.numpy(), cell.numpy(), NUM_CANDIDATES, rng)
+                chosen = choose_candidates(cell.numpy(), NUM_CANDIDATES, rng)
                 if chosen is not None:
                     rows = torch.from_numpy(chosen).to(self._device)
                     sums[2 * index] += top1_retrieval(points[rows].cpu().numpy(), pixels[rows].cpu().numpy())
                     sums[2 * index + 1] += 1
-        retrieved_e, frames_e, retrieved_d, frames_d = sum_over_ranks(sums).tolist()
+        retrieved_e, frames_e, retrieved_d, frames_d = all_reduce_sum(sums.to(self._device)).tolist()
         return {
             "retrieval_e": retrieved_e / frames_e if frames_e else float("nan"),
             "retrieval_d": retrieved_d / frames_d if frames_d else float("nan"),

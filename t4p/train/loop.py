@@ -16,8 +16,8 @@ from t4p.config import TrainConfig
 from t4p.data.batch import Batch
 from t4p.data.stream import TrainingStream
 from t4p.train.checkpoint import CheckpointState, checkpoint_name, make_room, write_marker, write_state
-from t4p.train.distributed import barrier, mean_over_ranks, rank
-from t4p.train.engine import Engine
+from t4p.train.distributed import all_reduce_sum, barrier, rank, world_size
+from t4p.train.engine import Engine, local_device
 from t4p.train.logging import RunLog, StepRecord
 
 
@@ -76,7 +76,7 @@ def train(
             engine.step(learning_rate)
             sums += torch.stack([term.detach().double().cpu() for term in terms])
             data_wait += waited
-        means = mean_over_ranks(sums / config.grad_accum_steps).tolist()
+        means = (all_reduce_sum(sums.to(local_device())) / (world_size() * config.grad_accum_steps)).tolist()
 
         seconds = time.perf_counter() - started
         record = StepRecord(

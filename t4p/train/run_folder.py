@@ -21,8 +21,8 @@ from t4p.train.checkpoint import (
     verify_marker,
     write_atomically,
 )
-from t4p.train.distributed import broadcast_object, rank, sum_over_ranks, world_size
-from t4p.train.engine import Engine
+from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_size
+from t4p.train.engine import Engine, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
 
@@ -93,7 +93,7 @@ def prove_shared(run_dir: Path) -> None:
     if problem:
         raise ConfigError(problem)
     seen = proof.is_file() and proof.read_text() == token
-    num_seen = int(sum_over_ranks(torch.tensor(float(seen), dtype=torch.float64)))
+    num_seen = int(all_reduce_sum(torch.tensor(int(seen), device=local_device())))
     if num_seen < world_size():
         raise RunError(
             f"run.dir {run_dir}: {num_seen} of {world_size()} ranks see the same folder; "

@@ -1,0 +1,169 @@
+"""Points, voxels and pairs on an analytic room and on random clouds."""
+
+import numpy as np
+import pytest
+
+from t4p.config import AugmentConfig
+from t4p.data import transforms
+from t4p.data.decode import DecodedFrame
+
+K = np.array([[100.0, 0, 31.5], [0, 100.0, 23.5], [0, 0, 1]])
+
+
+def wall_frame(world_from_camera=None, color_from_depth=None, color_size=(48, 64), K_color=None):
+    """A camera that looks at a plane 2 m ahead; the colour of a pixel encodes its (row, col)."""
+    height, width = color_size
+    color = np.zeros((height, width, 3), np.uint8)
+    color[..., 0] = np.arange(height)[:, None] * 255 // height
+    color[..., 1] = np.arange(width)[None] * 255 // width
+    depth = np.full((48, 64), 2.0, np.float32)
+    depth[:5] = 0
+    return DecodedFrame(
+        color=color,
+        depth=depth,
+        K_color=K if K_color is None else K_color,
+        K_depth=K,
+        color_from_depth=np.eye(4) if color_from_depth is None else color_from_depth,
+        world_from_camera=world_from_camera,
+    )
+
+
+def test_points_of_a_wall_lie_on_it_and_know_their_pixels():
+    points = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    assert len(points.points) == 43 * 64
+    # Without a pose: upright camera axes (right, ahead, up).
+    np.testing.assert_allclose(points.points[:, 1], 2.0)
+    row, col = points.pixel_of_point.T
+    np.testing.assert_allclose(points.points[:, 0], (col - 31.5) / 100 * 2, atol=1e-5)
+    np.testing.assert_allclose(points.points[:, 2], -(row - 23.5) / 100 * 2, atol=1e-5)
+    np.testing.assert_array_equal((points.colors * 255).round().astype(np.uint8), points.image[row, col])
+
+
+def test_a_pose_takes_points_to_the_world():
+    world_from_camera = np.eye(4)
+    world_from_camera[:3, 3] = (1, 2, 3)
+    points = transforms.lift_frame(wall_frame(world_from_camera), (48, 64), 1, 10.0)
+    np.testing.assert_allclose(points.points[:, 2], 5.0)
+
+
+def test_pixels_follow_when_the_image_is_resized():
+    full = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    half = transforms.lift_frame(wall_frame(), (24, 32), 1, 10.0)
+    assert half.image.shape == (24, 32, 3)
+    np.testing.assert_array_equal(full.points, half.points)
+    np.testing.assert_allclose((full.pixel_of_point + 0.5) / 2 - 0.5, half.pixel_of_point, atol=0.51)
+
+
+def test_a_colour_camera_of_its_own_sees_points_where_it_should():
+    color_from_depth = np.eye(4)
+    color_from_depth[0, 3] = -0.1  # the colour camera stands 10 cm to the right
+    K_color = np.array([[200.0, 0, 63.5], [0, 200.0, 47.5], [0, 0, 1]])
+    frame = wall_frame(color_from_depth=color_from_depth, color_size=(96, 128), K_color=K_color)
+    points = transforms.lift_frame(frame, (96, 128), 1, 10.0)
+    x_depth = points.points[:, 0]
+    np.testing.assert_allclose(points.pixel_of_point[:, 1], (x_depth - 0.1) / 2 * 200 + 63.5, atol=0.51)
+    # What the colour camera does not see is left out.
+    assert len(points.points) < 43 * 64
+
+
+@pytest.mark.parametrize(("stride", "max_depth", "expected"), [(1, 1.9, 0), (2, 10.0, 21 * 32), (4, 2.0, 10 * 16)])
+def test_stride_and_range_thin_the_points(stride, max_depth, expected):
+    assert len(transforms.lift_frame(wall_frame(), (48, 64), stride, max_depth).points) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_augmentation_is_a_similarity_about_the_vertical_and_keeps_pairs(seed):
+    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    settings = AugmentConfig(rotation=True, mirror=True, scale=0.2, color_jitter=0.1)
+    moved = transforms.augment(frame, settings, np.random.default_rng(seed))
+    ratio = np.linalg.norm(moved.points, axis=1) / np.linalg.norm(frame.points, axis=1)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+    assert 0.8 <= ratio[0] <= 1.2
+    np.testing.assert_allclose(moved.points[:, 2], frame.points[:, 2] * ratio[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(moved.pixel_of_point, frame.pixel_of_point)
+    assert moved.image is frame.image
+    assert moved.colors.min() >= 0
+    assert moved.colors.max() <= 1
+
+
+def test_everything_switched_off_changes_nothing():
+    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    off = AugmentConfig(rotation=False, mirror=False, scale=0, color_jitter=0)
+    same = transforms.augment(frame, off, np.random.default_rng(0))
+    np.testing.assert_array_equal(same.points, frame.points)
+    np.testing.assert_array_equal(same.colors, frame.colors)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_voxels_are_unique_sorted_and_hold_their_points(seed):
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(rng.integers(0, 300), 3), scale=rng.uniform(0.01, 3)).astype(np.float32)
+    voxel_size = float(rng.uniform(0.02, 0.5))
+    voxels = transforms.voxelize(points, voxel_size, None)
+    coords = voxels.voxel_coords
+    expected, inverse = np.unique(np.floor(points / voxel_size).astype(int), axis=0, return_inverse=True)
+    np.testing.assert_array_equal(voxels.voxel_of_point, inverse.reshape(-1))
+    if len(points):
+        np.testing.assert_array_equal(coords, expected - expected.min(axis=0))
+    for strides in (1, 2, 3):
+        coarse = transforms.coarsen(coords, strides)
+        parents, parent = np.unique(coords >> strides, axis=0, return_inverse=True)
+        np.testing.assert_array_equal(coarse.voxel_coords, parents.reshape(-1, 3))
+        np.testing.assert_array_equal(coarse.voxel_of_point, parent.reshape(-1))
+
+
+def test_the_grid_shift_moves_points_by_less_than_one_voxel():
+    points = np.random.default_rng(0).uniform(0, 5, size=(1000, 3)).astype(np.float32)
+    plain = transforms.voxelize(points, 0.1, None)
+    shifted = transforms.voxelize(points, 0.1, np.random.default_rng(1))
+    difference = shifted.voxel_coords[shifted.voxel_of_point] - plain.voxel_coords[plain.voxel_of_point]
+    assert set(np.unique(difference)) <= {-1, 0, 1}
+    assert len(np.unique(difference)) > 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_coordinate_that_is_not_finite_is_an_error(bad):
+    with pytest.raises(ValueError, match="not finite"):
+        transforms.voxelize(np.array([[0, 0, bad]], np.float32), 0.1, None)
+
+
+def test_a_cloud_too_wide_for_the_grid_is_an_error():
+    with pytest.raises(ValueError, match=r"2\^20 voxels"):
+        transforms.voxelize(np.array([[0, 0, 0], [1e6, 0, 0]], np.float32), 0.1, None)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_pairs_are_the_distinct_ones(seed):
+    rng = np.random.default_rng(seed)
+    num = int(rng.integers(0, 500))
+    voxel, cell = rng.integers(0, 40, num), rng.integers(0, 30, num)
+    pairs = transforms.distinct_pairs(voxel, cell)
+    assert [tuple(pair) for pair in pairs.tolist()] == sorted(set(zip(voxel.tolist(), cell.tolist(), strict=True)))
+    drawn = transforms.draw_pairs(pairs, 25, rng)
+    assert len(drawn) == min(25, len(pairs))
+    assert len({tuple(p) for p in drawn.tolist()} & {tuple(p) for p in pairs.tolist()}) == len(drawn)
+
+
+def test_draws_reach_every_pair():
+    pairs = np.stack([np.arange(20), np.arange(20)], axis=1)
+    seen = {int(p[0]) for seed in range(50) for p in transforms.draw_pairs(pairs, 5, np.random.default_rng(seed))}
+    assert seen == set(range(20))
+
+
+def test_cells_tile_the_image():
+    row, col = np.divmod(np.arange(48 * 64), 64)
+    cell = transforms.cell_of_pixel(np.stack([row, col], axis=1), (48, 64), (6, 8))
+    np.testing.assert_array_equal(cell, row // 8 * 8 + col // 8)
+    assert (np.bincount(cell) == 64).all()
+
+
+def test_mean_per_voxel_is_the_mean():
+    values = np.array([[0.0, 1], [1, 3], [5, 5]], np.float32)
+    means = transforms.mean_per_voxel(values, np.array([0, 0, 1]), 2)
+    np.testing.assert_allclose(means, [[0.5, 2], [5, 5]])
+
+
+def test_feature_kinds_are_columns_in_the_order_given():
+    features = transforms.voxel_features(np.array([[0.0, 0.5, 1.0]], np.float32), ("color", "one"))
+    np.testing.assert_allclose(features, [[-1, 0, 1, 1]])
+    assert transforms.num_channels(("one",)) == 1

@@ -1,0 +1,126 @@
+"""Markers: what counts as a checkpoint, and what does not."""
+
+import json
+import os
+
+import pytest
+
+from t4p.errors import CheckpointError
+from t4p.train.checkpoint import (
+    MARKER,
+    CheckpointState,
+    checkpoint_name,
+    make_room,
+    newest_checkpoint,
+    read_state,
+    refuse_changes,
+    verify_marker,
+    write_marker,
+    write_state,
+)
+
+STATE = CheckpointState(
+    step=3,
+    world_size=1,
+    config={"run": {"seed": 0, "dir": "a"}, "train": {"num_steps": 5, "learning_rate": 0.1}},
+    shards_sha256=("aa",),
+    towers={"name": "x", "pretrained": "y", "sha256": "f" * 64},
+    versions={"torch": "2"},
+)
+
+
+def make_checkpoint(folder, step, marker=True):
+    directory = folder / checkpoint_name(step)
+    (directory / "sub").mkdir(parents=True)
+    (directory / "model.pt").write_bytes(os.urandom(1000))
+    (directory / "sub" / "optimizer.pt").write_bytes(os.urandom(500))
+    write_state(directory, STATE)
+    if marker:
+        write_marker(directory)
+    return directory
+
+
+def test_a_whole_checkpoint_passes_and_its_state_comes_back(tmp_path):
+    directory = make_checkpoint(tmp_path, 3)
+    verify_marker(directory)
+    assert read_state(directory) == STATE
+    listed = json.loads((directory / MARKER).read_text())["files"]
+    assert set(listed) == {"model.pt", "sub/optimizer.pt", "state.json"}
+
+
+def test_the_newest_whole_one_is_chosen_and_the_others_are_named(tmp_path):
+    make_checkpoint(tmp_path, 5)
+    whole = make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 100_000_000, marker=False)
+    damaged = make_checkpoint(tmp_path, 20)
+    (damaged / "model.pt").write_bytes(b"short")
+    (tmp_path / "step_00000010.incomplete-0").mkdir()
+    chosen, passed_over = newest_checkpoint(tmp_path)
+    assert chosen == whole
+    assert len(passed_over) == 2
+    assert f"no {MARKER}" in passed_over[0]
+    assert "step_00000020/model.pt: 5 bytes, wanted 1000 bytes" in passed_over[1]
+
+
+def test_no_checkpoint_at_all_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "nothing") == (None, [])
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "marker"])
+def test_damage_is_found_and_named(tmp_path, damage):
+    directory = make_checkpoint(tmp_path, 3)
+    victim = directory / "sub" / "optimizer.pt"
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[250] ^= 1
+        victim.write_bytes(content)
+    elif damage == "truncate":
+        victim.write_bytes(content[:-1])
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        victim = directory / MARKER
+        victim.write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        verify_marker(directory)
+    assert str(victim) in str(caught.value)
+
+
+def test_a_missing_directory_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        verify_marker(tmp_path / "step_00000001")
+
+
+def test_leftovers_are_moved_aside_and_never_deleted(tmp_path):
+    for number in range(2):
+        directory = make_checkpoint(tmp_path, 7, marker=False)
+        aside = make_room(directory)
+        assert aside == tmp_path / f"step_00000007.incomplete-{number}"
+        assert (aside / "model.pt").is_file()
+    assert make_room(tmp_path / checkpoint_name(7)) is None
+
+
+def changed(**updates):
+    return CheckpointState(**{**vars(STATE), **updates})
+
+
+def test_the_same_run_may_go_on_and_longer(tmp_path):
+    config = {"run": {"seed": 0, "dir": "elsewhere"}, "train": {"num_steps": 500, "learning_rate": 0.1}}
+    refuse_changes(STATE, changed(config=config, versions={}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("updates", "message"),
+    [
+        (
+            {"config": {"run": {"seed": 1, "dir": "a"}, "train": {"num_steps": 5, "learning_rate": 0.2}}},
+            r"run.seed: 0 -> 1\n  train.learning_rate: 0.1 -> 0.2",
+        ),
+        ({"shards_sha256": ("bb",)}, "the datasets hold other samples"),
+        ({"towers": {"name": "x", "pretrained": "y", "sha256": "e" * 64}}, "weights of the towers are not the same"),
+        ({"world_size": 2}, r"written by 1 rank\(s\), and this run has 2"),
+    ],
+)
+def test_what_changed_is_named(tmp_path, updates, message):
+    with pytest.raises(CheckpointError, match=message):
+        refuse_changes(STATE, changed(**updates), tmp_path)
