@@ -1,0 +1,197 @@
+"""The files that make shards a dataset: manifest.json, the shard table shards.bin, and an .idx beside each tar."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.schema import FORMAT_VERSION, ShardError
+
+MANIFEST_NAME = "manifest.json"
+TABLE_NAME = "shards.bin"
+_ROW = np.dtype([("num_samples", "<u8"), ("size_bytes", "<u8"), ("sha256", "u1", (32,))])
+
+
+def shard_name(shard_index: int) -> str:
+    """Name of a shard's tar."""
+    return f"shard-{shard_index:06d}.tar"
+
+
+def index_name(shard_index: int) -> str:
+    """Name of a shard's sample index."""
+    return f"shard-{shard_index:06d}.idx"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset is. Written last: without it there is no dataset.
+
+    Attributes:
+        format_version: of samples, table and index.
+        num_samples: frames in all shards.
+        num_shards: rows of the shard table.
+        size_bytes: bytes of all tars.
+        label_names: name of every class id that semantic images use, by id; empty without labels.
+        provenance: where it came from and how: format, source, options, versions.
+        shards_sha256: hex digest of shards.bin, and so, through it, of every tar.
+    """
+
+    format_version: int
+    num_samples: int
+    num_shards: int
+    size_bytes: int
+    label_names: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    shards_sha256: str
+
+    def encode(self) -> bytes:
+        """The bytes of manifest.json."""
+        fields = {**self.__dict__, "label_names": list(self.label_names), "provenance": dict(self.provenance)}
+        return (json.dumps(fields, indent=1, sort_keys=True) + "\n").encode("ascii")
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> "Manifest":
+        """Read manifest.json.
+
+        Raises:
+            ShardError: malformed, or of another format version.
+        """
+        try:
+            fields = json.loads(data)
+            version = fields["format_version"]
+            if version != FORMAT_VERSION:
+                raise ShardError(
+                    f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; use the program "
+                    "version that packed it, or pack again"
+                )
+            return cls(
+                format_version=FORMAT_VERSION,
+                num_samples=int(fields["num_samples"]),
+                num_shards=int(fields["num_shards"]),
+                size_bytes=int(fields["size_bytes"]),
+                label_names=tuple(str(name) for name in fields["label_names"]),
+                provenance=dict(fields["provenance"]),
+                shards_sha256=str(fields["shards_sha256"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ShardError(
+                f"{where}: not a dataset manifest ({type(error).__name__}: {error}); pack the dataset again"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One shard in the table: samples, bytes and sha256 of its tar."""
+
+    num_samples: int
+    size_bytes: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class ShardTable:
+    """All shards of a dataset, by shard index.
+
+    Attributes:
+        num_samples: (S,) int64.
+        size_bytes: (S,) int64.
+        sha256: (S, 32) uint8.
+    """
+
+    num_samples: NDArray[np.int64]
+    size_bytes: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[ShardRow]) -> "ShardTable":
+        """Stack rows."""
+        return cls(
+            num_samples=np.array([row.num_samples for row in rows], dtype=np.int64),
+            size_bytes=np.array([row.size_bytes for row in rows], dtype=np.int64),
+            sha256=np.frombuffer(b"".join(row.sha256 for row in rows), dtype=np.uint8).reshape(-1, 32),
+        )
+
+    def encode(self) -> bytes:
+        """The bytes of shards.bin: one fixed-width row per shard."""
+        rows = np.empty(len(self.num_samples), dtype=_ROW)
+        rows["num_samples"], rows["size_bytes"], rows["sha256"] = self.num_samples, self.size_bytes, self.sha256
+        return rows.tobytes()
+
+    @classmethod
+    def decode(cls, data: bytes, manifest: Manifest, where: str) -> "ShardTable":
+        """Read shards.bin.
+
+        Raises:
+            ShardError: not the bytes that the manifest vouches for.
+        """
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != manifest.shards_sha256:
+            raise ShardError(
+                f"{where}: sha256 is {digest} ({len(data)} bytes), the manifest says {manifest.shards_sha256} "
+                f"({manifest.num_shards * _ROW.itemsize} bytes); the shard table is damaged, pack the dataset again"
+            )
+        if len(data) != manifest.num_shards * _ROW.itemsize:
+            raise ShardError(f"{where}: {len(data)} bytes are not the {manifest.num_shards} rows of the manifest")
+        rows = np.frombuffer(data, dtype=_ROW)
+        table = cls(rows["num_samples"].astype(np.int64), rows["size_bytes"].astype(np.int64), rows["sha256"].copy())
+        totals = (int(table.num_samples.sum()), int(table.size_bytes.sum()))
+        if totals != (manifest.num_samples, manifest.size_bytes):
+            raise ShardError(
+                f"{where}: rows add up to {totals[0]} samples and {totals[1]} bytes, the manifest says "
+                f"{manifest.num_samples} and {manifest.size_bytes}; pack the dataset again"
+            )
+        return table
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """Where each sample of one shard lies in its tar.
+
+    Attributes:
+        keys: of the samples, in the order of the tar.
+        offsets: (n,) int64, bytes from the start of the tar to the sample's first header.
+        lengths: (n,) int64, bytes of all headers, contents and padding of the sample.
+        crc32c: (n,) uint32, over exactly those bytes.
+    """
+
+    keys: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    crc32c: NDArray[np.uint32]
+
+    def encode(self) -> bytes:
+        """The bytes of the .idx: a line per sample, and a last line with the crc32c of all lines before it."""
+        rows = zip(self.keys, self.offsets.tolist(), self.lengths.tolist(), self.crc32c.tolist(), strict=True)
+        body = "".join(f"{key}\t{offset}\t{length}\t{crc:08x}\n" for key, offset, length, crc in rows).encode("ascii")
+        return body + b"#crc32c\t%08x\n" % google_crc32c.value(body)
+
+    @classmethod
+    def decode(cls, data: bytes, where: str) -> "ShardIndex":
+        """Read an .idx.
+
+        Raises:
+            ShardError: truncated, altered or malformed.
+        """
+        body, marker, last = data.rpartition(b"#crc32c\t")
+        found = google_crc32c.value(body)
+        if not marker or last != b"%08x\n" % found:
+            wanted = last.strip().decode("ascii", "replace") if marker else "a last line '#crc32c ...'"
+            raise ShardError(
+                f"{where}: the index is damaged: crc32c {found:08x} of {len(data)} bytes, wanted {wanted}; "
+                "run verify, then pack again"
+            )
+        try:
+            rows = [line.split("\t") for line in body.decode("ascii").splitlines()]
+            return cls(
+                keys=tuple(key for key, _, _, _ in rows),
+                offsets=np.array([int(offset) for _, offset, _, _ in rows], dtype=np.int64),
+                lengths=np.array([int(length) for _, _, length, _ in rows], dtype=np.int64),
+                crc32c=np.array([int(crc, 16) for _, _, _, crc in rows], dtype=np.uint32),
+            )
+        except ValueError as error:
+            raise ShardError(f"{where}: malformed index line ({error}); pack the dataset again") from error

@@ -1,0 +1,137 @@
+"""Samples of a packed dataset by position: sliced out of the tars by the index, length and checksum checked."""
+
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.manifest import MANIFEST_NAME, TABLE_NAME, Manifest, ShardIndex, ShardTable, index_name, shard_name
+from shards.schema import CallError, Frame, ShardError, frame_from_members, unescape_id
+from shards.store import MissingObjectError, Store, open_store
+from shards.writer import members_of_slice
+
+PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
+_MAX_CACHED_INDEXES = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB of index
+
+
+class DatasetReader:
+    """Random access to the samples of one dataset. Picklable and fork-safe.
+
+    Attributes:
+        url: folder or s3:// prefix.
+        manifest: what the dataset is.
+        table: its shards.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open the dataset at `url`: two small reads.
+
+        Raises:
+            CallError: no dataset there.
+            ShardError: its manifest or shard table is damaged.
+            StoreError: storage refused or failed.
+        """
+        self.store: Store = open_store(url)
+        self.url = self.store.url
+        self.manifest = _read_manifest(self.store)
+        self.table = ShardTable.decode(self.store.read(TABLE_NAME), self.manifest, f"{self.url}/{TABLE_NAME}")
+        self._indexes: dict[int, ShardIndex] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_indexes": {}}
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in all shards."""
+        return self.manifest.num_samples
+
+    @property
+    def samples_per_shard(self) -> NDArray[np.int64]:
+        """(S,) samples of each shard."""
+        return self.table.num_samples
+
+    def index(self, shard_index: int) -> ShardIndex:
+        """The sample index of a shard, fetched at first use.
+
+        Raises:
+            ShardError: damaged, or not of the length the shard table says.
+        """
+        cached = self._indexes.get(shard_index)
+        if cached is not None:
+            return cached
+        where = f"{self.url}/{index_name(shard_index)}"
+        if not 0 <= shard_index < self.manifest.num_shards:
+            raise ShardError(f"{self.url}: no shard {shard_index}, the dataset has {self.manifest.num_shards}")
+        index = ShardIndex.decode(self.store.read(index_name(shard_index)), where)
+        if len(index.keys) != self.table.num_samples[shard_index]:
+            raise ShardError(
+                f"{where}: {len(index.keys)} samples, the shard table says {self.table.num_samples[shard_index]}; "
+                "pack the dataset again"
+            )
+        if len(self._indexes) >= _MAX_CACHED_INDEXES:
+            self._indexes.pop(next(iter(self._indexes)), None)
+        self._indexes[shard_index] = index
+        return index
+
+    def key(self, shard_index: int, sample_index: int) -> str:
+        """The key of a sample; IndexError outside the shard."""
+        return self.index(shard_index).keys[sample_index]
+
+    def read_members(self, shard_index: int, sample_index: int) -> dict[str, bytes]:
+        """The files of a sample, by member name: one ranged read.
+
+        Raises:
+            ShardError: the bytes are not those that were packed.
+        """
+        index = self.index(shard_index)
+        key = index.keys[sample_index]
+        data = self.store.read_range(
+            shard_name(shard_index), int(index.offsets[sample_index]), int(index.lengths[sample_index])
+        )
+        where = f"{self.url}/{shard_name(shard_index)}, sample {key}"
+        check_slice(data, int(index.lengths[sample_index]), int(index.crc32c[sample_index]), where)
+        return members_of_slice(data, where)
+
+    def read_frame(self, shard_index: int, sample_index: int) -> Frame:
+        """The sample as a Frame; its images stay encoded. Raises as `read_members`."""
+        return frame_from_members(self.key(shard_index, sample_index), self.read_members(shard_index, sample_index))
+
+    def find(self, key: str) -> tuple[int, int]:
+        """Position (shard_index, sample_index) of a key, SCENE/FRAME, escaped or as the ids were. Reads every index.
+
+        Raises:
+            CallError: no such sample.
+        """
+        for shard_index in range(self.manifest.num_shards):
+            for sample_index, found in enumerate(self.index(shard_index).keys):
+                if key in (found, "/".join(unescape_id(part) for part in found.split("/"))):
+                    return shard_index, sample_index
+        last = self.manifest.num_shards - 1
+        raise CallError(
+            f"{self.url}: no sample {key!r} among {self.num_samples}; the first is {self.key(0, 0)}, the last "
+            f"{self.index(last).keys[-1]}"
+        )
+
+
+def check_slice(data: bytes, length: int, crc32c: int, where: str) -> None:
+    """Raise ShardError unless `data` is what the index recorded."""
+    if len(data) != length:
+        raise ShardError(f"{where}: found {len(data)} bytes, wanted {length}; the shard is cut short, pack it again")
+    found = google_crc32c.value(data)
+    if found != crc32c:
+        raise ShardError(f"{where}: crc32c is {found:08x}, wanted {crc32c:08x}; the bytes are damaged, pack it again")
+
+
+def _read_manifest(store: Store) -> Manifest:
+    try:
+        data = store.read(MANIFEST_NAME)
+    except MissingObjectError as error:
+        if store.exists(PACKING_NAME):
+            raise CallError(
+                f"{store.url}: packing was never finished; run the same `t4p shards pack` again, it resumes"
+            ) from error
+        raise CallError(
+            f"{store.url}: no dataset here ({MANIFEST_NAME} is missing); make one with `t4p shards pack`"
+        ) from error
+    return Manifest.decode(data, f"{store.url}/{MANIFEST_NAME}")

@@ -1,0 +1,293 @@
+"""What one packed frame is: the Frame record, its key, its members in a tar, and the checks every frame must pass."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.images import BrokenImageError, decode_color, decode_depth, decode_labels
+
+FORMAT_VERSION = 1
+MAX_PATH_BYTES = 100  # the name field of a USTAR header; longer names would need the prefix field or PAX headers
+COLOR_MEMBERS = {"color.jpg": "jpg", "color.png": "png"}
+MEMBERS = (*COLOR_MEMBERS, "depth.png", "meta.json", "semantic.png", "instance.png", "boxes.json", "caption.txt")
+LONGEST_MEMBER_BYTES = max(len(name) for name in MEMBERS)
+# The principal point of a camera lies near the middle of its image. Intrinsics that belong to another resolution put
+# it outside this share of the width or height (the usual mix-ups are factors of about 2: 1296 against 640 columns).
+PRINCIPAL_POINT_SHARE = (0.3, 0.7)
+RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
+
+Matrix = NDArray[np.float64]
+
+
+class ShardError(Exception):
+    """Something about a source, a shard or a dataset is wrong; the message names it and the next move."""
+
+
+class CallError(ShardError):
+    """What was asked for cannot be meant: a path, format, key or option that does not exist (exit status 2)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """An oriented box around an object.
+
+    Attributes:
+        label: class name.
+        camera_from_box: (4, 4) rigid, metres; the box is centred on its own origin.
+        size: full extents along the box's own x, y, z, metres.
+    """
+
+    label: str
+    camera_from_box: Matrix
+    size: tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One RGB-D view in the normal form that every source yields and every dataset holds.
+
+    Attributes:
+        dataset: name of the raw format it came from.
+        scene_id: original scene name, any text.
+        frame_id: original frame name, any text, unique within the scene.
+        color: encoded image, the bytes as found.
+        color_format: "jpg" or "png".
+        depth: 16-bit grayscale PNG; 0 means no reading.
+        depth_scale: PNG units per metre.
+        K_depth: (3, 3) intrinsics of the depth image, pixels.
+        K_color: (3, 3) intrinsics of the colour image, pixels.
+        color_from_depth: (4, 4) rigid, depth camera to colour camera, metres.
+        world_from_camera: (4, 4) rigid, depth camera (x right, y down, z ahead) to world, metres; None if unknown.
+        timestamp: seconds, of the depth image; None if unknown.
+        semantic: PNG of class ids on the depth grid; None without labels.
+        instance: PNG of instance ids on the depth grid; None without labels.
+        caption: a sentence about the view; None without one.
+        boxes: objects in view; None without annotation (an empty tuple means annotated and empty).
+    """
+
+    dataset: str
+    scene_id: str
+    frame_id: str
+    color: bytes
+    color_format: str
+    depth: bytes
+    depth_scale: float
+    K_depth: Matrix
+    K_color: Matrix
+    color_from_depth: Matrix
+    world_from_camera: Matrix | None = None
+    timestamp: float | None = None
+    semantic: bytes | None = None
+    instance: bytes | None = None
+    caption: str | None = None
+    boxes: tuple[Box, ...] | None = None
+
+
+def escape_id(text: str) -> str:
+    """Spell an id with letters, digits and "-" only; every other UTF-8 byte becomes _XX (two hex digits).
+
+    webdataset cuts a member's name at the first dot and skips names in double underscores, so neither may appear.
+    The spelling is unique: different ids never collide. Bytes of a file name that are not UTF-8 are kept.
+
+    Raises:
+        ShardError: the id is empty or cannot be spelled as bytes.
+    """
+    if not text:
+        raise ShardError("an id is empty: scenes and frames need a name")
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ShardError(f"id {text!r} is not valid text ({error.reason}); rename it") from error
+    return re.sub(rb"[^A-Za-z0-9-]", lambda match: b"_%02X" % match[0][0], raw).decode("ascii")
+
+
+def unescape_id(escaped: str) -> str:
+    """Undo `escape_id`."""
+    raw = re.sub(rb"_([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), escaped.encode("ascii"))
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def sample_key(scene_id: str, frame_id: str) -> str:
+    """The name of a frame in a dataset, SCENE/FRAME, escaped.
+
+    Raises:
+        ShardError: an id is empty, or the longest member name of this frame would not fit a USTAR header.
+    """
+    key = f"{escape_id(scene_id)}/{escape_id(frame_id)}"
+    longest = MAX_PATH_BYTES - 1 - LONGEST_MEMBER_BYTES
+    if len(key) > longest:
+        raise ShardError(
+            f"scene {scene_id!r}, frame {frame_id!r}: the key {key} has {len(key)} bytes and a tar name leaves room "
+            f"for {longest}; shorten the folder or file names"
+        )
+    return key
+
+
+def members_of_frame(frame: Frame) -> dict[str, bytes]:
+    """The files that hold one frame in a tar, by the name after the key."""
+    meta: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "dataset": frame.dataset,
+        "scene_id": frame.scene_id,
+        "frame_id": frame.frame_id,
+        "depth_scale": frame.depth_scale,
+        "K_depth": frame.K_depth.tolist(),
+        "K_color": frame.K_color.tolist(),
+        "color_from_depth": frame.color_from_depth.tolist(),
+        "world_from_camera": None if frame.world_from_camera is None else frame.world_from_camera.tolist(),
+        "timestamp": frame.timestamp,
+    }
+    members = {f"color.{frame.color_format}": frame.color, "depth.png": frame.depth, "meta.json": _json_bytes(meta)}
+    if frame.semantic is not None:
+        members["semantic.png"] = frame.semantic
+    if frame.instance is not None:
+        members["instance.png"] = frame.instance
+    if frame.caption is not None:
+        members["caption.txt"] = frame.caption.encode("utf-8")
+    if frame.boxes is not None:
+        boxes = [
+            {"label": box.label, "camera_from_box": box.camera_from_box.tolist(), "size": list(box.size)}
+            for box in frame.boxes
+        ]
+        members["boxes.json"] = _json_bytes(boxes)
+    return members
+
+
+def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
+    """Read a frame back from its files. Images stay encoded; `check_frame` decodes them.
+
+    Raises:
+        ShardError: a member is missing, unknown or malformed, or the ids in meta.json do not spell this key.
+    """
+    if unknown := sorted(set(members) - set(MEMBERS)):
+        raise ShardError(f"sample {key}: unknown member {unknown[0]}; format version {FORMAT_VERSION} has {MEMBERS}")
+    color_names = [name for name in COLOR_MEMBERS if name in members]
+    if len(color_names) != 1:
+        raise ShardError(f"sample {key}: wanted exactly one of {tuple(COLOR_MEMBERS)}, found {color_names}")
+    if missing := [name for name in ("depth.png", "meta.json") if name not in members]:
+        raise ShardError(f"sample {key}: member {missing[0]} is missing, found {sorted(members)}; pack it again")
+    try:
+        meta = json.loads(members["meta.json"])
+        if meta["format_version"] != FORMAT_VERSION:
+            raise ShardError(
+                f"sample {key}: meta.json has format version {meta['format_version']!r}, this program reads "
+                f"{FORMAT_VERSION}; use the program version that packed it, or pack again"
+            )
+        world_from_camera = meta["world_from_camera"]
+        timestamp = meta["timestamp"]
+        frame = Frame(
+            dataset=str(meta["dataset"]),
+            scene_id=str(meta["scene_id"]),
+            frame_id=str(meta["frame_id"]),
+            color=members[color_names[0]],
+            color_format=COLOR_MEMBERS[color_names[0]],
+            depth=members["depth.png"],
+            depth_scale=float(meta["depth_scale"]),
+            K_depth=_matrix(meta["K_depth"], 3),
+            K_color=_matrix(meta["K_color"], 3),
+            color_from_depth=_matrix(meta["color_from_depth"], 4),
+            world_from_camera=None if world_from_camera is None else _matrix(world_from_camera, 4),
+            timestamp=None if timestamp is None else float(timestamp),
+            semantic=members.get("semantic.png"),
+            instance=members.get("instance.png"),
+            caption=members["caption.txt"].decode("utf-8") if "caption.txt" in members else None,
+            boxes=_boxes(members["boxes.json"]) if "boxes.json" in members else None,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"sample {key}: a text member is malformed ({type(error).__name__}: {error})") from error
+    if sample_key(frame.scene_id, frame.frame_id) != key:
+        raise ShardError(f"sample {key}: meta.json is of scene {frame.scene_id!r}, frame {frame.frame_id!r}")
+    return frame
+
+
+def check_frame(frame: Frame, where: str) -> None:
+    """Decode every image of a frame and hold it against its numbers.
+
+    Args:
+        frame: to check.
+        where: names the frame in messages: a key, a file.
+
+    Raises:
+        ShardError: an image does not decode, a size does not fit its K or the depth grid, a transform is not rigid.
+    """
+    try:
+        color_size = decode_color(frame.color, frame.color_format).shape[1::-1]
+        depth_size = decode_depth(frame.depth).shape[::-1]
+        label_sizes = {
+            name: decode_labels(data).shape[::-1]
+            for name, data in (("semantic", frame.semantic), ("instance", frame.instance))
+            if data is not None
+        }
+    except BrokenImageError as error:
+        raise ShardError(f"{where}: {error}; restore the file, or remove the frame, and pack again") from error
+    _check_intrinsics("depth", frame.K_depth, depth_size, where)
+    _check_intrinsics("color", frame.K_color, color_size, where)
+    for name, size in label_sizes.items():
+        if size != depth_size:
+            raise ShardError(
+                f"{where}: the {name} image is {_size(size)}, the depth image {_size(depth_size)}; labels live on the "
+                "depth grid: resize them (nearest neighbour) and pack again"
+            )
+    if not (np.isfinite(frame.depth_scale) and frame.depth_scale > 0):
+        raise ShardError(f"{where}: depth_scale is {frame.depth_scale}, wanted units per metre, above 0")
+    check_rigid("color_from_depth", frame.color_from_depth, where)
+    if frame.world_from_camera is not None:
+        check_rigid("world_from_camera", frame.world_from_camera, where)
+    for box in frame.boxes or ():
+        check_rigid("camera_from_box", box.camera_from_box, where)
+
+
+def check_rigid(name: str, matrix: Matrix, where: str) -> None:
+    """Raise ShardError unless (4, 4) `matrix` is a rotation and a translation."""
+    rotation = matrix[:3, :3]
+    if not np.isfinite(matrix).all():
+        raise ShardError(f"{where}: {name} is not finite")
+    error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise ShardError(
+            f"{where}: {name} is not a rigid transform (R^T R is off the identity by {error:.3g}, determinant "
+            f"{np.linalg.det(rotation):.3g}, last row {matrix[3].tolist()}); wanted rotation and translation in metres"
+        )
+
+
+def _check_intrinsics(name: str, K: Matrix, size: tuple[int, ...], where: str) -> None:
+    form = np.array([[K[0, 0], K[0, 1], K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
+    if not np.isfinite(K).all() or not np.array_equal(K, form) or min(K[0, 0], K[1, 1]) <= 0:
+        raise ShardError(f"{where}: K_{name} is {K.tolist()}, wanted [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels")
+    low, high = PRINCIPAL_POINT_SHARE
+    center = (float(K[0, 2]), float(K[1, 2]))
+    if not all(low * length <= middle <= high * length for middle, length in zip(center, size, strict=True)):
+        guess = (round(2 * center[0]), round(2 * center[1]))
+        raise ShardError(
+            f"{where}: {name} is {_size(size)} but K_{name} has its principal point at ({center[0]:g}, {center[1]:g}), "
+            f"so it is for about {_size(guess)}; give the intrinsics of this image size and pack again"
+        )
+
+
+def _size(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _matrix(value: Any, size: int) -> Matrix:
+    matrix = np.array(value, dtype=np.float64)
+    if matrix.shape != (size, size):
+        raise ValueError(f"wanted a {size}x{size} matrix, found shape {matrix.shape}")
+    return matrix
+
+
+def _boxes(data: bytes) -> tuple[Box, ...]:
+    boxes = []
+    for entry in json.loads(data):
+        x, y, z = (float(length) for length in entry["size"])
+        boxes.append(Box(str(entry["label"]), _matrix(entry["camera_from_box"], 4), (x, y, z)))
+    return tuple(boxes)
+
+
+def _json_bytes(value: Any) -> bytes:
+    # Sorted keys and shortest round-trip floats: the same frame gives the same bytes. NaN is not JSON.
+    return json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii")

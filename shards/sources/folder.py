@@ -1,0 +1,175 @@
+"""Your own frames: color/, depth/, and where there are any pose/, label/, instance/, with one file of intrinsics.
+
+Files belong together by their name without suffix. Poses are 4x4 camera to world, OpenCV axes, metres. Each scene is
+such a folder; the folder given is a scene or holds scenes.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.schema import CallError, Frame, ShardError
+from shards.sources.raw_files import (
+    COLOR_SUFFIXES,
+    SourceOptions,
+    color_format,
+    natural_order,
+    read_bytes,
+    read_depth,
+    read_intrinsics,
+    read_text,
+    read_world_from_camera,
+    require_folder,
+)
+
+NAME = "folder"
+_DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff")
+# One K for both images, or one each. The first name found counts; the later ones are those of ScanNet's exports.
+_SHARED_INTRINSICS = ("intrinsic.txt", "intrinsics.txt", "camera-intrinsics.txt")
+_COLOR_INTRINSICS = ("intrinsic_color.txt", "intrinsics_color.txt", "intrinsic/intrinsic_color.txt")
+_DEPTH_INTRINSICS = ("intrinsic_depth.txt", "intrinsics_depth.txt", "intrinsic/intrinsic_depth.txt")
+_LABEL_NAMES_FILE = "label_names.txt"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FolderRef:
+    """One frame on disk."""
+
+    scene_id: str
+    frame_id: str
+    color: Path
+    depth: Path
+    world_from_camera: Path | None
+    semantic: Path | None
+    instance: Path | None
+    color_intrinsics: Path
+    depth_intrinsics: Path
+    depth_scale: float
+
+    @property
+    def origin(self) -> str:
+        """Where the frame lies, for messages."""
+        return f"{self.color}, {self.depth}"
+
+
+def scan(root: Path, options: SourceOptions) -> tuple[FolderRef, ...]:
+    """Every frame of the scene, or of the scenes, in `root`, in natural order of names.
+
+    Raises:
+        CallError: no such folder, no scene in it, or no depth scale given.
+        ShardError: a colour image without depth or the reverse, or no intrinsics.
+    """
+    require_folder(root)
+    if options.depth_scale is None:
+        raise CallError(
+            f"{root}: the folder format needs the depth units per metre: --depth-scale 1000 for millimetres, 5000 for "
+            "TUM-like depth"
+        )
+    scenes = (
+        [root] if _is_scene(root) else sorted(filter(_is_scene, root.iterdir()), key=lambda p: natural_order(p.name))
+    )
+    refs = [ref for scene in scenes for ref in _scan_scene(scene, options.depth_scale)]
+    if not refs:
+        raise CallError(f"{root}: no frame found; wanted color/ and depth/ in it, or scene folders that have them")
+    return tuple(refs)
+
+
+def read(ref: FolderRef) -> Frame:
+    """Load one frame; raises ShardError naming the file that is wrong."""
+    return Frame(
+        dataset=NAME,
+        scene_id=ref.scene_id,
+        frame_id=ref.frame_id,
+        color=read_bytes(ref.color),
+        color_format=color_format(ref.color),
+        depth=read_depth(ref.depth),
+        depth_scale=ref.depth_scale,
+        K_depth=read_intrinsics(ref.depth_intrinsics),
+        K_color=read_intrinsics(ref.color_intrinsics),
+        color_from_depth=np.eye(4),
+        world_from_camera=None if ref.world_from_camera is None else read_world_from_camera(ref.world_from_camera),
+        semantic=None if ref.semantic is None else read_bytes(ref.semantic),
+        instance=None if ref.instance is None else read_bytes(ref.instance),
+    )
+
+
+def label_names(root: Path) -> tuple[str, ...]:
+    """Class names by id, from the lines of label_names.txt in `root`; empty without that file."""
+    path = root / _LABEL_NAMES_FILE
+    return tuple(line.strip() for line in read_text(path).splitlines()) if path.is_file() else ()
+
+
+def _is_scene(folder: Path) -> bool:
+    return (folder / "color").is_dir() and (folder / "depth").is_dir()
+
+
+def _scan_scene(scene: Path, depth_scale: float) -> list[FolderRef]:
+    colors = _files_by_stem(scene / "color", COLOR_SUFFIXES)
+    depths = _files_by_stem(scene / "depth", _DEPTH_SUFFIXES)
+    for have, lack, name in ((colors, depths, "depth"), (depths, colors, "color")):
+        if missing := sorted(set(have) - set(lack), key=natural_order):
+            raise ShardError(
+                f"{have[missing[0]]}: no file {missing[0]}.* in {scene / name} ({len(missing)} frames lack theirs); "
+                "restore it or remove the frame"
+            )
+    poses = _optional_files(scene / "pose", (".txt",), colors)
+    semantics = _optional_files(scene / "label", (".png",), colors)
+    instances = _optional_files(scene / "instance", (".png",), colors)
+    color_intrinsics = _intrinsics_file(scene, _COLOR_INTRINSICS + _SHARED_INTRINSICS)
+    depth_intrinsics = _intrinsics_file(scene, _DEPTH_INTRINSICS + _SHARED_INTRINSICS)
+    return [
+        FolderRef(
+            scene_id=scene.resolve().name,
+            frame_id=stem,
+            color=colors[stem],
+            depth=depths[stem],
+            world_from_camera=poses.get(stem),
+            semantic=semantics.get(stem),
+            instance=instances.get(stem),
+            color_intrinsics=color_intrinsics,
+            depth_intrinsics=depth_intrinsics,
+            depth_scale=depth_scale,
+        )
+        for stem in sorted(colors, key=natural_order)
+    ]
+
+
+def _optional_files(folder: Path, suffixes: tuple[str, ...], colors: dict[str, Path]) -> dict[str, Path]:
+    """Files that only some frames need to have; a folder that fits no frame at all is a mistake in its names."""
+    if not folder.is_dir():
+        return {}
+    files = _files_by_stem(folder, suffixes)
+    missing = sorted(set(colors) - set(files), key=natural_order)
+    if missing and len(missing) == len(colors):
+        raise ShardError(
+            f"{folder}: none of its {len(files)} files is named like a frame; wanted {missing[0]}{suffixes[0]}, ..."
+        )
+    if missing:
+        _logger.warning(
+            "%s: %d of %d frames have no file here, the first is %s", folder, len(missing), len(colors), missing[0]
+        )
+    return files
+
+
+def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in files:
+            raise ShardError(f"{path}: {files[path.stem].name} is of the same frame; keep one of the two")
+        files[path.stem] = path
+    return files
+
+
+def _intrinsics_file(scene: Path, names: tuple[str, ...]) -> Path:
+    for name in names:
+        if (scene / name).is_file():
+            return scene / name
+    raise ShardError(f"{scene}: no intrinsics; wanted a 3x3 or 4x4 matrix in pixels in one of {', '.join(names)}")

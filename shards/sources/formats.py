@@ -1,0 +1,90 @@
+"""The table of raw formats: what `pack` can read, and under which terms the data comes."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from shards.schema import CallError, Frame
+from shards.sources import folder, seven_scenes, tum
+from shards.sources.raw_files import SourceOptions
+
+
+class FrameRef(Protocol):
+    """A frame not loaded yet: light, picklable, so that worker processes load it."""
+
+    @property
+    def scene_id(self) -> str: ...
+
+    @property
+    def frame_id(self) -> str: ...
+
+    @property
+    def origin(self) -> str: ...
+
+
+def _no_label_names(root: Path) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True)
+class SourceFormat:
+    """A kind of raw dataset.
+
+    Attributes:
+        name: as typed on the command line.
+        summary: one line about the layout.
+        licence: one line about what may be done with the data.
+        scan: lists the frames of a folder, in packing order.
+        read: loads one of them; called in worker processes.
+        label_names: names of the class ids in the folder, by id.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    scan: Callable[[Path, SourceOptions], Sequence[FrameRef]]
+    read: Callable[[Any], Frame]
+    label_names: Callable[[Path], tuple[str, ...]] = _no_label_names
+
+
+FORMATS = (
+    SourceFormat(
+        seven_scenes.NAME,
+        "7-Scenes and its like: frame-N.color.png|jpg, frame-N.depth.png (mm), frame-N.pose.txt",
+        "7-Scenes is for non-commercial research: keep its shards private",
+        seven_scenes.scan,
+        seven_scenes.read,
+    ),
+    SourceFormat(
+        tum.NAME,
+        "TUM RGB-D: rgb.txt, depth.txt (5000 per metre), groundtruth.txt",
+        "TUM RGB-D is CC BY 4.0: shards may be shared with attribution",
+        tum.scan,
+        tum.read,
+    ),
+    SourceFormat(
+        folder.NAME,
+        "your own: color/, depth/, intrinsic.txt; optional pose/, label/, instance/; needs --depth-scale",
+        "your data, your terms",
+        folder.scan,
+        folder.read,
+        folder.label_names,
+    ),
+)
+
+
+def find_format(name: str) -> SourceFormat:
+    """The format of that name.
+
+    Raises:
+        CallError: there is none.
+    """
+    for source_format in FORMATS:
+        if source_format.name == name:
+            return source_format
+    names = [source_format.name for source_format in FORMATS]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise CallError(f"unknown format {name!r}, wanted one of {', '.join(names)}{hint} (see `t4p shards formats`)")

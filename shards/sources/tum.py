@@ -1,0 +1,274 @@
+"""TUM RGB-D: rgb.txt, depth.txt and groundtruth.txt list stamps; colour, depth and pose were not taken at one time.
+
+Depth is registered to colour, 5000 units per metre, 0 = none. The ground truth is the pose of the camera at about
+100 Hz (t tx ty tz qx qy qz qw, camera to world, OpenCV axes). Lens distortion of the colour image is not corrected.
+"""
+
+import bisect
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.schema import CallError, Frame, Matrix, ShardError
+from shards.sources.raw_files import (
+    SourceOptions,
+    color_format,
+    pinhole,
+    read_bytes,
+    read_depth,
+    read_text,
+    require_folder,
+    walk_folders,
+)
+
+NAME = "tum"
+_DEPTH_SCALE = 5000.0
+_MAX_STAMP_GAP = 0.02  # seconds between colour and depth, and to the nearest pose: the benchmark's own rule
+_MAX_POSE_STEP = 0.1  # seconds between two poses that may be interpolated
+_ROS_INTRINSICS = (525.0, 525.0, 319.5, 239.5)
+_INTRINSICS = {  # published calibration of the three cameras, by the number in the sequence's name
+    "1": (517.3, 516.5, 318.6, 255.3),
+    "2": (520.9, 521.0, 325.1, 249.7),
+    "3": (535.4, 539.2, 320.1, 247.6),
+}
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TumRef:
+    """One pair of colour and depth, with the pose at the time of the depth image.
+
+    Attributes:
+        world_from_camera: 16 numbers, row-major; None where the ground truth has a gap.
+        timestamp: of the depth image, seconds.
+        intrinsics: fx, fy, cx, cy, pixels.
+    """
+
+    scene_id: str
+    frame_id: str
+    color: Path
+    depth: Path
+    world_from_camera: tuple[float, ...] | None
+    timestamp: float
+    intrinsics: tuple[float, float, float, float]
+    depth_scale: float
+
+    @property
+    def origin(self) -> str:
+        """Where the frame lies, for messages."""
+        return f"{self.color}, {self.depth}"
+
+
+def scan(root: Path, options: SourceOptions) -> tuple[TumRef, ...]:
+    """Every associated pair below `root` (a sequence, or a folder of sequences), in order of time.
+
+    Raises:
+        CallError: no such folder, or no sequence in it.
+        ShardError: a list is malformed, or no colour image has a depth image within 0.02 s.
+    """
+    require_folder(root)
+    refs: list[TumRef] = []
+    sequences = [folder for folder, names in walk_folders(root) if {"rgb.txt", "depth.txt"} <= set(names)]
+    if not sequences:
+        raise CallError(f"{root}: no rgb.txt with depth.txt in it or below; wanted an unpacked TUM RGB-D sequence")
+    for folder in sequences:
+        refs.extend(_scan_sequence(folder, options))
+    return tuple(refs)
+
+
+def read(ref: TumRef) -> Frame:
+    """Load one frame; raises ShardError naming the file that is wrong."""
+    K = pinhole(*ref.intrinsics)
+    return Frame(
+        dataset=NAME,
+        scene_id=ref.scene_id,
+        frame_id=ref.frame_id,
+        color=read_bytes(ref.color),
+        color_format=color_format(ref.color),
+        depth=read_depth(ref.depth),
+        depth_scale=ref.depth_scale,
+        K_depth=K,
+        K_color=K,
+        color_from_depth=np.eye(4),
+        world_from_camera=None if ref.world_from_camera is None else np.array(ref.world_from_camera).reshape(4, 4),
+        timestamp=ref.timestamp,
+    )
+
+
+def associate(first: Sequence[float], second: Sequence[float], max_gap: float) -> list[tuple[int, int]]:
+    """Pair two sorted lists of stamps, closest pairs first, each stamp at most once (the benchmark's associate.py).
+
+    Args:
+        first: seconds, ascending.
+        second: seconds, ascending.
+        max_gap: seconds, exclusive.
+
+    Returns:
+        (index in first, index in second), in order of time.
+    """
+    candidates: list[tuple[float, int, int]] = []
+    for i, stamp in enumerate(first):
+        near = range(bisect.bisect_left(second, stamp - max_gap), bisect.bisect_right(second, stamp + max_gap))
+        candidates.extend((abs(stamp - second[j]), i, j) for j in near if abs(stamp - second[j]) < max_gap)
+    used_first: set[int] = set()
+    used_second: set[int] = set()
+    pairs = []
+    for _, i, j in sorted(candidates):
+        if i not in used_first and j not in used_second:
+            used_first.add(i)
+            used_second.add(j)
+            pairs.append((i, j))
+    return sorted(pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Recorded poses.
+
+    Attributes:
+        stamps: (n,) seconds, ascending.
+        positions: (n, 3) metres, camera centre in the world.
+        quaternions: (n, 4) unit, (x, y, z, w), world from camera.
+    """
+
+    stamps: NDArray[np.float64]
+    positions: NDArray[np.float64]
+    quaternions: NDArray[np.float64]
+
+    def world_from_camera(self, stamp: float) -> Matrix | None:
+        """The pose at `stamp`, between the two recorded around it; None in a gap or outside the recording.
+
+        Positions are interpolated linearly, rotations along the great circle. On fr1/rpy, which turns fast, this
+        lowers the median depth error of reprojected frames a little against taking the nearest recorded pose.
+        """
+        after = int(np.searchsorted(self.stamps, stamp))
+        if after < len(self.stamps) and self.stamps[after] == stamp:
+            return rigid_from_quaternion(self.positions[after], self.quaternions[after])
+        if after in (0, len(self.stamps)):
+            return None
+        before = after - 1
+        step = float(self.stamps[after] - self.stamps[before])
+        share = float(stamp - self.stamps[before]) / step
+        if step > _MAX_POSE_STEP or min(share, 1 - share) * step > _MAX_STAMP_GAP:
+            return None
+        position = (1 - share) * self.positions[before] + share * self.positions[after]
+        return rigid_from_quaternion(position, slerp(self.quaternions[before], self.quaternions[after], share))
+
+
+def slerp(first: NDArray[np.float64], second: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """The unit quaternion `share` of the way from first to second, the short way round."""
+    cosine = float(first @ second)
+    if cosine < 0:  # q and -q are one rotation
+        second, cosine = -second, -cosine
+    angle = np.arccos(min(cosine, 1.0))
+    if angle < 1e-6:
+        mixed = (1 - share) * first + share * second
+    else:
+        mixed = (np.sin((1 - share) * angle) * first + np.sin(share * angle) * second) / np.sin(angle)
+    return mixed / np.linalg.norm(mixed)
+
+
+def rigid_from_quaternion(position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> Matrix:
+    """(4, 4) from a position and a unit quaternion (x, y, z, w)."""
+    x, y, z, w = quaternion
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = position
+    return matrix
+
+
+def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
+    color_stamps, color_names = _read_list(folder / "rgb.txt")
+    depth_stamps, depth_names = _read_list(folder / "depth.txt")
+    pairs = associate(
+        [float(stamp) for stamp in color_stamps], [float(stamp) for stamp in depth_stamps], _MAX_STAMP_GAP
+    )
+    if not pairs:
+        raise ShardError(
+            f"{folder}: none of the {len(color_stamps)} colour stamps of rgb.txt is within {_MAX_STAMP_GAP} s of one "
+            f"of the {len(depth_stamps)} of depth.txt; are the two lists of one recording?"
+        )
+    trajectory = _read_trajectory(folder / "groundtruth.txt") if (folder / "groundtruth.txt").is_file() else None
+    name = folder.resolve().name
+    intrinsics = _intrinsics_of(name)
+    refs = []
+    for i, j in pairs:
+        stamp = float(depth_stamps[j])
+        pose = None if trajectory is None else trajectory.world_from_camera(stamp)
+        refs.append(
+            TumRef(
+                scene_id=name,
+                frame_id=color_stamps[i],
+                color=folder / color_names[i],
+                depth=folder / depth_names[j],
+                world_from_camera=None if pose is None else tuple(pose.ravel().tolist()),
+                timestamp=stamp,
+                intrinsics=intrinsics,
+                depth_scale=options.depth_scale or _DEPTH_SCALE,
+            )
+        )
+    return refs
+
+
+def _intrinsics_of(name: str) -> tuple[float, float, float, float]:
+    camera = re.search(r"(?:freiburg|fr)([123])(?!\d)", name)
+    if camera is None:
+        _logger.warning(
+            "%s: the folder name does not say which camera it was (freiburg1, 2 or 3); using the ROS default "
+            "intrinsics %s, a few pixels off any of them. Name the folder as the benchmark does to get the right ones.",
+            name,
+            _ROS_INTRINSICS,
+        )
+        return _ROS_INTRINSICS
+    return _INTRINSICS[camera[1]]
+
+
+def _read_list(path: Path) -> tuple[list[str], list[str]]:
+    """Stamps (as spelled) and file names of rgb.txt or depth.txt, in order of time."""
+    rows = _read_rows(path, 2)
+    rows.sort(key=lambda row: float(row[0]))
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def _read_trajectory(path: Path) -> Trajectory:
+    try:
+        table = np.array([[float(number) for number in row] for row in _read_rows(path, 8)]).reshape(-1, 8)
+    except ValueError as error:
+        raise ShardError(f"{path}: not a number ({error}); wanted lines 't tx ty tz qx qy qz qw'") from error
+    table = table[np.isfinite(table).all(axis=1)]  # lost tracking is a gap
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    norms = np.linalg.norm(table[:, 4:], axis=1, keepdims=True)
+    if len(table) and np.abs(norms - 1).max() > 0.01:
+        raise ShardError(f"{path}: a quaternion has length {norms[np.abs(norms - 1).argmax(), 0]:.3g}, wanted 1")
+    return Trajectory(table[:, 0], table[:, 1:4], table[:, 4:] / norms)
+
+
+def _read_rows(path: Path, num_columns: int) -> list[list[str]]:
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        row = line.replace(",", " ").split()
+        if not row or row[0].startswith("#"):
+            continue
+        if len(row) != num_columns or not _is_number(row[0]):
+            raise ShardError(
+                f"{path}, line {number}: found {line!r}, wanted a stamp and {num_columns - 1} more columns"
+            )
+        rows.append(row)
+    return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False

@@ -1,0 +1,345 @@
+"""Folders and s3:// behind one small interface; the only importer of boto3.
+
+The S3 endpoint and credentials come from boto3's usual environment variables and files (AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ...).
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from shards.schema import CallError, ShardError
+
+_MAX_REQUESTS = 3  # per call, the first one included
+_MAX_CUTS = 5  # bodies that may break off in the middle of one read
+_CONNECT_TIMEOUT = 3.0  # seconds; three tries at an address that does not answer end in about ten
+_READ_TIMEOUT = 60.0
+_CHUNK_BYTES = 1 << 20
+_TEMPORARY_PREFIX = ".incoming-"
+
+_CREDENTIAL_CODES = {
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key; check AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "the server does not know this access key; check AWS_ACCESS_KEY_ID",
+    "AccessDenied": "these credentials may not do that here; ask for permission on the bucket, or use others",
+    "ExpiredToken": "the session token has expired; fetch new credentials",
+    "InvalidToken": "the session token is not valid; fetch new credentials",
+}
+_BODY_CUT = (
+    botocore.exceptions.IncompleteReadError,
+    botocore.exceptions.ResponseStreamingError,
+    botocore.exceptions.ReadTimeoutError,
+    botocore.exceptions.ConnectionClosedError,
+)
+
+
+class StoreError(ShardError):
+    """Storage refused or failed; the message says where, why, and the next move."""
+
+
+class MissingObjectError(StoreError):
+    """There is no object of that name."""
+
+
+class MissingBucketError(StoreError, CallError):
+    """There is no such bucket."""
+
+
+class Store(Protocol):
+    """A flat set of named objects. Implementations are picklable and survive a fork.
+
+    Every method raises StoreError when the storage refuses or fails.
+    """
+
+    url: str
+
+    def read(self, name: str) -> bytes:
+        """The whole object; MissingObjectError when there is none."""
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`, fewer at the end of the object; MissingObjectError when there is none."""
+
+    def write(self, name: str, data: bytes | Path) -> None:
+        """Create or replace an object from bytes or a local file; it appears whole or not at all."""
+
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        """Create an object unless there is one; of racing writers exactly one gets True."""
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+
+    def size(self, name: str) -> int:
+        """Bytes of the object; MissingObjectError when there is none."""
+
+    def list(self) -> tuple[str, ...]:
+        """Names of all objects, sorted."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error when there is none."""
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`: a folder, or s3://bucket/prefix. Nothing is contacted or created yet.
+
+    Raises:
+        CallError: another kind of URL, or no bucket in it.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return FolderStore(Path(url))
+    if scheme != "s3":
+        raise CallError(f"{url}: {scheme}:// is not supported, wanted a folder or s3://bucket/prefix")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise CallError(f"{url}: names no bucket, wanted s3://bucket/prefix")
+    return S3Store(bucket, prefix.strip("/"))
+
+
+class FolderStore:
+    """Objects are the files of one folder, which the first write creates."""
+
+    def __init__(self, folder: Path) -> None:
+        """Hold the files of `folder`."""
+        self.folder = folder
+        self.url = str(folder)
+
+    def read(self, name: str) -> bytes:
+        with self._explained(name):
+            return (self.folder / name).read_bytes()
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        with self._explained(name), (self.folder / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def write(self, name: str, data: bytes | Path) -> None:
+        with self._explained(name), self._incoming(data) as temporary:
+            temporary.replace(self.folder / name)
+
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        with self._explained(name), self._incoming(data) as temporary:
+            try:
+                os.link(temporary, self.folder / name)  # unlike a rename, a link never replaces
+            except FileExistsError:
+                return False
+        return True
+
+    def exists(self, name: str) -> bool:
+        with self._explained(name):
+            return (self.folder / name).is_file()
+
+    def size(self, name: str) -> int:
+        with self._explained(name):
+            return (self.folder / name).stat().st_size
+
+    def list(self) -> tuple[str, ...]:
+        with self._explained(""):
+            if not self.folder.exists():
+                return ()
+            entries = [entry.name for entry in os.scandir(self.folder) if entry.is_file()]
+        return tuple(sorted(name for name in entries if not name.startswith(_TEMPORARY_PREFIX)))
+
+    def delete(self, name: str) -> None:
+        with self._explained(name):
+            (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _incoming(self, data: bytes | Path) -> Iterator[Path]:
+        """The content in a file of its own in the folder, on disk; gone at the end unless renamed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"{_TEMPORARY_PREFIX}{uuid4().hex}"
+        try:
+            with temporary.open("xb") as target:
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        shutil.copyfileobj(source, target, _CHUNK_BYTES)
+                else:
+                    target.write(data)
+                target.flush()
+                os.fsync(target.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        where = str(self.folder / name)
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise MissingObjectError(f"{where}: no such file") from error
+        except OSError as error:
+            raise StoreError(
+                f"{where}: {error.strerror or error}; check the path, its permissions and the disk"
+            ) from error
+
+
+class S3Store:
+    """Objects under one prefix of a bucket. One client per process: boto3's clients do not survive a fork."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        """Hold the objects s3://bucket/prefix/NAME; an empty prefix is the bucket itself."""
+        self.bucket = bucket
+        self.prefix = prefix
+        self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._client: Any = None
+        self._client_pid = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None, "_client_pid": 0}
+
+    def read(self, name: str) -> bytes:
+        return self._read(name, 0, None)
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        return self._read(name, offset, length) if length > 0 else b""
+
+    def write(self, name: str, data: bytes | Path) -> None:
+        with self._explained(name):
+            if isinstance(data, Path):
+                with data.open("rb") as file:
+                    self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
+            else:
+                self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        with self._explained(name):
+            for attempt in range(_MAX_CUTS):
+                try:
+                    self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+                    return True
+                except botocore.exceptions.ClientError as error:
+                    code = _code(error)
+                    if code in ("PreconditionFailed", "412"):
+                        return False
+                    if code not in ("ConditionalRequestConflict", "409"):
+                        raise
+                time.sleep(0.1 * 2**attempt)  # another writer is at it: ask again who won
+        raise StoreError(f"{self._where(name)}: another writer kept it busy; try again")
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.size(name)
+        except MissingObjectError:
+            return False
+        return True
+
+    def size(self, name: str) -> int:
+        with self._explained(name):
+            try:
+                return int(self._connected().head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"])
+            except botocore.exceptions.ClientError:
+                # The answer to HEAD has no body, so no cause: a GET of the same object says what is wrong.
+                answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name))
+                answer["Body"].close()
+                return int(answer["ContentLength"])
+
+    def list(self) -> tuple[str, ...]:
+        prefix = self._key("")
+        names: list[str] = []
+        with self._explained(""):
+            pages = self._connected().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/"):
+                names.extend(entry["Key"].removeprefix(prefix) for entry in page.get("Contents", ()))
+        return tuple(sorted(filter(None, names)))
+
+    def delete(self, name: str) -> None:
+        with self._explained(name):
+            self._connected().delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def _read(self, name: str, offset: int, length: int | None) -> bytes:
+        """One object or a range of it. boto3 retries a request but never a body that breaks off: that is done here."""
+        received = bytearray()
+        request: dict[str, str] = {}
+        expected = length
+        for cuts in range(_MAX_CUTS + 1):
+            start = offset + len(received)
+            if length is not None:
+                request["Range"] = f"bytes={start}-{offset + length - 1}"
+            elif received:
+                request["Range"] = f"bytes={start}-"
+            with self._explained(name):
+                answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name), **request)
+            if "IfMatch" not in request:  # from here on, the rest of exactly this version
+                request["IfMatch"] = answer["ETag"]
+                expected = int(answer["ContentLength"])
+            try:
+                for chunk in iter(lambda body=answer["Body"]: body.read(_CHUNK_BYTES), b""):  # type: ignore[misc]
+                    received += chunk
+            except _BODY_CUT as error:
+                if cuts == _MAX_CUTS:
+                    raise StoreError(
+                        f"{self._where(name)}: the answer broke off {cuts + 1} times, at last after {len(received)} of "
+                        f"{expected} bytes ({error}); check the network and try again"
+                    ) from error
+            if len(received) == expected:
+                return bytes(received)
+        raise StoreError(f"{self._where(name)}: received {len(received)} of {expected} bytes; try again")
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _where(self, name: str) -> str:
+        return f"{self.url}/{name}" if name else self.url
+
+    def _connected(self) -> Any:
+        if self._client is None or self._client_pid != os.getpid():
+            config = botocore.config.Config(
+                connect_timeout=_CONNECT_TIMEOUT,
+                read_timeout=_READ_TIMEOUT,
+                retries={"mode": "standard", "total_max_attempts": _MAX_REQUESTS},
+                # Samples carry a crc32c that the reader checks; a second one over every answer costs time.
+                response_checksum_validation="when_required",
+            )
+            self._client = boto3.session.Session().client("s3", config=config)
+            self._client_pid = os.getpid()
+        return self._client
+
+    def _endpoint(self) -> str:
+        return str(self._client.meta.endpoint_url) if self._client is not None else "the S3 endpoint"
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        where = self._where(name)
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            raise self._explain(where, error) from error
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
+            raise StoreError(
+                f"{where}: no S3 credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ) from error
+        except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
+            raise StoreError(
+                f"{where}: cannot reach {self._endpoint()} ({error}); is the server up, and AWS_ENDPOINT_URL right?"
+            ) from error
+        except (botocore.exceptions.BotoCoreError, ValueError) as error:
+            raise StoreError(f"{where}: {error}; check the bucket name and the AWS_* settings") from error
+
+    def _explain(self, where: str, error: botocore.exceptions.ClientError) -> StoreError:
+        code, endpoint = _code(error), self._endpoint()
+        if code == "NoSuchBucket":
+            return MissingBucketError(
+                f"{where}: there is no bucket {self.bucket!r} at {endpoint}; create it, or correct the name"
+            )
+        if code in ("NoSuchKey", "404"):
+            return MissingObjectError(f"{where}: no such object at {endpoint}")
+        if code in ("PreconditionFailed", "412"):
+            return StoreError(f"{where}: the object was replaced while it was being read; try again")
+        if code in ("InvalidRange", "416"):
+            return StoreError(f"{where}: the object is shorter than its index says; run `t4p shards verify {self.url}`")
+        if code in _CREDENTIAL_CODES:
+            return StoreError(f"{where}: {endpoint} refuses ({code}): {_CREDENTIAL_CODES[code]}")
+        return StoreError(f"{where}: {endpoint} answers {error}; see the server's log for the cause")
+
+
+def _code(error: botocore.exceptions.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
