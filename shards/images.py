@@ -56,7 +56,8 @@ def decode_any_depth(data: bytes) -> NDArray[np.uint16]:
 def encode_depth(depth: NDArray[np.uint16]) -> bytes:
     """Encode (H, W) uint16 as a 16-bit grayscale PNG; equal pixels give equal bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(depth, dtype=np.uint16)).save(buffer, format="PNG", compress_level=6)
+    # Level 4 takes less than half the time of the usual 6 for 8 % more bytes (7-Scenes, one frame).
+    Image.fromarray(np.ascontiguousarray(depth, dtype=np.uint16)).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
 
 

@@ -228,8 +228,8 @@ def _kept_shards(
         if list(index.keys) != wanted or google_crc32c.value(first) != int(index.crc32c[0]):
             raise ShardError(
                 f"{where}: an unfinished pack of other frames (from {index.keys[0]} to {index.keys[-1]}; the source "
-                f"now has {wanted[0]} to {wanted[-1]} there, or other content); the source has changed, so delete these "
-                "objects or pack to another place"
+                f"now has {wanted[0]} to {wanted[-1]} there, or other content); the source has changed, so delete "
+                "these objects or pack to another place"
             )
         rows.append(ShardRow(len(index.keys), len(data), hashlib.sha256(data).digest()))
         lengths.append(int(index.offsets[-1] + index.lengths[-1]))

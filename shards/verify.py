@@ -1,0 +1,233 @@
+"""Re-read a whole dataset and name every broken sample.
+
+Every shard is read once. Its sha256, size, index and every sample's crc32c are checked, every image is decoded and
+held against its numbers, and webdataset's own reader then reads the same bytes as an independent witness: it must
+find the same samples with the same members.
+"""
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.manifest import ShardIndex, index_name, shard_name
+from shards.ordered_map import ordered_map
+from shards.reader import DatasetReader, check_slice
+from shards.schema import ShardError, check_frame, frame_from_members
+from shards.store import MissingObjectError
+from shards.writer import archive_end, members_of_slice
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        object_name: the shard or index it was found in.
+        key: the broken sample; None when the problem is of the object and not of one sample.
+        message: what was found and what was wanted.
+    """
+
+    object_name: str
+    key: str | None
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        url: of the dataset.
+        num_samples: that the manifest promises.
+        num_shards: that the manifest promises.
+        size_bytes: that the manifest promises.
+        problems: in the order of the shards; none means that every byte is as packed and every sample usable.
+    """
+
+    url: str
+    num_samples: int
+    num_shards: int
+    size_bytes: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def broken_keys(self) -> tuple[str, ...]:
+        """Every broken sample, once, in the order of the dataset."""
+        return tuple(dict.fromkeys(problem.key for problem in self.problems if problem.key is not None))
+
+
+def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    """Check every byte and every sample of a dataset.
+
+    Args:
+        url: folder or s3:// prefix.
+        num_workers: processes, one shard each at a time (each holds that shard in memory).
+        on_progress: called with (shards done, shards in all).
+
+    Raises:
+        CallError: no dataset there.
+        ShardError: its manifest or shard table is damaged: then nothing else can be trusted.
+        StoreError: storage refused or failed.
+    """
+    dataset = DatasetReader(url)
+    num_shards = dataset.manifest.num_shards
+    problems: list[Problem] = []
+    fingerprints: list[NDArray[np.uint64]] = []
+    with closing(ordered_map(partial(_verify_shard, dataset), range(num_shards), num_workers)) as results:
+        for done, result in enumerate(results, start=1):
+            problems.extend(result.problems)
+            fingerprints.append(result.key_fingerprints)
+            if on_progress is not None:
+                on_progress(done, num_shards)
+    problems.extend(_repeated_keys(dataset, fingerprints))
+    manifest = dataset.manifest
+    return VerifyReport(dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems))
+
+
+@dataclass(frozen=True, eq=False)
+class _ShardResult:
+    problems: tuple[Problem, ...]
+    key_fingerprints: NDArray[np.uint64]  # 8 bytes a key: a hundred million keys must fit in memory to be compared
+
+
+def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
+    tar, idx = shard_name(shard_index), index_name(shard_index)
+    problems: list[Problem] = []
+    try:
+        data = dataset.store.read(tar)
+    except MissingObjectError as error:
+        data = b""
+        problems.append(Problem(tar, None, str(error)))
+    digest, wanted_digest = hashlib.sha256(data).digest(), dataset.table.sha256[shard_index].tobytes()
+    if data and digest != wanted_digest:
+        problems.append(
+            Problem(
+                tar,
+                None,
+                f"sha256 is {digest.hex()} ({len(data)} bytes), the shard table says {wanted_digest.hex()} "
+                f"({dataset.table.size_bytes[shard_index]} bytes)",
+            )
+        )
+    try:
+        index = dataset.index(shard_index)
+    except ShardError as error:
+        problems.append(Problem(idx, None, str(error)))
+        if digest == wanted_digest:  # the tar is as packed, so it tells what the index should be
+            index = _rebuild_index(data)
+            problems.extend(_altered_lines(dataset, idx, index))
+        else:
+            problems.append(Problem(tar, None, "tar and index are both damaged: none of its samples can be read"))
+            return _ShardResult(tuple(problems), np.empty(0, dtype=np.uint64))
+    problems.extend(_verify_samples(tar, data, index))
+    return _ShardResult(tuple(problems), _fingerprints(index.keys))
+
+
+def _verify_samples(tar: str, data: bytes, index: ShardIndex) -> list[Problem]:
+    """Check every slice, decode every frame, and let webdataset read what is intact."""
+    problems: list[Problem] = []
+    intact: dict[str, dict[str, bytes]] = {}
+    slices: list[bytes] = []
+    position = 0
+    for key, offset, length, crc in zip(
+        index.keys, index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True
+    ):
+        piece = data[offset : offset + length]
+        try:
+            if offset != position:
+                raise ShardError(f"starts at byte {offset}, the sample before ends at {position}")
+            check_slice(piece, length, crc, f"{tar}, sample {key}")
+            intact[key] = members_of_slice(piece, f"{tar}, sample {key}")
+            slices.append(piece)
+            check_frame(frame_from_members(key, intact[key]), f"{tar}, sample {key}")
+        except ShardError as error:
+            problems.append(Problem(tar, key, str(error)))
+        position = offset + length
+    if len(slices) == len(index.keys):
+        if data[position:] != archive_end(position):
+            problems.append(Problem(tar, None, f"the tar does not end as it should after byte {position}"))
+    else:
+        # A damaged header ends webdataset's reading early or, without an error, loses samples that are fine. So the
+        # witness is heard on the intact ones.
+        data = b"".join(slices) + archive_end(sum(len(piece) for piece in slices))
+    problems.extend(_hear_witness(tar, data, intact))
+    return problems
+
+
+def _hear_witness(tar: str, data: bytes, expected: dict[str, dict[str, bytes]]) -> Iterator[Problem]:
+    """Differences between what we read and what webdataset's own reader reads."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander  # loads torch
+
+    seen: set[str] = set()
+    try:
+        for sample in group_by_keys(tar_file_expander([{"url": tar, "stream": io.BytesIO(data)}])):
+            key = sample["__key__"]
+            members = {name: value for name, value in sample.items() if not name.startswith("__")}
+            if key in seen or key not in expected:
+                yield Problem(tar, key, f"webdataset's reader finds sample {key} {'again' if key in seen else 'too'}")
+            elif members != expected[key]:
+                yield Problem(tar, key, f"webdataset's reader finds other members: {sorted(members)}")
+            seen.add(key)
+    except (tarfile.TarError, ValueError, OSError) as error:
+        yield Problem(tar, None, f"webdataset's reader fails: {error}")
+    for key in expected:
+        if key not in seen:
+            yield Problem(tar, key, f"webdataset's reader does not find sample {key}")
+
+
+def _rebuild_index(data: bytes) -> ShardIndex:
+    """The index of an intact tar, from its headers."""
+    spans: dict[str, tuple[int, int]] = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        for member in archive:
+            key = member.name.partition(".")[0]
+            end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
+            spans[key] = (spans.get(key, (member.offset, 0))[0], end)
+    return ShardIndex(
+        keys=tuple(spans),
+        offsets=np.array([start for start, _ in spans.values()], dtype=np.int64),
+        lengths=np.array([end - start for start, end in spans.values()], dtype=np.int64),
+        crc32c=np.array([google_crc32c.value(data[start:end]) for start, end in spans.values()], dtype=np.uint32),
+    )
+
+
+def _altered_lines(dataset: DatasetReader, idx: str, rebuilt: ShardIndex) -> list[Problem]:
+    """The samples whose line is not in a damaged index as it should be."""
+    try:
+        found = set(dataset.store.read(idx).splitlines())
+    except MissingObjectError:
+        found = set()
+    wanted = rebuilt.encode().splitlines()[:-1]
+    return [
+        Problem(idx, key, f"the index line of sample {key} is missing or altered")
+        for key, line in zip(rebuilt.keys, wanted, strict=True)
+        if line not in found
+    ]
+
+
+def _fingerprints(keys: tuple[str, ...]) -> NDArray[np.uint64]:
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, dtype=np.uint64)
+
+
+def _repeated_keys(dataset: DatasetReader, fingerprints: list[NDArray[np.uint64]]) -> Iterator[Problem]:
+    """Keys that occur more than once in the dataset."""
+    values, counts = np.unique(np.concatenate(fingerprints), return_counts=True)
+    suspects = values[counts > 1]
+    if not len(suspects):
+        return
+    places: Counter[str] = Counter()
+    for shard_index, of_shard in enumerate(fingerprints):
+        for sample_index in np.flatnonzero(np.isin(of_shard, suspects)):
+            key = dataset.key(shard_index, int(sample_index))
+            places[key] += 1
+            if places[key] > 1:
+                yield Problem(shard_name(shard_index), key, f"key {key} occurs {places[key]} times in the dataset")
