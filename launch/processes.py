@@ -1,0 +1,44 @@
+"""Finding and ending the processes of one private Ray, and no others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Processes that belong to the Ray living in this folder, whoever their parent is by now.
+
+    The folder's name is unique to one launch and stands on the command line (gcs, raylet, dashboard), in the
+    environment, or behind the standard output (workers and what they start) of each of its processes. This process
+    itself is left out.
+    """
+    name = str(folder)
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and _mentions(process, name)]
+
+
+def end_processes(folder: Path, patience: float = 3.0) -> None:
+    """End every process of this folder: politely first, after `patience` seconds for certain."""
+    for kill in (False, True, True):  # the last round is for what was being started during the second
+        processes = processes_of(folder)
+        for process in processes:
+            try:
+                process.kill() if kill else process.terminate()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(processes, timeout=patience)
+
+
+def _mentions(process: psutil.Process, name: str) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if any(name in argument for argument in process.cmdline()):
+            return True
+        if any(name in value for value in process.environ().values()):
+            return True
+        return any(name in os.readlink(f"/proc/{process.pid}/fd/{stream}") for stream in (1, 2))
+    except (psutil.Error, OSError):  # gone meanwhile, or another user's: not ours
+        return False

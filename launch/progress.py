@@ -1,0 +1,75 @@
+"""Showing how a run goes, from the lines it writes to metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class MetricsFollower:
+    """Reads a growing metrics.jsonl, which a resumed run may first cut back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def newest(self) -> dict[str, float] | None:
+        """The last whole line that was added since the previous call, if any."""
+        try:
+            size = self._path.stat().st_size
+            if size < self._offset:
+                self._offset = 0
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                added = file.read()
+        except OSError:
+            return None
+        whole, newline, _ = added.rpartition(b"\n")
+        if not newline:
+            return None
+        self._offset += len(whole) + 1
+        try:
+            return json.loads(whole.rpartition(b"\n")[2])
+        except ValueError:  # replaced by a longer file meanwhile: begin anew
+            self._offset = 0
+            return None
+
+
+class RunProgress:
+    """A progress bar of optimizer steps with the loss beside it; silent when the output is no terminal."""
+
+    def __init__(self, metrics: Path, num_steps: int, console: Console) -> None:
+        self._follower = MetricsFollower(metrics)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting Ray", total=num_steps, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.update()
+        self._progress.stop()
+
+    def update(self) -> None:
+        """Take up what was written since the last call."""
+        line = self._follower.newest()
+        if line is None:
+            return
+        note = f"loss {line['loss']:.4f}  {line['samples_per_second']:.1f} frames/s"
+        self._progress.update(self._task, completed=line["step"], description="training", note=note)
