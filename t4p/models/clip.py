@@ -1,0 +1,320 @@
+"""The frozen CLIP towers: built, loaded and hashed by name, giving dense image features and label embeddings.
+
+Towers stay outside the trained module and its checkpoints; a checkpoint records their name, `pretrained` and sha256.
+"""
+
+import copy
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from t4p.models.dense_clip import ClipError, DenseReading, build_dense_tower
+
+__all__ = ["RANDOM", "ClipError", "ClipTowers", "DenseReading", "load_towers"]
+
+RANDOM = "random"  # the value of `pretrained` that asks for seeded random weights
+_LABELS_PER_BATCH = 256
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
+
+
+@dataclass(frozen=True)
+class _ModelSpec:
+    """What open_clip needs to build a model, and how its images are normalised."""
+
+    config: dict[str, Any]
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+
+
+class ClipTowers(nn.Module):
+    """CLIP's image tower, read densely, and its text tower. Frozen: always in eval mode, no parameter needs a gradient.
+
+    Attributes:
+        name, pretrained: as given to `load_towers`.
+        sha256: over all weights and buffers as loaded; two towers with one sha256 compute the same features.
+        embed_dim: d, the width of the joint space.
+        image_mean, image_std: of the images' colours in [0, 1], per channel.
+        cell_size: pixels per side of a dense cell.
+    """
+
+    def __init__(
+        self,
+        model: CLIP | CustomTextCLIP,
+        tokenizer: Callable[..., Tensor],
+        spec: _ModelSpec,
+        *,
+        name: str,
+        pretrained: str,
+        dense: DenseReading,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.pretrained = pretrained
+        self.embed_dim = int(spec.config["embed_dim"])
+        self.image_mean = spec.image_mean
+        self.image_std = spec.image_std
+        self._dense = build_dense_tower(model.visual, dense, name)
+        self.cell_size = self._dense.cell_size
+        self._tokenizer = tokenizer
+        self.model: CLIP | CustomTextCLIP = model.requires_grad_(False)
+        super().train(False)
+        self.sha256 = _hash_weights(model)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode whatever the surrounding module does: batch statistics of the towers must not move."""
+        return self
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of dense cells for an image of height x width pixels.
+
+        Raises:
+            ClipError: a side is not a positive multiple of `cell_size`.
+        """
+        cell = self.cell_size
+        if height <= 0 or width <= 0 or height % cell or width % cell:
+            nearest = [max(cell, round(side / cell) * cell) for side in (height, width)]
+            raise ClipError(
+                f"image of {height}x{width} (height x width) for {self.name}: both sides must be multiples of {cell} "
+                f"pixels; resize it to {nearest[0]}x{nearest[1]}"
+            )
+        return height // cell, width // cell
+
+    @torch.no_grad()
+    def dense_features(self, images: Tensor) -> Tensor:
+        """Features of every cell, in CLIP's joint space.
+
+        Args:
+            images: (F, 3, H, W) float, normalised by `image_mean` and `image_std`; sides are multiples of `cell_size`.
+
+        Returns:
+            (F, d, Hc, Wc) float32, not normalised, without a graph. Computed in the caller's autocast precision.
+
+        Raises:
+            ClipError: the images do not fit.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ClipError(
+                f"images for {self.name} have shape {tuple(images.shape)}; wanted (frames, 3, height, width)"
+            )
+        self.grid_size(images.shape[2], images.shape[3])
+        return self._dense.features(images).float()
+
+    @torch.no_grad()
+    def encode_labels(self, labels: Sequence[str], template: str = "point cloud of a {}") -> Tensor:
+        """Embed label names through the text tower, in float32 whatever the caller's autocast.
+
+        Args:
+            labels: K' names.
+            template: the prompt; {} stands for the label.
+
+        Returns:
+            (K', d) float32, unit-norm, in the labels' order.
+
+        Raises:
+            ClipError: the template has no {}, or a prompt is longer than the text tower's context.
+        """
+        if template.count("{}") != 1:
+            raise ClipError(f"prompt template is {template!r}; it must contain {{}} exactly once, where the label goes")
+        prompts = [template.replace("{}", label) for label in labels]
+        for prompt in prompts:
+            self._check_prompt_fits(prompt)
+        device = self.model.logit_scale.device
+        embeddings = [torch.zeros(0, self.embed_dim, device=device)]
+        with torch.autocast(device.type, enabled=False):
+            for start in range(0, len(prompts), _LABELS_PER_BATCH):
+                tokens = self._tokenizer(prompts[start : start + _LABELS_PER_BATCH]).to(device)
+                embeddings.append(F.normalize(self.model.encode_text(tokens).float(), dim=-1))
+        return torch.cat(embeddings)
+
+    def _check_prompt_fits(self, prompt: str) -> None:
+        """Refuse what the tokenizer would cut without a word: two long labels could become one."""
+        if isinstance(self._tokenizer, SimpleTokenizer):
+            num_tokens = len(self._tokenizer.encode(prompt)) + 2  # start and end
+            if num_tokens > self._tokenizer.context_length:
+                raise ClipError(
+                    f"prompt {prompt!r} has {num_tokens} tokens and the text tower of {self.name} reads "
+                    f"{self._tokenizer.context_length}; shorten the label or the template"
+                )
+
+
+def load_towers(name: str, pretrained: str, *, seed: int = 0, dense: DenseReading = "value") -> ClipTowers:
+    """Build a CLIP model, load its weights and freeze it.
+
+    The global random state is left as it was.
+
+    Args:
+        name: a model name of open_clip, or the path of a model configuration (.json): open_clip's own format, or the
+            open_clip_config.json of a downloaded model.
+        pretrained: a tag open_clip knows for this name (downloaded and cached by open_clip), the path of a weights file
+            that open_clip reads, or "random". A file does not say its activation: for OpenAI's weights name the
+            "-quickgelu" model.
+        seed: of the weights when `pretrained` is "random".
+        dense: how the image tower is read at every cell, see `t4p.models.dense_clip`.
+
+    Raises:
+        ClipError: an unknown name or tag, a missing or unfitting weights file, a failed download, or a tower without a
+            dense reading.
+    """
+    spec = _find_spec(name)
+    weights_path: str | None = None
+    if pretrained != RANDOM:
+        spec, weights_path = _find_weights(name, pretrained, spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches into the GPUs' generators
+        model, tokenizer = _build_model(name, spec.config)
+    # Before the weights, so that a model we cannot use fails before its file is read.
+    build_dense_tower(model.visual, dense, name)
+    if weights_path is not None:
+        _load_weights(model, weights_path, name)
+    return ClipTowers(model, tokenizer, spec, name=name, pretrained=pretrained, dense=dense)
+
+
+def _find_spec(name: str) -> _ModelSpec:
+    """Look the name up in open_clip, or read the configuration file that it names."""
+    if name.endswith(".json"):
+        return _read_spec(Path(name))
+    config = open_clip.get_model_config(_registered_name(name)) if ":" not in name else None
+    if config is None:
+        known = open_clip.list_models()
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+        hint = f"nearest: {', '.join(near)}" if near else f"for example RN50 or ViT-B-16, of {len(known)} names"
+        raise ClipError(
+            f"model.clip.name is {name!r}, which open_clip {open_clip.__version__} does not know; {hint}; or give the "
+            "path of a model configuration that ends in .json (open_clip_config.json of a downloaded model)"
+        )
+    return _ModelSpec(config, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+
+
+def _registered_name(name: str) -> str:
+    return name.replace("/", "-")  # open_clip takes ViT-B/32 as well
+
+
+def _read_spec(path: Path) -> _ModelSpec:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ClipError(
+            f"model.clip.name is the path {path}: {error.strerror}; give an existing model configuration"
+        ) from error
+    except ValueError as error:
+        raise ClipError(f"{path} is not JSON: {error}; give an open_clip model configuration") from error
+    config = document.get("model_cfg", document) if isinstance(document, dict) else {}
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    if missing:
+        raise ClipError(f"{path} is not an open_clip model configuration: it has no {', '.join(missing)}")
+    preprocess = document.get("preprocess_cfg", {})
+    return _ModelSpec(
+        config, tuple(preprocess.get("mean", OPENAI_DATASET_MEAN)), tuple(preprocess.get("std", OPENAI_DATASET_STD))
+    )
+
+
+def _find_weights(name: str, pretrained: str, spec: _ModelSpec) -> tuple[_ModelSpec, str]:
+    """Resolve a tag or a path to a weights file, and to the model it was trained as."""
+    tag = None if name.endswith(".json") else get_pretrained_cfg(_registered_name(name), pretrained)
+    if not tag:
+        if Path(pretrained).is_file():
+            return spec, pretrained
+        raise ClipError(_describe_missing_weights(name, pretrained))
+    try:
+        weights_path = download_pretrained(tag)
+    except Exception as error:  # whatever the network, the hub's client or the cache raises, the way out is the same
+        raise ClipError(
+            f"the weights {pretrained!r} of {name} could not be downloaded ({_first_line(error)}); on a machine "
+            "without network, download them elsewhere and give the file's path in model.clip.pretrained"
+        ) from error
+    # A tag knows its activation. RN50 with "openai" was trained with QuickGELU, which the name's configuration lacks:
+    # open_clip warns and goes on, with other features than the model was trained for.
+    config = {**spec.config, "quick_gelu": bool(spec.config.get("quick_gelu") or tag.get("quick_gelu"))}
+    image_mean = tuple(tag.get("mean", spec.image_mean))
+    return _ModelSpec(config, image_mean, tuple(tag.get("std", spec.image_std))), weights_path
+
+
+def _describe_missing_weights(name: str, pretrained: str) -> str:
+    found = f"model.clip.pretrained is {pretrained!r}"
+    wanted = f"give the path of a weights file of {name}, or {RANDOM!r} for random weights"
+    if "/" in pretrained or pretrained.endswith(_WEIGHT_SUFFIXES):
+        return f"{found}, and that file is {'a folder' if Path(pretrained).is_dir() else 'not there'}; {wanted}"
+    tags = [] if name.endswith(".json") else list_pretrained_tags_by_model(_registered_name(name))
+    if not tags:
+        return f"{found}, but {name} has no pretrained tags; {wanted}"
+    return f"{found}, which is no tag of {name}; its tags: {', '.join(tags)}; or {wanted}"
+
+
+def _build_model(name: str, config: dict[str, Any]) -> tuple[CLIP | CustomTextCLIP, Callable[..., Tensor]]:
+    """Build the model with random weights from the global generator, and its tokenizer."""
+    config = copy.deepcopy(config)
+    timm_name = config["vision_cfg"].get("timm_model_name")
+    if timm_name:
+        raise ClipError(
+            f"{name}: its image tower is timm's {timm_name}; dense features are known for open_clip's own RN50-type "
+            "and ViT-type towers; use one of those (RN50, ViT-B-16, ...)"
+        )
+    if "multimodal_cfg" in config:
+        raise ClipError(
+            f"{name} is a captioning model (CoCa) with attentional pooling; use a plain CLIP such as ViT-B-16"
+        )
+    text_config = config["text_cfg"]
+    hugging_face_text = "hf_model_name" in text_config
+    if hugging_face_text:
+        text_config["hf_model_pretrained"] = False  # the CLIP weights hold the text tower too
+    model_class = CustomTextCLIP if config.pop("custom_text", False) or hugging_face_text else CLIP
+    try:
+        model = model_class(**config)
+        tokenizer = _build_tokenizer(text_config)
+    except Exception as error:  # a configuration can be wrong in as many ways as open_clip, torch and the hub can fail
+        raise ClipError(
+            f"{name}: open_clip cannot build this model: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return model, tokenizer
+
+
+def _build_tokenizer(text_config: dict[str, Any]) -> Callable[..., Tensor]:
+    context_length = text_config.get("context_length", 77)
+    options = text_config.get("tokenizer_kwargs", {})
+    hub_name = text_config.get("hf_tokenizer_name")
+    if not hub_name:
+        return SimpleTokenizer(context_length=context_length, **options)
+    return HFTokenizer(
+        hub_name, context_length=context_length, tokenizer_mode=text_config.get("tokenizer_mode"), **options
+    )
+
+
+def _load_weights(model: nn.Module, path: str, name: str) -> None:
+    try:
+        open_clip.load_checkpoint(model, path)
+    except (
+        Exception
+    ) as error:  # a damaged or foreign file makes zipfile, pickle, safetensors or torch raise their own errors
+        raise ClipError(
+            f"{path} does not hold weights of {name}: {_first_line(error, num_lines=3)}; give the weights of this "
+            "model, or the name that belongs to the file"
+        ) from error
+
+
+def _first_line(error: Exception, num_lines: int = 1) -> str:
+    """Shorten an error of another library to what fits into a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:num_lines]) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _hash_weights(model: nn.Module) -> str:
+    """sha256 over name, dtype, shape and bytes of every weight and buffer, in the order of their names."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""Dense features of CLIP image towers: the value path of the last attention, read off at every cell.
+
+CLIP trains one pooled embedding per image. The value and output projections that lead into it, applied to every cell
+instead of to the attention-weighted mean, place the cells in the same joint space (the reading of MaskCLIP).
+"""
+
+from typing import Literal, Protocol, get_args
+
+import torch
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DenseReading = Literal["value", "value-residual"]
+
+
+class ClipError(ValueError):
+    """A CLIP model that cannot be found, built, loaded or read densely; the message says what to change."""
+
+
+class DenseTower(Protocol):
+    """An image tower read at every cell."""
+
+    cell_size: int  # pixels per side of a cell
+
+    def features(self, images: Tensor) -> Tensor:
+        """Map images (F, 3, H, W), H and W multiples of `cell_size`, to (F, d, H / cell_size, W / cell_size)."""
+        ...
+
+
+class DenseResNet:
+    """RN50 family: the attention pool's value and output projections as 1x1 convolutions on the last feature map.
+
+    No attention and no positions (the pool's positions fit one image size only, open_clip never resizes them), so any
+    image whose sides are multiples of 32 pixels works.
+    """
+
+    cell_size = 32
+
+    def __init__(self, visual: ModifiedResNet) -> None:
+        self._visual = visual
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.project(self.feature_map(images))
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Map images (F, 3, H, W) to the output of layer4, (F, C, H / 32, W / 32)."""
+        # Not forward_intermediates: its early stop is inverted in open_clip 3.3.0 for this tower.
+        visual = self._visual
+        return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+
+    def project(self, feature_map: Tensor) -> Tensor:
+        """Map layer4 features (F, C, Hc, Wc) to the joint space, (F, d, Hc, Wc)."""
+        pool = self._visual.attnpool
+        values = F.conv2d(feature_map, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
+        return F.conv2d(values, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
+
+
+class DenseViT:
+    """ViT family: the last block's value path, then the tower's own final norm and projection.
+
+    "value" keeps the value path alone; "value-residual" keeps the block's residual and MLP as well, as the reference
+    reading does. Positions are resized to the image's grid, so any multiple of the patch size works.
+    """
+
+    def __init__(self, visual: VisionTransformer, reading: DenseReading) -> None:
+        self._visual = visual
+        self._reading = reading
+        self.cell_size = int(visual.patch_size[0])
+
+    def features(self, images: Tensor) -> Tensor:
+        rows, columns = images.shape[-2] // self.cell_size, images.shape[-1] // self.cell_size
+        cells = self.project(self.tokens(images)[:, 1:])
+        return cells.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Map images (F, 3, H, W) to what enters the last block, (F, 1 + cells, width); the class token comes first."""
+        visual = self._visual
+        patches = visual.conv1(images)
+        grid = (patches.shape[-2], patches.shape[-1])
+        patches = patches.flatten(2).transpose(1, 2)
+        class_token = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        x = torch.cat([class_token, patches], dim=1)
+        x = visual.ln_pre(x + self._positions(grid).to(x.dtype))
+        for block in visual.transformer.resblocks[:-1]:
+            x = block(x)
+        return x
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Map tokens before the last block (F, L, width) to the joint space (F, L, d), each on its own."""
+        visual = self._visual
+        block = visual.transformer.resblocks[-1]
+        x = _value_path(block, tokens)
+        if self._reading == "value-residual":
+            x = tokens + x
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        return visual.ln_post(x) @ visual.proj
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings (1 + cells, width) for a grid of (rows, columns), resized as open_clip resizes them."""
+        positions = self._visual.positional_embedding
+        native_grid = tuple(self._visual.grid_size)
+        if grid == native_grid:
+            return positions
+        image_positions = positions[1:].T.unflatten(1, native_grid)[None]
+        resized = F.interpolate(image_positions, size=grid, mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([positions[:1], resized[0].flatten(1).T])
+
+
+def _value_path(block: ResidualAttentionBlock | CustomResidualAttentionBlock, tokens: Tensor) -> Tensor:
+    """What the block's attention adds to each token (F, L, width) if the token attends to itself alone."""
+    attention = block.attn
+    width = tokens.shape[-1]
+    bias = attention.in_proj_bias
+    value = F.linear(
+        block.ln_1(tokens), attention.in_proj_weight[2 * width :], None if bias is None else bias[2 * width :]
+    )
+    if isinstance(attention, Attention):  # open_clip's own attention, in "custom" blocks
+        if attention.head_scale is not None:
+            value = (value.unflatten(-1, (attention.num_heads, -1)) * attention.head_scale[:, 0]).flatten(-2)
+        return block.ls_1(block.ln_attn(attention.out_proj(attention.ln_inner(value))))
+    return block.ls_1(attention.out_proj(value))
+
+
+def build_dense_tower(visual: nn.Module, reading: DenseReading, name: str) -> DenseTower:
+    """Choose the dense reading for an image tower of open_clip.
+
+    Args:
+        visual: the image tower; it is referred to, not copied.
+        reading: "value", or "value-residual" (ViT only).
+        name: the model's name, for messages.
+
+    Raises:
+        ClipError: the reading is unknown or does not exist for this tower, or the tower's kind has no dense reading.
+    """
+    if reading not in get_args(DenseReading):
+        raise ClipError(f"dense reading is {reading!r}; choose one of {', '.join(get_args(DenseReading))}")
+    if isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d):
+        if reading != "value":
+            raise ClipError(
+                f"{name}: dense reading {reading!r} is for ViT towers, and this is a ResNet, whose attention pool has "
+                "no residual; use 'value'"
+            )
+        return DenseResNet(visual)
+    if isinstance(visual, VisionTransformer):
+        problem = _unsupported_vit_feature(visual)
+        if problem:
+            raise ClipError(
+                f"{name}: no dense reading for a ViT tower with {problem}; use a plain one such as ViT-B-16"
+            )
+        return DenseViT(visual, reading)
+    raise ClipError(
+        f"{name}: its image tower is {type(visual).__name__}; dense features are known for open_clip's "
+        "ModifiedResNet (RN50, ...) and VisionTransformer (ViT-B-16, ...) only; use one of those"
+    )
+
+
+def _unsupported_vit_feature(visual: VisionTransformer) -> str | None:
+    """Name what keeps the value path of this ViT from being its pooled path, if anything does."""
+    if visual.attn_pool is not None:
+        return "attentional pooling"
+    if visual.pool_type not in ("tok", "avg"):
+        return f"pool_type {visual.pool_type!r}"
+    if visual.patch_size[0] != visual.patch_size[1]:
+        return f"patches of {visual.patch_size[0]}x{visual.patch_size[1]} pixels"
+    if not visual.transformer.batch_first:
+        return "sequence-first blocks"
+    if not visual.transformer.resblocks:
+        return "no blocks"
+    if getattr(visual.transformer.resblocks[-1].attn, "scaled_cosine", False):
+        return "scaled cosine attention"  # open_clip 3.3.0 cannot run it: bmm on 4-D tensors
+    return None
