@@ -1,0 +1,224 @@
+"""The sparse U-Net of the MinkUNet / Res16UNet family, cut at its bottleneck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from t4p.models.norm import NormKind, build_norm
+from t4p.models.sparse.layers import Downsample, SubmanifoldConv, Upsample
+from t4p.models.sparse.pyramid import SparsePyramid
+
+
+@dataclass(frozen=True)
+class UNetPlan:
+    """Widths and depths of a SparseUNet.
+
+    Attributes:
+        stem_channels: width of the stem, at full resolution.
+        stem_kernel_size: odd.
+        encoder_channels, encoder_blocks: per stride, finest first; the last entry is the bottleneck.
+        decoder_channels, decoder_blocks: per stride, coarsest first; the last entry is at full resolution.
+
+    Raises:
+        ValueError: lengths differ, or a number is not positive (odd for the stem's kernel).
+    """
+
+    stem_channels: int
+    stem_kernel_size: int
+    encoder_channels: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_channels: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        per_stride = (self.encoder_channels, self.encoder_blocks, self.decoder_channels, self.decoder_blocks)
+        lengths = [len(values) for values in per_stride]
+        if len(set(lengths)) != 1 or lengths[0] == 0:
+            raise ValueError(
+                f"encoder_channels, encoder_blocks, decoder_channels, decoder_blocks have {lengths} entries; wanted "
+                "the same number, one per stride, at least one"
+            )
+        if min(self.stem_channels, *(min(values) for values in per_stride)) < 1:
+            raise ValueError(f"{self}: every width and block count must be at least 1")
+        if self.stem_kernel_size < 1 or self.stem_kernel_size % 2 == 0:
+            raise ValueError(f"stem_kernel_size is {self.stem_kernel_size}; wanted an odd number, 5 or 3")
+
+    @property
+    def num_strides(self) -> int:
+        return len(self.encoder_channels)
+
+    def truncated(self, num_strides: int) -> UNetPlan:
+        """The same network with only its finest strides: the bottleneck is at voxel size x 2^num_strides.
+
+        Raises:
+            ValueError: num_strides is not in 1 .. self.num_strides.
+        """
+        if not 1 <= num_strides <= self.num_strides:
+            raise ValueError(f"num_strides is {num_strides}; this plan can be cut to 1 .. {self.num_strides}")
+        return replace(
+            self,
+            encoder_channels=self.encoder_channels[:num_strides],
+            encoder_blocks=self.encoder_blocks[:num_strides],
+            decoder_channels=self.decoder_channels[-num_strides:],
+            decoder_blocks=self.decoder_blocks[-num_strides:],
+        )
+
+
+def _plan(blocks: tuple[int, ...], decoder_channels: tuple[int, ...]) -> UNetPlan:
+    return UNetPlan(32, 5, (32, 64, 128, 256), blocks[:4], decoder_channels, blocks[4:])
+
+
+_BLOCKS_14 = (1, 1, 1, 1, 1, 1, 1, 1)
+_BLOCKS_18 = (2, 2, 2, 2, 2, 2, 2, 2)
+_BLOCKS_34 = (2, 3, 4, 6, 2, 2, 2, 2)
+
+# Widths and depths of MinkowskiEngine's examples (MinkUNet14A is Res16UNet14A without its final linear layer).
+PLANS: Mapping[str, UNetPlan] = MappingProxyType(
+    {
+        "Res16UNet14A": _plan(_BLOCKS_14, (128, 128, 96, 96)),
+        "Res16UNet14B": _plan(_BLOCKS_14, (128, 128, 128, 128)),
+        "Res16UNet14C": _plan(_BLOCKS_14, (192, 192, 128, 128)),
+        "Res16UNet14D": _plan(_BLOCKS_14, (384, 384, 384, 384)),
+        "Res16UNet18A": _plan(_BLOCKS_18, (128, 128, 96, 96)),
+        "Res16UNet18B": _plan(_BLOCKS_18, (128, 128, 128, 128)),
+        "Res16UNet18D": _plan(_BLOCKS_18, (384, 384, 384, 384)),
+        "Res16UNet34A": _plan(_BLOCKS_34, (256, 128, 64, 64)),
+        "Res16UNet34B": _plan(_BLOCKS_34, (256, 128, 64, 32)),
+        "Res16UNet34C": _plan(_BLOCKS_34, (256, 128, 96, 96)),
+    }
+)
+
+
+class SparseUNet(nn.Module):
+    """Voxel features in, features of the same voxels out, with the bottleneck in the open.
+
+    encode and decode are separate because the Text Querying Module sits between them. There is no final linear layer.
+    A pyramid is not a tensor: under ZeRO-3 this module has to be a leaf (its parameters are gathered together).
+    """
+
+    def __init__(self, in_channels: int, plan: UNetPlan, norm: NormKind = "batch") -> None:
+        super().__init__()
+        self.plan = plan
+        self.num_levels = plan.num_strides + 1
+        self.bottleneck_channels = plan.encoder_channels[-1]
+        self.out_channels = plan.decoder_channels[-1]
+        self.stem = SubmanifoldConv(in_channels, plan.stem_channels, plan.stem_kernel_size)
+        self.stem_norm = build_norm(norm, plan.stem_channels)
+        level_channels = (plan.stem_channels, *plan.encoder_channels)
+        self.encoder = nn.ModuleList(
+            EncoderStage(below, channels, num_blocks, norm)
+            for below, channels, num_blocks in zip(
+                level_channels, plan.encoder_channels, plan.encoder_blocks, strict=False
+            )
+        )
+        above_channels = (self.bottleneck_channels, *plan.decoder_channels)
+        self.decoder = nn.ModuleList(
+            DecoderStage(above, skip, channels, num_blocks, norm)
+            for above, skip, channels, num_blocks in zip(
+                above_channels, level_channels[-2::-1], plan.decoder_channels, plan.decoder_blocks, strict=False
+            )
+        )
+
+    def forward(self, pyramid: SparsePyramid, features: Tensor) -> Tensor:
+        """The plain encoder-decoder: (V, in_channels) to (V, out_channels)."""
+        return self.decode(pyramid, self.encode(pyramid, features))
+
+    def encode(self, pyramid: SparsePyramid, features: Tensor) -> tuple[Tensor, ...]:
+        """Features of every level, finest first.
+
+        Args:
+            pyramid: num_levels levels, level 0 being the voxels of the features.
+            features: (V, in_channels).
+
+        Returns:
+            num_levels tensors (V_l, C_l); the last is the bottleneck, h3D, with bottleneck_channels.
+
+        Raises:
+            ValueError: the pyramid's levels are not as many as the network's.
+        """
+        if pyramid.num_levels != self.num_levels:
+            raise ValueError(
+                f"the pyramid has {pyramid.num_levels} levels but the network {self.num_levels}; pass num_levels="
+                f"{self.num_levels} to build_pyramid"
+            )
+        level_features = [F.relu(self.stem_norm(self.stem(pyramid, features, 0)))]
+        for level, stage in enumerate(self.encoder):
+            level_features.append(stage(pyramid, level_features[-1], level))
+        return tuple(level_features)
+
+    def decode(self, pyramid: SparsePyramid, level_features: tuple[Tensor, ...]) -> Tensor:
+        """From the levels of encode, the bottleneck possibly replaced, to (V, out_channels), z3D."""
+        features = level_features[-1]
+        for level, stage in zip(range(self.num_levels - 1, 0, -1), self.decoder, strict=True):
+            features = stage(pyramid, features, level_features[level - 1], level)
+        return features
+
+
+class EncoderStage(nn.Module):
+    """Halve the resolution, keeping the width, then residual blocks at the new width."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, norm: NormKind) -> None:
+        super().__init__()
+        self.down = Downsample(in_channels, in_channels)
+        self.norm = build_norm(norm, in_channels)
+        self.blocks = _residual_blocks(in_channels, out_channels, num_blocks, norm)
+
+    def forward(self, pyramid: SparsePyramid, features: Tensor, level: int) -> Tensor:
+        """(V_level, Cin) to (V_{level+1}, Cout)."""
+        features = F.relu(self.norm(self.down(pyramid, features, level)))
+        for block in self.blocks:
+            features = block(pyramid, features, level + 1)
+        return features
+
+
+class DecoderStage(nn.Module):
+    """Double the resolution, set the encoder's features of that level beside it, then residual blocks."""
+
+    def __init__(
+        self, in_channels: int, skip_channels: int, out_channels: int, num_blocks: int, norm: NormKind
+    ) -> None:
+        super().__init__()
+        self.up = Upsample(in_channels, out_channels)
+        self.norm = build_norm(norm, out_channels)
+        self.blocks = _residual_blocks(out_channels + skip_channels, out_channels, num_blocks, norm)
+
+    def forward(self, pyramid: SparsePyramid, features: Tensor, skip: Tensor, level: int) -> Tensor:
+        """features (V_level, Cin) and skip (V_{level-1}, Cskip) to (V_{level-1}, Cout)."""
+        features = F.relu(self.norm(self.up(pyramid, features, level)))
+        features = torch.cat([features, skip], dim=1)
+        for block in self.blocks:
+            features = block(pyramid, features, level - 1)
+        return features
+
+
+def _residual_blocks(in_channels: int, out_channels: int, num_blocks: int, norm: NormKind) -> nn.ModuleList:
+    widths = [in_channels] + [out_channels] * (num_blocks - 1)
+    return nn.ModuleList(ResidualBlock(width, out_channels, norm) for width in widths)
+
+
+class ResidualBlock(nn.Module):
+    """conv 3, norm, ReLU, conv 3, norm, plus the input (projected where the width changes), ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: NormKind) -> None:
+        super().__init__()
+        self.conv1 = SubmanifoldConv(in_channels, out_channels, 3)
+        self.norm1 = build_norm(norm, out_channels)
+        self.conv2 = SubmanifoldConv(out_channels, out_channels, 3)
+        self.norm2 = build_norm(norm, out_channels)
+        self.projection = SubmanifoldConv(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self.projection_norm = build_norm(norm, out_channels) if in_channels != out_channels else None
+
+    def forward(self, pyramid: SparsePyramid, features: Tensor, level: int) -> Tensor:
+        """(V_level, Cin) to (V_level, Cout)."""
+        residual = features
+        if self.projection is not None and self.projection_norm is not None:
+            residual = self.projection_norm(self.projection(pyramid, features, level))
+        features = F.relu(self.norm1(self.conv1(pyramid, features, level)))
+        features = self.norm2(self.conv2(pyramid, features, level))
+        return F.relu(features + residual)
