@@ -149,7 +149,7 @@ class PretrainTask:
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> Mapping[str, float]:
-        """Top-1 retrieval of a voxel's cell among 256 distinct ones of its frame, for L_e and L_d: the mean over frames.
+        """Top-1 retrieval of a voxel's cell among 256 of its frame, for L_e and L_d: the mean over frames.
 
         Frames with readings in fewer than 256 cells are left out; `frames_e`, `frames_d` count the others.
         """

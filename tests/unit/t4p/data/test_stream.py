@@ -1,0 +1,184 @@
+"""From packed shards to batches: every frame once, the same for any number of workers, broken ones counted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shards.pack import pack
+from t4p.config import AugmentConfig
+from t4p.data.fetch import Catalogue
+from t4p.data.sample import SampleSettings
+from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
+from t4p.errors import DataError
+
+NUM_FRAMES = 13
+
+SAMPLES = SampleSettings(
+    image_size=(48, 64),
+    cell_grid=(6, 8),
+    decoder_grid=(12, 16),
+    pixel_stride=2,
+    max_depth=10.0,
+    voxel_size=0.1,
+    num_strides=2,
+    point_features=("color",),
+    num_pairs_e=20,
+    num_pairs_d=30,
+    augment=AugmentConfig(),
+    seed=5,
+)
+STREAM = StreamSettings(
+    num_workers=0,
+    num_streams=4,
+    shuffle_block=8,
+    global_batch_size=4,
+    grad_accum_steps=1,
+    rank=0,
+    world_size=1,
+    seed=5,
+    max_skip_fraction=0.0,
+)
+
+
+def write_raw(folder, num_frames):
+    """Frames in the layout of 7-Scenes: a slanted plane, colour and depth different in each."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    np.savetxt(folder / "camera-intrinsics.txt", [[60, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
+    for index in range(num_frames):
+        depth = (1500 + 10 * index + np.add.outer(np.arange(48), np.arange(64)) * 5).astype(np.uint16)
+        Image.fromarray(depth).save(folder / f"frame-{index:06d}.depth.png")
+        color = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+        Image.fromarray(color).save(folder / f"frame-{index:06d}.color.png")
+        np.savetxt(folder / f"frame-{index:06d}.pose.txt", np.eye(4))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    write_raw(folder / "raw", NUM_FRAMES)
+    pack("seven-scenes", folder / "raw", str(folder / "shards"), shard_size_bytes=40_000)
+    return folder / "shards"
+
+
+def read(dataset, start, end, **changes):
+    return list(TrainingStream(Catalogue([str(dataset)]), SAMPLES, replace(STREAM, **changes)).batches(start, end))
+
+
+def assert_equal(one, other):
+    assert one.keys == other.keys
+    for name in ("images", "voxel_coords", "voxel_features", "voxel_of_pair_e", "cell_of_pair_e", "pixel_of_pair_d"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_an_epoch_reads_every_frame_at_most_once_and_leaves_out_the_remainder(dataset):
+    assert len(Catalogue([str(dataset)]).samples_per_shard) > 2
+    keys = [key for batch in read(dataset, 0, 3) for key in batch.keys]
+    assert len(keys) == len(set(keys)) == 12
+    next_epoch = [key for batch in read(dataset, 3, 6) for key in batch.keys]
+    assert len(set(next_epoch)) == 12
+    assert keys != next_epoch
+
+
+def test_any_step_can_be_the_first(dataset):
+    whole = read(dataset, 0, 7)
+    for start in (1, 3, 5):
+        for one, other in zip(whole[start:], read(dataset, start, 7), strict=True):
+            assert_equal(one, other)
+
+
+def test_loader_processes_change_nothing(dataset):
+    for one, other in zip(read(dataset, 0, 4), read(dataset, 0, 4, num_workers=2), strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_the_batch_of_one(dataset, world_size):
+    whole = read(dataset, 0, 3)
+    ranks = [read(dataset, 0, 3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, batch in enumerate(whole):
+        shares = [rank[step].keys for rank in ranks]
+        assert sorted(key for share in shares for key in share) == sorted(batch.keys)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_micro_batches_are_parts_of_the_step(dataset):
+    whole = read(dataset, 0, 3)
+    parts = read(dataset, 0, 3, grad_accum_steps=2)
+    assert len(parts) == 6
+    for step, batch in enumerate(whole):
+        assert parts[2 * step].keys + parts[2 * step + 1].keys == batch.keys
+
+
+def test_two_datasets_are_read_as_one(dataset):
+    catalogue = Catalogue([str(dataset), str(dataset)])
+    assert catalogue.num_samples == 2 * NUM_FRAMES
+    stream = TrainingStream(catalogue, SAMPLES, STREAM)
+    keys = [key for batch in stream.batches(0, stream.steps_per_epoch) for key in batch.keys]
+    assert len(keys) == 24
+    assert max(keys.count(key) for key in keys) == 2
+
+
+def test_validation_reads_every_frame_once_over_all_ranks(dataset):
+    settings = replace(SAMPLES, augment=None, num_pairs_e=None, num_pairs_d=None)
+    keys = []
+    for rank in range(2):
+        stream = ValidationStream(Catalogue([str(dataset)]), settings, 0, rank, 2)
+        batches = list(stream.batches())
+        assert [batch.keys for batch in batches] == [batch.keys for batch in stream.batches()]
+        assert all(len(batch.keys) == 1 for batch in batches)
+        keys += [batch.keys[0] for batch in batches]
+    assert len(keys) == len(set(keys)) == NUM_FRAMES
+
+
+@pytest.fixture
+def damaged(dataset, tmp_path):
+    """A copy in which one byte of one sample is flipped."""
+    copy = tmp_path / "damaged"
+    copy.mkdir()
+    for path in dataset.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    victim = copy / "shard-000001.tar"
+    content = bytearray(victim.read_bytes())
+    content[1000] ^= 1
+    victim.write_bytes(content)
+    return copy
+
+
+def test_a_broken_sample_stops_the_run_and_is_named(damaged):
+    with pytest.raises(DataError) as caught:
+        read(damaged, 0, 3)
+    message = str(caught.value)
+    assert "shard-000001.tar" in message
+    assert "crc32c" in message
+    assert "data.max_skip_fraction is 0" in message
+    assert "t4p shards verify" in message
+
+
+def test_broken_samples_are_skipped_up_to_the_allowed_share(damaged):
+    stream = TrainingStream(Catalogue([str(damaged)]), SAMPLES, replace(STREAM, max_skip_fraction=0.1))
+    batches = list(stream.batches(0, 9))
+    sizes = [len(batch.keys) for batch in batches]
+    assert sum(sizes) == 9 * 4 - sum(stream.skipped.values())
+    assert 1 <= sum(stream.skipped.values()) <= 3
+
+
+def test_validation_drops_nothing(damaged):
+    stream = ValidationStream(Catalogue([str(damaged)]), SAMPLES, 0, 0, 1)
+    with pytest.raises(DataError, match=r"validation: .*crc32c"):
+        list(stream.batches())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch_size": 14}, "the dataset has 13 samples, fewer than one global batch of 14"),
+        ({"world_size": 5}, "the world size is 5 but the global batch has 4 samples"),
+    ],
+)
+def test_a_world_or_batch_that_cannot_work_is_refused_before_anything_is_read(dataset, changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingStream(Catalogue([str(dataset)]), SAMPLES, replace(STREAM, **changes))

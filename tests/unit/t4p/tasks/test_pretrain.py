@@ -1,0 +1,170 @@
+"""The pre-training module and task on small frames made here."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from t4p.config import load_config
+from t4p.data.batch import collate
+from t4p.data.decode import DecodedFrame
+from t4p.data.sample import build_sample
+from t4p.errors import ConfigError
+from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings, load_towers_from
+
+OVERRIDES = [
+    "data.shards=[a]",
+    "data.image_size=[96, 128]",
+    "data.pixel_stride=1",
+    "model.voxel_size=0.08",
+    "model.unet.encoder_channels=[16, 24]",
+    "model.unet.decoder_channels=[24, 16]",
+    "model.unet.stem_channels=16",
+    "loss.num_pairs_e=40",
+    "loss.num_pairs_d=60",
+]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(["configs/smoke.yaml"], OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def towers(config):
+    return load_towers_from(config.model.clip, config.run.seed)
+
+
+def frame(seed):
+    """A bumpy wall about 2 m ahead with random blocks of colour."""
+    rng = np.random.default_rng(seed)
+    color = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    depth = np.kron(2 + 0.3 * rng.random((6, 8)), np.ones((16, 16))).astype(np.float32)
+    depth[rng.random(depth.shape) < 0.1] = 0
+    K = np.array([[110.0, 0, 63.5], [0, 110.0, 47.5], [0, 0, 1]])
+    return DecodedFrame(color, depth, K, K, np.eye(4), None)
+
+
+def batch_of(config, towers, seeds, epoch=0):
+    settings = build_sample_settings(config, towers)
+    samples = [build_sample(frame(seed), f"room/{seed}", epoch, settings) for seed in seeds]
+    cells = settings.cell_grid[0] * settings.cell_grid[1]
+    pixels = settings.decoder_grid[0] * settings.decoder_grid[1]
+    return collate(samples, settings.image_size, 3, cells, pixels), samples
+
+
+def module_and_task(config, towers):
+    torch.manual_seed(0)
+    module = PretrainModule(config.model, config.loss, towers.embed_dim)
+    return module, PretrainTask(towers, config.model, torch.device("cpu"), None)
+
+
+def test_every_trainable_parameter_gets_a_gradient_and_no_tower_weight_is_in_the_module(config, towers):
+    module, task = module_and_task(config, towers)
+    batch, _ = batch_of(config, towers, (0, 1))
+    loss, loss_e, loss_d, *_ = module(*task.inputs(batch))
+    torch.testing.assert_close(loss, loss_e + loss_d)
+    loss.backward()
+    missing = [name for name, parameter in module.named_parameters() if parameter.grad is None]
+    assert missing == []
+    tower_storage = {parameter.data_ptr() for parameter in towers.parameters()}
+    assert tower_storage.isdisjoint(parameter.data_ptr() for parameter in module.parameters())
+    assert all(parameter.grad is None for parameter in towers.parameters())
+
+
+def test_each_loss_alone_trains_what_it_should(config, towers):
+    batch, _ = batch_of(config, towers, (0, 1))
+    module, task = module_and_task(config, towers)
+    _, loss_e, *_ = module(*task.inputs(batch))
+    loss_e.backward()
+    reached = {n.split(".")[0] + "." + n.split(".")[1] for n, p in module.net.named_parameters() if p.grad is not None}
+    assert {"unet.stem", "unet.encoder", "expand.weight"} <= reached
+    assert "head.weight" not in reached
+    assert all(p.grad is None for p in module.decoder2d.parameters())
+    assert module.log_logit_scale_d.grad is None
+
+
+def test_pairs_join_a_voxel_with_the_cell_that_its_points_are_seen_in(config, towers):
+    """Follow every pair of a batch back to the frame it came from."""
+    batch, samples = batch_of(config, towers, (0, 1, 2))
+    settings = build_sample_settings(config, towers)
+    num_cells = settings.cell_grid[0] * settings.cell_grid[1]
+    coarse = torch.unique(torch.cat([batch.voxel_coords[:, :1], batch.voxel_coords[:, 1:] >> 2], dim=1), dim=0)
+    assert sum(sample.num_bottleneck_voxels for sample in samples) == len(coarse)
+    frame_of_voxel = coarse[batch.voxel_of_pair_e, 0]
+    frame_of_cell = batch.cell_of_pair_e // num_cells
+    assert torch.equal(frame_of_voxel.long(), frame_of_cell)
+    num_pixels = settings.decoder_grid[0] * settings.decoder_grid[1]
+    assert torch.equal(batch.voxel_coords[batch.voxel_of_pair_d, 0].long(), batch.pixel_of_pair_d // num_pixels)
+    assert len(batch.voxel_of_pair_d) == 3 * config.loss.num_pairs_d
+    assert len(batch.voxel_of_pair_e) <= 3 * config.loss.num_pairs_e
+
+
+def test_a_sample_depends_on_seed_epoch_and_key_alone(config, towers):
+    settings = build_sample_settings(config, towers)
+    first = build_sample(frame(0), "room/0", 3, settings)
+    again = build_sample(frame(0), "room/0", 3, settings)
+    for name in ("voxel_coords", "voxel_features", "pairs_e", "pairs_d"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    for other in (
+        build_sample(frame(0), "room/0", 4, settings),
+        build_sample(frame(0), "room/1", 3, settings),
+        build_sample(frame(0), "room/0", 3, replace(settings, seed=1)),
+    ):
+        assert first.voxel_coords.shape != other.voxel_coords.shape or not np.array_equal(
+            first.voxel_coords, other.voxel_coords
+        )
+
+
+def test_an_empty_batch_has_the_shapes_of_a_full_one(config, towers):
+    full, _ = batch_of(config, towers, (0,))
+    empty, _ = batch_of(config, towers, ())
+    for name in ("images", "voxel_coords", "voxel_features", "voxel_of_pair_e", "pixel_of_pair_d"):
+        assert getattr(empty, name).shape[1:] == getattr(full, name).shape[1:]
+        assert getattr(empty, name).dtype == getattr(full, name).dtype
+        assert len(getattr(empty, name)) == 0
+
+
+def test_a_few_steps_lower_both_losses(config, towers):
+    module, task = module_and_task(config, towers)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    batch, _ = batch_of(config, towers, (0, 1))
+    inputs = task.inputs(batch)
+    history = []
+    for _ in range(12):
+        loss, loss_e, loss_d, *_ = module(*inputs)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append((loss_e.item(), loss_d.item()))
+    assert history[-1][0] < history[0][0] - 0.3
+    assert history[-1][1] < history[0][1] - 0.3
+
+
+def test_bf16_stays_close_to_fp32(config, towers):
+    module, task = module_and_task(config, towers)
+    batch, _ = batch_of(config, towers, (0, 1))
+    inputs = task.inputs(batch)
+    exact = module(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = module(*inputs)
+    for index in (1, 2):
+        assert rounded[index].dtype == torch.float32
+        assert rounded[index].item() == pytest.approx(exact[index].item(), rel=0.03)
+        assert rounded[index].item() != exact[index].item()
+
+
+def test_an_image_size_that_does_not_fit_the_tower_is_refused(towers):
+    config = load_config(["configs/smoke.yaml"], [*OVERRIDES, "data.image_size=[100, 128]"])
+    with pytest.raises(ConfigError, match="both must be multiples of 32"):
+        build_sample_settings(config, towers)
+
+
+def test_labels_are_embedded_with_the_template(config, towers):
+    _, task = module_and_task(config, towers)
+    batch, _ = batch_of(config, towers, (0,))
+    text = task.inputs(batch)[3]
+    expected = towers.encode_labels(config.model.labels, "point cloud of a {}")
+    torch.testing.assert_close(text, expected)
+    assert text.shape == (20, towers.embed_dim)
