@@ -1,0 +1,45 @@
+"""Batch norm over rows, for any number of them."""
+
+import pytest
+import torch
+from torch import nn
+
+from t4p.models.norm import build_norm
+
+
+def test_batch_norm_equals_torchs_own_and_moves_the_running_statistics():
+    norm, expected = build_norm("batch", 5), nn.BatchNorm1d(5, eps=1e-5)
+    features = torch.randn(30, 5) * 3 + 1
+    torch.testing.assert_close(norm(features), expected(features))
+    torch.testing.assert_close(norm.running_var, expected.running_var)
+    torch.testing.assert_close(norm.eval()(features), expected.eval()(features))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1])
+def test_too_few_rows_use_the_running_statistics_and_leave_them_alone(num_rows):
+    norm = build_norm("batch", 3)
+    norm.running_mean.fill_(2.0)
+    norm.running_var.fill_(4.0)
+    output = norm(torch.full((num_rows, 3), 6.0))
+    torch.testing.assert_close(output, torch.full((num_rows, 3), 2.0))
+    output.sum().backward()
+    assert norm.weight.grad.tolist() == pytest.approx([2.0 * num_rows] * 3, rel=1e-5)  # eps
+    assert norm.bias.grad.tolist() == [float(num_rows)] * 3
+    assert norm.running_mean.tolist() == [2.0] * 3
+    assert norm.running_var.tolist() == [4.0] * 3
+    assert norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_norm_computes_in_float32_or_better_under_autocast(found, wanted):
+    norm = build_norm("batch", 3).to(torch.float64 if found == torch.float64 else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(torch.randn(8, 3).to(found)).dtype == wanted
+
+
+def test_unknown_norm_is_named():
+    with pytest.raises(ValueError, match="unknown norm 'group'; choose batch"):
+        build_norm("group", 3)
