@@ -1,0 +1,90 @@
+"""Fixtures that all tests share: a real S3 server, real frames, and small frames made on the spot."""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # for s3_server; --import-mode=importlib puts no test folder on the path
+
+from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on 127.0.0.1 with credentials of its own. Attributes url, access_key, secret_key; environ()."""
+    if find_binary() is None:
+        pytest.skip(INSTALL_HINT)
+    server = start_s3_server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """ "s3://BUCKET/prefix" in a fresh bucket, with the environment set so that boto3 finds the server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.environ().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3_server.make_bucket()}/prefix"
+
+
+@pytest.fixture(scope="session")
+def tum_sample() -> Path:
+    """Four real TUM RGB-D frames that are part of the repository."""
+    return ROOT / "tests" / "data" / "tum_rgbd"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real frames beside the repository (licences forbid to copy most of them); skips where they are absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data, real frames that may not be part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clean_environ() -> dict[str, str]:
+    """An environment for subprocesses that run this repository's code, one thread each."""
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+@pytest.fixture(scope="session")
+def make_scene() -> Callable[..., Path]:
+    """make_scene(folder, num_frames, size=(64, 48), seed=0): small 7-Scenes-like frames, random content."""
+    return _make_scene
+
+
+def _make_scene(folder: Path, num_frames: int, size: tuple[int, int] = (64, 48), seed: int = 0) -> Path:
+    width, height = size
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    f, cx, cy = 0.9 * width, width / 2, height / 2
+    (folder / "camera-intrinsics.txt").write_text(f"{f} 0 {cx}\n0 {f} {cy}\n0 0 1\n")
+    for i in range(num_frames):
+        stem = folder / f"frame-{i:06d}"
+        color = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        color.save(f"{stem}.color.jpg", quality=90)
+        depth = rng.integers(0, 4000, (height, width)).astype(np.uint16)
+        Path(f"{stem}.depth.png").write_bytes(png_bytes(depth))
+        world_from_camera = np.eye(4)
+        world_from_camera[:3, 3] = rng.normal(size=3)
+        np.savetxt(f"{stem}.pose.txt", world_from_camera)
+    return folder
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """Any array that Pillow can hold, as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,64 @@
+"""Depth images in and out."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.images import BrokenImageError, decode_any_depth, decode_depth, decode_labels, encode_depth, is_depth_png
+
+
+def encoded(pixels: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_depth_round_trips_through_png_and_is_the_same_bytes_twice(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = rng.integers(0, 65536, rng.integers(1, 40, 2)).astype(np.uint16)
+    data = encode_depth(depth)
+    assert is_depth_png(data)
+    assert data == encode_depth(depth.copy(order="F"))
+    assert decode_depth(data).dtype == np.uint16
+    np.testing.assert_array_equal(decode_depth(data), depth)
+    np.testing.assert_array_equal(decode_any_depth(data), depth)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TIFF"])
+def test_other_sixteen_bit_images_can_be_depth(kind: str) -> None:
+    depth = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    np.testing.assert_array_equal(decode_any_depth(encoded(depth, kind)), depth)
+
+
+def test_what_is_not_depth_is_described() -> None:
+    gray = np.zeros((20, 30), np.uint8)
+    with pytest.raises(
+        BrokenImageError, match=r"found a 30x20 8-bit grayscale PNG of .* wanted a 16-bit grayscale PNG"
+    ):
+        decode_depth(encoded(gray, "PNG"))
+    with pytest.raises(BrokenImageError, match="found a 30x20 8-bit RGB PNG of"):
+        decode_any_depth(encoded(np.zeros((20, 30, 3), np.uint8), "PNG"))
+    with pytest.raises(BrokenImageError, match="found a JPEG of"):
+        decode_depth(encoded(gray, "JPEG"))
+    with pytest.raises(BrokenImageError, match=r"found 5 bytes starting with b'hello'"):
+        decode_any_depth(b"hello")
+    with pytest.raises(BrokenImageError, match="values from -1 to 0, wanted 0 to 65535"):
+        decode_any_depth(encoded(np.array([[0, -1]], np.int32), "TIFF"))
+
+
+def test_every_truncation_of_a_depth_image_is_noticed() -> None:
+    data = encode_depth(np.random.default_rng(0).integers(0, 9000, (24, 32)).astype(np.uint16))
+    for length in range(0, len(data) - 16, 37):  # the last 16 bytes are the checksum and the end mark
+        with pytest.raises(BrokenImageError):
+            decode_depth(data[:length])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_labels_keep_their_ids(dtype: type) -> None:
+    ids = np.arange(200, dtype=dtype).reshape(10, 20)
+    assert decode_labels(encoded(ids, "PNG")).tolist() == ids.tolist()
+    with pytest.raises(BrokenImageError, match="wanted a grayscale PNG"):
+        decode_labels(encoded(np.zeros((4, 4, 3), np.uint8), "PNG"))

@@ -1,0 +1,266 @@
+"""The same input gives the same objects, whoever packs it and however often it was interrupted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import shards.pack
+from shards.images import encode_depth
+from shards.manifest import MANIFEST_NAME, index_name, shard_name
+from shards.pack import PACKING_NAME, pack
+from shards.reader import DatasetReader
+from shards.schema import CallError, ShardError
+from shards.store import FolderStore
+
+CAP = 40_000
+
+
+@pytest.fixture
+def source(tmp_path: Path, make_scene: Callable[..., Path]) -> Path:
+    return make_scene(tmp_path / "kitchen", 10)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def packed(source: Path, folder: Path, **options: object) -> dict[str, bytes]:
+    pack("seven-scenes", source, str(folder), shard_size_bytes=CAP, **options)  # type: ignore[arg-type]
+    return contents(folder)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_before(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make the store fail as if the process ended just before object `name` was written."""
+    write, write_if_absent = FolderStore.write, FolderStore.write_if_absent
+
+    def stop(self: FolderStore, found: str, data: bytes) -> object:
+        if found == name:
+            raise Interrupted
+        return (write_if_absent if found in (MANIFEST_NAME, PACKING_NAME) else write)(self, found, data)
+
+    monkeypatch.setattr(FolderStore, "write", stop)
+    monkeypatch.setattr(FolderStore, "write_if_absent", stop)
+
+
+def test_any_number_of_workers_gives_the_same_objects(source: Path, tmp_path: Path) -> None:
+    once = packed(source, tmp_path / "1")
+    assert len(once) > 6
+    assert packed(source, tmp_path / "3", num_workers=3) == once
+    assert packed(source, tmp_path / "2", num_workers=2) == once
+    assert PACKING_NAME not in once
+
+
+def test_the_objects_do_not_depend_on_where_source_and_dataset_lie(source: Path, tmp_path: Path) -> None:
+    once = packed(source, tmp_path / "1")
+    elsewhere = shutil.copytree(source, tmp_path / "deeper" / "down" / "kitchen")
+    assert packed(elsewhere, tmp_path / "2") == once
+    for data in once.values():
+        assert str(tmp_path).encode() not in data
+
+
+def test_frames_and_every_choose_by_position(source: Path, tmp_path: Path) -> None:
+    def numbers(folder: str, **options: object) -> list[int]:
+        packed(source, tmp_path / folder, **options)
+        reader = DatasetReader(str(tmp_path / folder))
+        return [int(key[-6:]) for shard in range(reader.manifest.num_shards) for key in reader.index(shard).keys]
+
+    assert numbers("a", frames=slice(2, 5)) == [2, 3, 4]
+    assert numbers("b", frames=slice(-3, None)) == [7, 8, 9]
+    assert numbers("c", every=4) == [0, 4, 8]
+    assert numbers("d", frames=slice(1, 8), every=3) == [1, 4, 7]
+    with pytest.raises(CallError, match="none of its 10 frames is left by frames"):
+        numbers("e", frames=slice(10, 20))
+
+
+@pytest.mark.parametrize(
+    "moment", [shard_name(0), index_name(0), shard_name(2), index_name(2), "shards.bin", MANIFEST_NAME]
+)
+def test_an_interrupted_pack_is_no_dataset_and_resumes_to_the_same_objects(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    wanted = packed(source, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, moment)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "resumed")
+    before = contents(tmp_path / "resumed")
+    assert MANIFEST_NAME not in before
+    with pytest.raises(CallError, match="packing was never finished; run the same `t4p shards pack` again, it resumes"):
+        DatasetReader(str(tmp_path / "resumed"))
+    report = pack("seven-scenes", source, str(tmp_path / "resumed"), shard_size_bytes=CAP, num_workers=2)
+    assert contents(tmp_path / "resumed") == wanted
+    assert report.num_kept_shards == sum(name.endswith(".idx") for name in before)
+
+
+def test_finished_shards_are_not_packed_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, shard_name(2))
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "resumed")
+    kept = {name: (tmp_path / "resumed" / name).stat().st_mtime_ns for name in (shard_name(0), index_name(1))}
+    packed(source, tmp_path / "resumed")
+    assert {name: (tmp_path / "resumed" / name).stat().st_mtime_ns for name in kept} == kept
+
+
+@pytest.mark.parametrize("damaged", [shard_name(1), index_name(1)])
+def test_a_damaged_leftover_is_packed_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    wanted = packed(source, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "resumed")
+    data = bytearray((tmp_path / "resumed" / damaged).read_bytes())
+    data[40] ^= 1
+    (tmp_path / "resumed" / damaged).write_bytes(data)
+    assert packed(source, tmp_path / "resumed") == wanted
+
+
+def test_leftovers_of_other_options_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    before = contents(tmp_path / "x")
+    with pytest.raises(
+        ShardError, match=r"unfinished pack with other options \(every was 1, now 2\); repeat that call"
+    ):
+        packed(source, tmp_path / "x", every=2)
+    assert contents(tmp_path / "x") == before
+
+
+def test_leftovers_of_a_source_that_has_changed_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    K = (source / "camera-intrinsics.txt").read_text()
+    (source / "camera-intrinsics.txt").write_text("50 0 32\n0 50 24\n0 0 1\n")
+    with pytest.raises(ShardError, match="the source has changed, so delete these objects or pack to another place"):
+        packed(source, tmp_path / "x")
+    (source / "camera-intrinsics.txt").write_text(K)
+    for kind in ("color.jpg", "depth.png", "pose.txt"):
+        (source / f"frame-000001.{kind}").unlink()
+    with pytest.raises(ShardError, match="an unfinished pack of other frames"):
+        packed(source, tmp_path / "x")
+
+
+def test_a_source_that_has_grown_gives_what_a_fresh_pack_gives(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_scene: Callable[..., Path]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    make_scene(source, 14)
+    assert packed(source, tmp_path / "x") == packed(source, tmp_path / "fresh")
+
+
+def test_a_place_with_a_dataset_is_refused_and_left_alone(source: Path, tmp_path: Path) -> None:
+    before = packed(source, tmp_path / "x")
+    with pytest.raises(
+        CallError, match=r"x: already holds a dataset \(manifest.json is there\); pack to another place"
+    ):
+        packed(source, tmp_path / "x")
+    assert contents(tmp_path / "x") == before
+
+
+def test_shards_of_unknown_origin_are_refused(source: Path, tmp_path: Path) -> None:
+    packed(source, tmp_path / "x")
+    (tmp_path / "x" / MANIFEST_NAME).unlink()
+    with pytest.raises(ShardError, match=r"holds shard-000000.idx .* not ours to resume or replace; delete them"):
+        packed(source, tmp_path / "x")
+
+
+def test_a_dataset_published_in_the_meantime_is_not_replaced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = shards.pack._publish
+
+    def late(store: FolderStore, *rest: object) -> object:
+        store.write(MANIFEST_NAME, b"theirs")
+        return publish(store, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards.pack, "_publish", late)
+    with pytest.raises(ShardError, match="somebody else published another dataset here"):
+        packed(source, tmp_path / "x")
+    assert (tmp_path / "x" / MANIFEST_NAME).read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_depth_image_that_does_not_decode_stops_packing(source: Path, tmp_path: Path, num_workers: int) -> None:
+    path = source / "frame-000003.depth.png"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(
+        ShardError,
+        match=r"frame-000003.depth.png: depth cannot be decoded: found a 64x48 16-bit grayscale PNG of 3000 bytes .*; "
+        "restore the file, or remove the frame, and pack again",
+    ):
+        packed(source, tmp_path / "x", num_workers=num_workers)
+    assert MANIFEST_NAME not in contents(tmp_path / "x")
+
+
+def test_a_frame_of_another_size_than_its_intrinsics_stops_packing(source: Path, tmp_path: Path) -> None:
+    (source / "frame-000004.depth.png").write_bytes(encode_depth(np.ones((96, 128), np.uint16)))
+    with pytest.raises(
+        ShardError,
+        match=r"kitchen/frame-000004 \(.*frame-000004.depth.png\): depth is 128x96 but K_depth has its principal point "
+        r"at \(32, 24\), so it is for about 64x48; give the intrinsics of this image size and pack again",
+    ):
+        packed(source, tmp_path / "x")
+
+
+def test_colliding_keys_name_both_frames(tmp_path: Path, make_scene: Callable[..., Path]) -> None:
+    make_scene(tmp_path / "src" / "a" / "chess" / "seq-01", 2)
+    make_scene(tmp_path / "src" / "b" / "chess" / "seq-01", 2)
+    with pytest.raises(
+        ShardError,
+        match=r"b/chess/seq-01/frame-000000.depth.png: key chess_2Fseq-01/frame-000000 is already taken by .*"
+        r"a/chess/seq-01/frame-000000.depth.png; keys must be unique",
+    ):
+        packed(tmp_path / "src", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": 0}, "workers and every must be at least 1"),
+        ({"every": 0}, "workers and every must be at least 1"),
+        ({"depth_scale": -1.0}, "depth scale is -1.0"),
+        ({"depth_scale": float("nan")}, "depth scale is nan"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(
+    source: Path, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(CallError, match=message):
+        packed(source, tmp_path / "x", **options)
+    with pytest.raises(CallError, match="shard size is 0 bytes"):
+        pack("seven-scenes", source, str(tmp_path / "x"), shard_size_bytes=0)
+
+
+def test_the_manifest_tells_where_the_data_came_from(source: Path, tmp_path: Path) -> None:
+    manifest = json.loads(packed(source, tmp_path / "x", depth_scale=500.0)[MANIFEST_NAME])
+    assert manifest["num_samples"] == 10
+    assert manifest["provenance"]["source_format"] == "seven-scenes"
+    assert manifest["provenance"]["source"] == "kitchen"
+    assert manifest["provenance"]["options"]["depth_scale"] == 500.0
+    assert DatasetReader(str(tmp_path / "x")).read_frame(0, 0).depth_scale == 500.0
+
+
+def test_progress_counts_to_the_end(source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    packed(source, tmp_path / "x", on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 10) for i in range(1, 11)]

@@ -1,0 +1,207 @@
+"""Verify names every broken sample, and no other."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shards.images import encode_depth
+from shards.manifest import Manifest, ShardIndex, ShardTable, index_name, shard_name
+from shards.pack import pack
+from shards.reader import DatasetReader
+from shards.schema import CallError, ShardError
+from shards.store import open_store
+from shards.verify import VerifyReport, verify
+from shards.writer import ShardWriter, members_of_slice
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, make_scene: Callable[..., Path]) -> Path:
+    folder = tmp_path / "dataset"
+    pack("seven-scenes", make_scene(tmp_path / "kitchen", 9), str(folder), shard_size_bytes=50_000)
+    return folder
+
+
+def messages(report: VerifyReport) -> str:
+    return "\n".join(problem.message for problem in report.problems)
+
+
+def republish(folder: Path, samples: list[tuple[str, dict[str, bytes]]], tmp_path: Path) -> None:
+    """Replace the dataset by one of these samples, whose checksums are all right."""
+    import dataclasses
+    import hashlib
+
+    manifest = DatasetReader(str(folder)).manifest
+    store = open_store(str(folder))
+    for name in store.list():
+        store.delete(name)
+    writer = ShardWriter(tmp_path, 50_000)
+    finished = [writer.add(key, members) for key, members in samples] + [writer.finish()]
+    rows = []
+    for shard in filter(None, finished):
+        store.write(shard_name(shard.shard_index), shard.path)
+        store.write(index_name(shard.shard_index), shard.index.encode())
+        rows.append(shard.row)
+    table = ShardTable.from_rows(rows).encode()
+    store.write("shards.bin", table)
+    manifest = dataclasses.replace(
+        manifest,
+        num_samples=len(samples),
+        num_shards=len(rows),
+        size_bytes=sum(row.size_bytes for row in rows),
+        shards_sha256=hashlib.sha256(table).hexdigest(),
+    )
+    store.write("manifest.json", manifest.encode())
+    assert Manifest.decode(manifest.encode(), "") == manifest
+
+
+def all_samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
+    reader = DatasetReader(str(folder))
+    return [
+        (reader.key(shard, i), reader.read_members(shard, i))
+        for shard in range(reader.manifest.num_shards)
+        for i in range(reader.samples_per_shard[shard])
+    ]
+
+
+def test_a_whole_dataset_has_no_problem(dataset: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = verify(str(dataset), on_progress=lambda done, total: seen.append((done, total)))
+    assert report.problems == ()
+    assert report.broken_keys == ()
+    assert report.num_samples == 9
+    assert seen == [(i + 1, report.num_shards) for i in range(report.num_shards)]
+
+
+def test_two_workers_find_the_same(dataset: Path) -> None:
+    data = bytearray((dataset / shard_name(1)).read_bytes())
+    data[3000] ^= 1
+    (dataset / shard_name(1)).write_bytes(data)
+    assert verify(str(dataset), num_workers=2) == verify(str(dataset))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bytes_are_pinned_to_their_samples(dataset: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = dataset / shard_name(0)
+    index = DatasetReader(str(dataset)).index(0)
+    data = bytearray(path.read_bytes())
+    wanted = set()
+    for _ in range(rng.randint(1, 3)):
+        position = rng.choice(
+            [rng.randrange(len(data)), rng.randrange(512), int(index.offsets[-1]) + rng.randrange(512)]
+        )
+        data[position] ^= 1 << rng.randrange(8)
+        for key, offset, length in zip(index.keys, index.offsets, index.lengths, strict=True):
+            if offset <= position < offset + length:
+                wanted.add(key)
+    if bytes(data) == path.read_bytes():
+        return
+    path.write_bytes(data)
+    report = verify(str(dataset))
+    assert set(report.broken_keys) == wanted
+    assert "sha256 is" in messages(report)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 5_000, 20_000, -1, -5_000])
+def test_a_truncated_shard_breaks_the_samples_behind_the_cut(dataset: Path, cut: int) -> None:
+    path = dataset / shard_name(1)
+    data = path.read_bytes()
+    length = cut % len(data)
+    index = DatasetReader(str(dataset)).index(1)
+    path.write_bytes(data[:length])
+    report = verify(str(dataset))
+    ends = (index.offsets + index.lengths).tolist()
+    assert report.broken_keys == tuple(key for key, end in zip(index.keys, ends, strict=True) if end > length)
+    assert report.problems
+
+
+def test_a_shard_cut_between_two_members_is_noticed_though_webdataset_would_not(dataset: Path) -> None:
+    path = dataset / shard_name(0)
+    index = DatasetReader(str(dataset)).index(0)
+    path.write_bytes(path.read_bytes()[: int(index.offsets[-1])])
+    assert verify(str(dataset)).broken_keys == (index.keys[-1],)
+
+
+def test_a_missing_shard_breaks_all_its_samples(dataset: Path) -> None:
+    (dataset / shard_name(0)).unlink()
+    report = verify(str(dataset))
+    assert report.broken_keys == DatasetReader(str(dataset)).index(0).keys
+    assert "shard-000000.tar: no such file" in messages(report)
+
+
+def test_a_flipped_index_line_names_its_sample(dataset: Path) -> None:
+    path = dataset / index_name(0)
+    data = path.read_bytes()
+    index = ShardIndex.decode(data, "")
+    lines = data.splitlines(keepends=True)
+    for line_number, position in ((0, 3), (1, -2), (len(index.keys) - 1, -12)):
+        changed = bytearray(lines[line_number])
+        changed[position] ^= 1
+        path.write_bytes(b"".join([*lines[:line_number], bytes(changed), *lines[line_number + 1 :]]))
+        report = verify(str(dataset))
+        assert report.broken_keys == (index.keys[line_number],)
+        assert "the index is damaged" in messages(report)
+    path.write_bytes(data[:-2] + b"0\n")
+    report = verify(str(dataset))
+    assert report.broken_keys == ()
+    assert "the index is damaged" in messages(report)
+
+
+def test_a_missing_index_is_a_problem_of_all_its_samples(dataset: Path) -> None:
+    keys = DatasetReader(str(dataset)).index(0).keys
+    (dataset / index_name(0)).unlink()
+    assert verify(str(dataset)).broken_keys == keys
+
+
+def test_shard_and_index_both_damaged(dataset: Path) -> None:
+    for name in (shard_name(0), index_name(0)):
+        data = bytearray((dataset / name).read_bytes())
+        data[20] ^= 1
+        (dataset / name).write_bytes(data)
+    assert "tar and index are both damaged: none of its samples can be read" in messages(verify(str(dataset)))
+
+
+def test_a_sample_that_was_packed_broken_is_named(dataset: Path, tmp_path: Path) -> None:
+    """Checksums are right, the content is not: only decoding every member tells."""
+    samples = all_samples(dataset)
+    samples[2][1]["depth.png"] = samples[2][1]["depth.png"][:2000]
+    samples[5][1]["depth.png"] = encode_depth(__import__("numpy").ones((96, 128), "uint16"))
+    samples[7][1]["meta.json"] = samples[6][1]["meta.json"]
+    republish(dataset, samples, tmp_path)
+    report = verify(str(dataset))
+    assert report.broken_keys == (samples[2][0], samples[5][0], samples[7][0])
+    for text in ("depth cannot be decoded", "depth is 128x96 but K_depth", "meta.json is of scene"):
+        assert text in messages(report)
+
+
+def test_a_key_that_occurs_twice_is_named(dataset: Path, tmp_path: Path) -> None:
+    samples = all_samples(dataset)
+    republish(dataset, [*samples, samples[0]], tmp_path)
+    report = verify(str(dataset))
+    assert report.broken_keys == (samples[0][0],)
+    assert f"key {samples[0][0]} occurs 2 times in the dataset" in messages(report)
+
+
+def test_the_witness_is_heard(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If our own cutting were wrong, webdataset's reader would say so."""
+
+    def wrong(data: bytes, where: str) -> dict[str, bytes]:
+        members = members_of_slice(data, where)
+        if "frame-000004" in where:
+            members["caption.txt"] = b"never packed"
+        return members
+
+    monkeypatch.setattr("shards.verify.members_of_slice", wrong)
+    report = verify(str(dataset))
+    assert report.broken_keys == ("kitchen/frame-000004",)
+    assert "webdataset's reader finds other members: ['color.jpg', 'depth.png', 'meta.json']" in messages(report)
+
+
+def test_what_cannot_be_verified_at_all_is_an_error(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(CallError, match="no dataset here"):
+        verify(str(tmp_path / "nowhere"))
+    (dataset / "shards.bin").write_bytes(b"")
+    with pytest.raises(ShardError, match="the shard table is damaged"):
+        verify(str(dataset))
