@@ -1,0 +1,201 @@
+"""SIGKILL in the middle, start again: the run is the one that was never interrupted, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.pack import pack
+
+FRAMES = Path(__file__).parents[1] / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"
+NUM_STEPS = 8
+SMALL = [
+    "configs/smoke.yaml",
+    f"train.num_steps={NUM_STEPS}",
+    "train.checkpoint_every=3",
+    "train.warmup_steps=2",
+    "data.image_size=[96, 128]",
+    "data.pixel_stride=8",
+    "data.num_workers=1",
+    "model.voxel_size=0.1",
+    "model.unet.stem_channels=8",
+    "model.unet.encoder_channels=[8, 12]",
+    "model.unet.decoder_channels=[12, 8]",
+    "loss.num_pairs_e=64",
+    "loss.num_pairs_d=128",
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tum") / "shards"
+    pack("tum", FRAMES, str(folder))
+    return folder
+
+
+def command(shards, run_dir, *overrides):
+    return [
+        *(sys.executable, "-m", "t4p.cli", "pretrain", *SMALL),
+        *(f"data.shards=[{shards}]", f"run.dir={run_dir}", *overrides),
+    ]
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(shards, run_dir, *overrides):
+    return subprocess.run(
+        command(shards, run_dir, *overrides), env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def kill_at(shards, run_dir, step, *overrides):
+    """Start a run and SIGKILL it as soon as it has logged `step`."""
+    process = subprocess.Popen(
+        command(shards, run_dir, *overrides),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while len(metrics(run_dir)) < step:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def metrics(run_dir):
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def losses(run_dir):
+    return [(line["step"], line["loss"], line["loss_e"], line["loss_d"]) for line in metrics(run_dir)]
+
+
+def weights(run_dir, step):
+    path = Path(run_dir) / "checkpoints" / f"step_{step:08d}" / "mp_rank_00_model_states.pt"
+    return torch.load(path, weights_only=False)["module"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shards, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run")
+    result = run(shards, run_dir)
+    assert result.returncode == 0, result.stderr
+    return run_dir
+
+
+def test_a_run_leaves_what_the_readme_says(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"} <= names
+    assert [step for step, *_ in losses(uninterrupted)] == list(range(1, NUM_STEPS + 1))
+    assert {path.name for path in (uninterrupted / "checkpoints").glob("step_*")} == {
+        "step_00000003",
+        "step_00000006",
+        "step_00000008",
+    }
+
+
+def test_no_tower_weight_is_in_a_checkpoint(uninterrupted):
+    state = weights(uninterrupted, NUM_STEPS)
+    tops = {name.split(".")[0] for name in state}
+    assert tops == {"net", "decoder2d", "log_logit_scale_e", "log_logit_scale_d"}
+    recorded = json.loads((uninterrupted / "checkpoints" / "step_00000008" / "state.json").read_text())
+    assert len(recorded["towers"]["sha256"]) == 64
+    assert recorded["step"] == NUM_STEPS
+
+
+@pytest.mark.parametrize("step", [2, 5, 7])
+def test_a_killed_run_resumes_bit_for_bit(shards, uninterrupted, tmp_path, step):
+    kill_at(shards, tmp_path, step)
+    result = run(shards, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert ("resuming from" in result.stdout) == (step > 3)
+    assert losses(tmp_path) == losses(uninterrupted)
+    before, after = weights(uninterrupted, NUM_STEPS), weights(tmp_path, NUM_STEPS)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+def test_a_longer_run_goes_on_where_a_shorter_one_ended(shards, uninterrupted, tmp_path):
+    assert run(shards, tmp_path, "train.num_steps=6", "train.checkpoint_every=2").returncode == 0
+    result = run(shards, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "resuming from" in result.stdout
+    assert [step for step, *_ in losses(tmp_path)] == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_checkpoint_without_its_marker_is_passed_over_and_kept(shards, uninterrupted, tmp_path):
+    kill_at(shards, tmp_path, 7)
+    directory = tmp_path / "checkpoints" / "step_00000006"
+    (directory / "COMPLETE.json").unlink()
+    result = run(shards, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "passed over" in result.stdout
+    assert "step_00000006: no COMPLETE.json" in result.stdout
+    assert "step_00000003" in result.stdout
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert (tmp_path / "checkpoints" / "step_00000006.incomplete-0" / "mp_rank_00_model_states.pt").is_file()
+
+
+def test_naming_a_checkpoint_without_its_marker_is_refused(shards, uninterrupted, tmp_path):
+    directory = tmp_path / "step_00000003"
+    directory.mkdir()
+    result = run(shards, tmp_path / "run", f"train.resume={directory}")
+    assert result.returncode == 1
+    assert f"{directory}: no COMPLETE.json" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_changed_configuration_is_refused_and_the_keys_are_named(shards, uninterrupted):
+    result = run(shards, uninterrupted, "train.learning_rate=0.5", "model.voxel_size=0.2", "train.num_steps=9")
+    assert result.returncode == 1
+    assert "train.learning_rate: 0.003 -> 0.5" in result.stderr
+    assert "model.voxel_size: 0.1 -> 0.2" in result.stderr
+    assert "num_steps" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_resume_never_refuses_a_folder_with_checkpoints(shards, uninterrupted):
+    result = run(shards, uninterrupted, "train.resume=never")
+    assert result.returncode == 2
+    assert "choose another run.dir" in result.stderr
+    assert len(metrics(uninterrupted)) == NUM_STEPS
+
+
+def test_other_frames_behind_the_same_url_are_refused(shards, uninterrupted, tmp_path):
+    pack("tum", FRAMES, str(tmp_path / "fewer"), frames=slice(0, 3))
+    result = run(tmp_path / "fewer", uninterrupted, "train.num_steps=9")
+    assert result.returncode == 1
+    assert "the datasets hold other samples" in result.stderr
+
+
+def test_a_finished_run_ends_at_once_and_changes_nothing(shards, uninterrupted):
+    before = losses(uninterrupted)
+    result = run(shards, uninterrupted)
+    assert result.returncode == 0, result.stderr
+    assert losses(uninterrupted) == before
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_bf16_resumes_bit_for_bit_too(shards, tmp_path, precision):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert run(shards, whole, f"train.precision={precision}").returncode == 0
+    kill_at(shards, killed, 5, f"train.precision={precision}")
+    assert run(shards, killed, f"train.precision={precision}").returncode == 0
+    assert losses(killed) == losses(whole)
