@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from shards import cli as shards_cli
-from shards.schema import ShardError
+from shards.schema import CallError, ShardError
 from t4p.config import load_config
 from t4p.errors import ConfigError, RunError
 
@@ -99,7 +99,7 @@ def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and no traceback."""
     try:
         app(standalone_mode=True)
-    except ConfigError as error:
+    except (ConfigError, CallError) as error:
         _fail(error, 2)
     except (RunError, ShardError) as error:
         _fail(error, 1)

@@ -12,10 +12,12 @@ from open_clip.transformer import Attention, CustomResidualAttentionBlock, Resid
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t4p.errors import ConfigError
+
 DenseReading = Literal["value", "value-residual"]
 
 
-class ClipError(ValueError):
+class ClipError(ConfigError):
     """A CLIP model that cannot be found, built, loaded or read densely; the message says what to change."""
 
 
