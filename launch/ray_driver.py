@@ -7,6 +7,7 @@ the raylet dies; the command that watches it stays in control either way.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import time
@@ -100,11 +101,8 @@ def run_worker_group(job: WorkerJob, folder: Path) -> tuple[WorkerFailure, ...]:
 
 def _train_loop(loop_config: dict) -> None:
     """The function that Ray Train calls on every rank."""
-    import logging
-
     import ray.train
 
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it notes every report
     run_rank(WorkerJob(**loop_config["job"]), Path(loop_config["folder"]), ray.train.report)
 
 
@@ -121,6 +119,7 @@ def _end_with_parent(folder: Path) -> None:
     while os.read(0, 1):
         pass
     end_processes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

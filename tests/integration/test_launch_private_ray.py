@@ -1,0 +1,256 @@
+"""A real Ray of our own: work done, failures told, and nothing left behind however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.errors import LaunchError
+from launch.private_ray import run_job
+from launch.trainer import raise_failure
+from launch.worker_group import WorkerJob
+
+pytestmark = pytest.mark.slow
+
+# Ray alone takes 7 to 10 s to start on two idle cores, and several times that on busy ones.
+PATIENCE = 240
+
+WORKERS = '''
+import json, os, signal, time
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from launch.processes import processes_of
+
+
+def note(out, **facts):
+    """What this rank sees, its private Ray's folder and processes included; whole or absent."""
+    folder = Path(os.readlink("/proc/self/fd/1")).parent
+    everyone = [(p.pid, p.create_time(), p.name()) for p in (*processes_of(folder), psutil.Process())]
+    facts |= {"folder": str(folder), "processes": everyone, "rank": dist.get_rank()}
+    partial = Path(out) / f"partial-{dist.get_rank()}"
+    partial.write_text(json.dumps(facts))
+    partial.rename(Path(out) / f"rank-{dist.get_rank()}.json")
+
+
+def all_reduce(config, report):
+    number = torch.tensor([2.0 ** dist.get_rank()])
+    dist.all_reduce(number)
+    for step in range(1, 251):
+        report(step, 250, {"step": step})
+    print("hello from", dist.get_rank())
+    note(config["out"], sum=number.item(), world=dist.get_world_size(), backend=dist.get_backend(), cwd=os.getcwd(),
+         threads=os.environ["OMP_NUM_THREADS"], accelerator=os.environ.get("DS_ACCELERATOR"),
+         secret=os.environ["AWS_SECRET_ACCESS_KEY"])
+
+
+def rank_1_raises(config, report):
+    note(config["out"])
+    if dist.get_rank() == 1:
+        raise ValueError("the depth of scene0011_00/000240 is upside down")
+    dist.barrier()
+
+
+def rank_1_is_killed(config, report):
+    note(config["out"])
+    dist.barrier()
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def wait_forever(config, report):
+    note(config["out"])
+    time.sleep(10_000)
+'''
+
+COMMAND = """
+import json, sys
+from launch.private_ray import Stopped, run_job
+from launch.worker_group import WorkerJob
+try:
+    run_job(WorkerJob("launched_workers:wait_forever", {"out": sys.argv[1]}, 2), lambda: None)
+except Stopped as stop:
+    sys.exit(128 + stop.signal_number)
+"""
+
+
+@pytest.fixture
+def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for notes; the module of worker functions is importable in what is launched meanwhile."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "launched_workers.py").write_text(WORKERS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "modules"), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "handed-on")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    out = tmp_path / "notes"
+    out.mkdir()
+    return out
+
+
+def run(function: str, out: Path, num_workers: int, keep_logs: Path | None = None) -> None:
+    job = WorkerJob(f"launched_workers:{function}", {"out": str(out)}, num_workers)
+    outcome = run_job(job, lambda: None, keep_logs=keep_logs)
+    raise_failure(outcome, num_workers, out / "run")
+
+
+def notes(out: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted(out.glob("rank-*.json"))]
+
+
+def alive(noted: list[dict]) -> list[tuple]:
+    """Processes that the ranks saw and that still run. Compared by birth too: pids come again."""
+    left = []
+    for pid, born, name in {tuple(process) for note in noted for process in note["processes"]}:
+        try:
+            process = psutil.Process(pid)
+            if process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE:
+                left.append((pid, name))
+        except psutil.NoSuchProcess:
+            continue
+    return left
+
+
+def assert_nothing_left(out: Path) -> None:
+    noted = notes(out)
+    names = {name for note in noted for _, _, name in note["processes"]}
+    assert {"raylet", "gcs_server"} <= names, "the notes name Ray's processes, else this proves nothing"
+    assert alive(noted) == []
+    assert not any(Path(note["folder"]).exists() for note in noted)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"waited {PATIENCE} s for {what}"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_form_a_group_in_the_callers_environment(launched: Path, num_workers: int) -> None:
+    run("all_reduce", launched, num_workers, keep_logs=launched / "logs")
+    seen = notes(launched)
+    assert [note["rank"] for note in seen] == list(range(num_workers))
+    cores = len(os.sched_getaffinity(0))
+    for note in seen:
+        assert note["sum"] == 2**num_workers - 1
+        assert note["world"] == num_workers
+        assert note["cwd"] == os.getcwd()
+        assert note["threads"] == str(max(1, cores // num_workers))
+        assert note["secret"] == "handed-on"
+        assert (note["backend"], note["accelerator"]) in (("gloo", "cpu"), ("nccl", None))
+    logs = sorted((launched / "logs").iterdir())
+    assert [log.name for log in logs] == [f"rank-{rank}.log" for rank in range(num_workers)]
+    assert logs[-1].read_text().count(f"hello from {num_workers - 1}\n") == 1
+    assert_nothing_left(launched)
+
+
+def test_a_rank_that_raises_is_named_with_its_cause(launched: Path) -> None:
+    with pytest.raises(LaunchError) as caught:
+        run("rank_1_raises", launched, 2)
+    message, where = str(caught.value).splitlines()
+    assert message == "rank 1 of 2 failed: ValueError: the depth of scene0011_00/000240 is upside down"
+    story = launched / "run" / "error.txt"
+    assert str(story) in where
+    assert 'launched_workers.py", line' in story.read_text()
+    assert_nothing_left(launched)
+
+
+def test_a_killed_worker_ends_the_job(launched: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(LaunchError, match="rank 1 of 2 failed: its process was killed"):
+        run("rank_1_is_killed", launched, 2)
+    died = max(file.stat().st_mtime for file in launched.glob("rank-*.json"))
+    assert time.time() - died < 60
+    assert time.monotonic() - started < PATIENCE
+    assert_nothing_left(launched)
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_a_stopped_command_leaves_nothing_behind(launched: Path, signal_number: int, status: int) -> None:
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(launched)])
+    try:
+        wait_until(lambda: len(notes(launched)) == 2 or command.poll() is not None, "both ranks to run")
+        command.send_signal(signal_number)
+        assert command.wait(timeout=60) == status
+    finally:
+        command.kill()
+        command.wait()
+    if signal_number == signal.SIGKILL:  # then the process that owns Ray cleans up, on its own time
+        folder = Path(notes(launched)[0]["folder"])
+        wait_until(lambda: not alive(notes(launched)) and not folder.exists(), "the driver to end everything")
+    assert_nothing_left(launched)
+
+
+def test_a_command_stopped_while_ray_starts_leaves_nothing_behind(launched: Path, tmp_path: Path) -> None:
+    temp = tmp_path / "t"
+    temp.mkdir()
+    # A short path of our own for the private folder, so that it can be told from other launches on this machine.
+    environment = os.environ | {"TMPDIR": str(temp)}
+    if len(str(temp)) > 25:
+        link = Path("/tmp") / f"t4p-test-{os.getpid()}"
+        link.symlink_to(temp)
+        environment["TMPDIR"] = str(link)
+    else:
+        link = temp
+    from launch.processes import processes_of
+
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(launched)], env=environment)
+    try:
+
+        def gcs_runs() -> bool:
+            return any(process.name() == "gcs_server" for process in processes_of(link))
+
+        wait_until(gcs_runs, "Ray's first process")
+        command.send_signal(signal.SIGINT)
+        assert command.wait(timeout=60) == 130
+        assert processes_of(link) == []
+        assert list(temp.iterdir()) == []
+    finally:
+        command.kill()
+        command.wait()
+        if link != temp:
+            link.unlink()
+
+
+def test_a_lost_driver_ends_the_job(launched: Path) -> None:
+    def kill_driver() -> None:
+        if len(notes(launched)) == 2:
+            for child in psutil.Process().children():
+                if "launch.ray_driver" in child.cmdline():
+                    child.kill()
+
+    job = WorkerJob("launched_workers:wait_forever", {"out": str(launched)}, 2)
+    with pytest.raises(LaunchError, match="the process that runs Ray was killed by signal 9"):
+        run_job(job, kill_driver)
+    assert_nothing_left(launched)
+
+
+def test_two_private_rays_live_side_by_side(launched: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(other)])
+    try:
+        wait_until(lambda: len(notes(other)) == 2 or command.poll() is not None, "the first Ray's ranks")
+        run("all_reduce", launched, 1)
+        assert_nothing_left(launched)
+        assert len(alive(notes(other))) == len({p[0] for note in notes(other) for p in note["processes"]})
+    finally:
+        command.terminate()
+        assert command.wait(timeout=60) == 143
+    assert_nothing_left(other)
