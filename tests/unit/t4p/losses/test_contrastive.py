@@ -99,12 +99,12 @@ def check_against_reference(case: Case, chunks: dict[str, int], tolerance: float
 
 
 def test_loss_and_every_gradient_equal_the_float64_reference():
-    for case, chunks in random_cases(seed=0, count=400):
+    for case, chunks in random_cases(seed=0, count=300):
         check_against_reference(case, chunks)
 
 
 def test_float32_equals_the_float64_reference_to_1e_5():
-    for case, chunks in random_cases(seed=1, count=200):
+    for case, chunks in random_cases(seed=1, count=100):
         check_against_reference(case.to(torch.float32), chunks, tolerance=1e-5)
 
 
@@ -115,19 +115,20 @@ def test_the_reference_check_rejects_a_missing_duplicate_mask(monkeypatch):
         check_against_reference(case, {})
 
 
-def test_the_reference_check_rejects_a_temperature_without_gradient_from_the_columns(monkeypatch):
-    # The loss stays right; only gradients are wrong.
+def test_the_reference_check_rejects_a_backward_without_the_columns_softmax(monkeypatch):
     right = contrastive._exp_
     calls = []
 
-    def every_second_in_backward(differences: Tensor) -> Tensor:
+    def without_the_fourth(differences: Tensor) -> Tensor:
+        # One tile: rows and columns forward, rows and columns backward.
         calls.append(None)
         return right(differences) * (0 if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(contrastive, "_exp_", every_second_in_backward)
+    monkeypatch.setattr(contrastive, "_exp_", without_the_fourth)
     case = random_case(torch.Generator().manual_seed(0), num_pairs=20, dim=8, num_ids=0, scale=14.3)
     with pytest.raises(AssertionError, match="points"):
         check_against_reference(case, {})
+    assert len(calls) == 4
 
 
 def test_no_pair_anywhere_gives_zero_with_a_graph():
@@ -218,10 +219,9 @@ def test_embeddings_far_from_unit_norm_and_huge_scales_stay_finite():
 
 
 MEMORY_SCRIPT = """
-import json, resource, sys, time
+import json, resource, sys
 import torch
 from t4p.losses.contrastive import contrastive_loss
-torch.set_num_threads(2)
 def unit(rows, generator):
     embeddings = torch.randn(rows, 64, generator=generator)
     return torch.nn.functional.normalize(embeddings, dim=1).requires_grad_()
@@ -229,7 +229,8 @@ def step(num_pairs):
     generator = torch.Generator().manual_seed(0)
     leaves = unit(num_pairs, generator), unit(num_pairs, generator), torch.tensor(14.3, requires_grad=True)
     ids = torch.arange(num_pairs)
-    contrastive_loss(*leaves, ids // 2, ids // 3).backward()
+    # Smaller tiles than by default: they stay in the processor's cache.
+    contrastive_loss(*leaves, ids // 2, ids // 3, row_chunk=512, column_chunk=2048).backward()
     assert all(leaf.grad.isfinite().all() for leaf in leaves)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 step(64)
@@ -239,11 +240,14 @@ print(json.dumps({"peak_bytes": peak() - before}))
 """
 
 
+@pytest.mark.slow
 def test_the_matrix_of_32k_pairs_is_never_allocated():
     # The whole matrix takes 4.3 GB in float32, one direction of it; inputs and gradients 34 MB.
+    # Passive threads: on a machine that others use too, spinning at every barrier makes this take ten times as long.
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         [sys.executable, "-c", MEMORY_SCRIPT, "32768"],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | threads | {"PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=300,
