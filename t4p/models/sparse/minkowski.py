@@ -73,7 +73,8 @@ class MinkowskiPyramid:
         self._coords = [voxel_coords]
         for _ in range(num_levels - 1):
             self._coords.append(halve_coords(self._coords[-1])[0])
-        self._manager = self._engine.CoordinateManager(D=3)
+        # Its default, all cores, is set for the whole process and would undo torch.set_num_threads.
+        self._manager = self._engine.CoordinateManager(D=3, num_threads=torch.get_num_threads())
         self._keys = [self._insert(level) for level in range(num_levels)]
 
     def _insert(self, level: int) -> Any:

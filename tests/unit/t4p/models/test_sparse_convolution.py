@@ -280,6 +280,18 @@ def test_frozen_operands_get_no_gradient():
 
 
 @needs_minkowski
+def test_minkowski_leaves_the_number_of_threads_alone():
+    """By default its coordinate manager sets OpenMP, hence every GEMM of torch, to all cores."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        run_layer(build_pyramid("minkowski", random_coords(), 2), "conv", 27, (5, 7))
+        assert "omp_get_max_threads() : 3" in torch.__config__.parallel_info()
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_minkowski
 def test_minkowski_refuses_no_voxels_and_float64():
     with pytest.raises(ValueError, match=r"no voxels.*use the native backend"):
         build_pyramid("minkowski", torch.empty(0, 4, dtype=torch.int32), 2)
