@@ -36,8 +36,9 @@ class _Terminated(BaseException):
 @contextmanager
 def _user_errors() -> Iterator[None]:
     """Turn what a user can cause into one message on stderr and an exit status."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _raise_terminated)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        before = signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         yield
     except ShardError as error:
@@ -46,6 +47,9 @@ def _user_errors() -> Iterator[None]:
     except (KeyboardInterrupt, _Terminated) as stop:
         typer.echo("stopped; what is finished is kept, and the same call again resumes", err=True)
         raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _raise_terminated(signal_number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -86,7 +87,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     while True:
         try:
             item = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # no more items, or the parent is gone or has given up
             return
         try:
             reply = (True, function(item))
@@ -101,10 +102,8 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
 
 
 def _send(worker: tuple[SpawnProcess, Connection], item: Any) -> None:
-    try:
+    with suppress(OSError):  # a worker that died is reported when its result is due, after the ones before it
         worker[1].send(item)
-    except OSError as error:
-        raise _died(worker[0]) from error
 
 
 def _receive(worker: tuple[SpawnProcess, Connection]) -> Any:

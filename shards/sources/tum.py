@@ -144,8 +144,10 @@ class Trajectory:
     def world_from_camera(self, stamp: float) -> Matrix | None:
         """The pose at `stamp`, between the two recorded around it; None in a gap or outside the recording.
 
-        Positions are interpolated linearly, rotations along the great circle. On fr1/rpy, which turns fast, this
-        lowers the median depth error of reprojected frames a little against taking the nearest recorded pose.
+        Positions are interpolated linearly, rotations along the great circle. Measured on 40 frames of fr1/rpy, which
+        turns fast: mean of the frames' relative depth errors after reprojection 0.0180, against 0.0183 with the
+        nearest recorded pose (median of the frames 0.0136 against 0.0132: no difference beyond the noise). Both fall
+        to 0.0127 and 0.0129 for poses 20 ms earlier, a delay of the recording that we do not correct.
         """
         after = int(np.searchsorted(self.stamps, stamp))
         if after < len(self.stamps) and self.stamps[after] == stamp:
