@@ -15,7 +15,7 @@ DATA ?=
 PYTEST_ARGS ?=
 
 help:
-	@echo "make env                build .venv with everything (about 8 minutes on two cores, 4.5 of them for MinkowskiEngine)"
+	@echo "make env                build .venv with everything (about ten minutes on two cores, most of it MinkowskiEngine)"
 	echo "make quickstart         run the main job on real frames; DATA=FOLDER or DATA=s3://BUCKET/PREFIX to use your own"
 	echo "make test | unit        all tests | the quick ones (PYTEST_ARGS=... is passed on)"
 	echo "make lint               ruff check, ruff format --check, mypy"
@@ -23,6 +23,7 @@ help:
 	echo "make clean | distclean  remove caches and runs/quickstart | remove .venv too"
 
 env: $(VENV)/ready
+	@:
 
 # ---- the environment ------------------------------------------------------------------------------------------------
 
@@ -54,7 +55,7 @@ $(VENV)/ready: pyproject.toml constraints.txt tests/requirements-s3.txt
 	@[ -n "$(PYTHON)" ] || { echo "$$no_python" >&2; exit 1; }
 	make_venv() { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) >/dev/null; }
 	make_venv || { $(call apt_install,python3-venv) && make_venv; } || { echo "$$no_venv" >&2; exit 1; }
-	echo "Installing the pinned packages into $(VENV) (6 GB, about two minutes) ..."
+	echo "Installing the pinned packages into $(VENV) (6 GB, about three minutes) ..."
 	# One resolve of everything: a second call may replace torch by another build of it.
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,dev]' setuptools wheel ninja
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r tests/requirements-s3.txt
@@ -73,7 +74,7 @@ minkowski:
 		| g++ -x c++ -I"$$headers" - -lopenblas -o /dev/null 2>/dev/null; }
 	can_compile || { $(call apt_install,libopenblas-dev python3-dev) && can_compile; } \
 		|| { echo "$$no_minkowski_libraries" >&2; exit 0; }
-	echo "Building MinkowskiEngine (about 4.5 minutes on two cores) ..."
+	echo "Building MinkowskiEngine (5 to 7 minutes on two cores) ..."
 	# No cache: a wheel built against another torch imports with "undefined symbol".
 	PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib $(BIN)/python -m pip install -q --disable-pip-version-check \
 		--no-build-isolation --no-cache-dir --no-deps --force-reinstall -c constraints.txt MinkowskiEngine \

@@ -232,7 +232,7 @@ def test_a_lost_driver_ends_the_job(launched: Path) -> None:
     def kill_driver() -> None:
         if len(notes(launched)) == 2:
             for child in psutil.Process().children():
-                if "launch.ray_driver" in child.cmdline():
+                if child.status() != psutil.STATUS_ZOMBIE and "launch.ray_driver" in child.cmdline():
                     child.kill()
 
     job = WorkerJob("launched_workers:wait_forever", {"out": str(launched)}, 2)
