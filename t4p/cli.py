@@ -14,7 +14,9 @@ from shards.schema import CallError, ShardError
 from t4p.config import load_config
 from t4p.errors import ConfigError, RunError
 
-app = typer.Typer(help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 launch_app = typer.Typer(help="Start jobs on Ray.", no_args_is_help=True)
 app.add_typer(shards_cli.app, name="shards")
 app.add_typer(launch_app, name="launch")
@@ -43,7 +45,11 @@ def pretrain(arguments: ConfigArguments) -> None:
     config = load_config(*_split(arguments))
     from t4p.tasks.pretrain import run
 
-    run(config)
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
 
 
 @launch_app.command("pretrain")
@@ -103,9 +109,6 @@ def main() -> NoReturn:
         _fail(error, 2)
     except (RunError, ShardError) as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     sys.exit(0)
 
 
