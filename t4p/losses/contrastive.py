@@ -143,7 +143,7 @@ class _Layout:
 class _Tiles:
     """The logits of this rank's rows, one tile at a time, in two buffers that every tile reuses.
 
-    (Fresh tensors instead cost as much as the products: the allocator hands their pages back and faults them in anew.)
+    The buffers bound the memory: fresh tensors would keep the last tile alive while the next one is made.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class _Tiles:
         Yields:
             columns: which columns.
             pairs: the diagonal of the tile that holds the pairs themselves; None where it has none.
-            logits: (rows, columns); duplicates hold the lowest finite number, whose exponential is 0 beside a pair.
+            logits: (rows, columns); duplicates hold the lowest finite number, whose exponential is nothing beside a pair's.
             scratch: of the same shape, uninitialised.
         """
         scaled = self._points[rows] * self._logit_scale
