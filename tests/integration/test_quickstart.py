@@ -1,0 +1,60 @@
+"""`t4p quickstart`: from the frames in the repository to a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def quickstart(out: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "t4p.cli", "quickstart", "--out", str(out), *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def steps_of(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_both_losses_fall_and_a_second_quickstart_begins_anew(tmp_path: Path) -> None:
+    out = tmp_path / "quick start"  # paths may have spaces
+    first = quickstart(out)
+    assert first.returncode == 0, first.stdout + first.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert steps_of(out) == list(range(1, report["num_steps"] + 1))
+    for loss in ("loss_e", "loss_d"):
+        assert math.isfinite(report["last"][loss])
+        assert report["last"][loss] < report["first"][loss]
+    assert set(report["retrieval_after"]) == {"retrieval_e", "retrieval_d"}
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{report['last']['loss_d']:.4f}" in first.stdout
+
+    again = quickstart(out, "--data", str(out / "shards" / "train"))  # its own shards, packed already
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"replacing {out / 'run'}" in again.stdout
+    assert "resuming" not in (out / "run" / "logs" / "rank-0.log").read_text()
+    assert steps_of(out) == list(range(1, report["num_steps"] + 1))
+    assert json.loads((out / "report.json").read_text())["pack_seconds"] == 0
+
+
+def test_data_that_is_not_packed_ends_in_one_message(tmp_path: Path) -> None:
+    done = quickstart(tmp_path / "out", "--data", str(tmp_path / "absent"))
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
