@@ -177,7 +177,7 @@ class _Tiles:
         Yields:
             columns: which columns.
             pairs: the diagonal of the tile that holds the pairs themselves; None where it has none.
-            logits: (rows, columns); duplicates hold the lowest finite number, whose exponential is nothing beside a pair's.
+            logits: (rows, columns); duplicates hold the lowest finite number: e to it is nothing beside a pair's.
             scratch: of the same shape, uninitialised.
         """
         scaled = self._points[rows] * self._logit_scale
