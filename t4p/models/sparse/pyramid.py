@@ -60,7 +60,7 @@ def build_pyramid(backend: SparseBackend, voxel_coords: Tensor, num_levels: int)
     Args:
         backend: "native" (plain torch, any device, any float type), "minkowski" (MinkowskiEngine: CPU, float32, an
             optional package), or "auto", which is native everywhere: it needs nothing, runs on every device, holds
-            empty batches and any float type, and was not slower than MinkowskiEngine (benchmarks/bench_sparse.py).
+            empty batches and any float type, and was as fast on one thread (benchmarks/bench_sparse.py).
         voxel_coords: (V, 4) int32 (batch, x, y, z), unique, in canonical order; negative x, y, z are welcome. V may
             be 0 for native.
         num_levels: resolutions, at least 1.
