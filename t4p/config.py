@@ -58,6 +58,7 @@ class DataConfig(Section):
     image_size: tuple[PositiveInt, PositiveInt] = Field((480, 640), description="(height, width) the towers see.")
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
     max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
+    frame: Literal["world", "camera"] = Field("world", description="Axes of the points; without a pose: camera.")
     max_skip_fraction: Fraction = Field(0.0, description="Share of broken samples a run puts up with.")
     augment: AugmentConfig = AugmentConfig()
 
@@ -100,7 +101,7 @@ class ModelConfig(Section):
     sparse_backend: Literal["auto", "native", "minkowski"] = "auto"
     voxel_size: PositiveFloat = Field(0.025, description="Edge of a voxel, metres.")
     norm: Literal["batch"] = "batch"
-    point_features: tuple[Literal["one", "color"], ...] = Field(("color",), min_length=1)
+    point_features: tuple[Literal["one", "color", "position"], ...] = Field(("color",), min_length=1)
     labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
     embed_dim_d: PositiveInt = Field(64, description="C: channels of z2D and z3D, where L_d compares them.")
     clip: ClipConfig = ClipConfig()

@@ -23,6 +23,7 @@ class SampleSettings:
         decoder_grid: (H', W') of the 2D decoder.
         voxel_size: metres.
         num_strides: halvings between the voxels and the bottleneck.
+        in_world: points in the world of the dataset where there are poses, else in upright camera axes.
         num_pairs_e, num_pairs_d: pairs drawn at most; None keeps all.
         augment: None for validation, which also leaves the voxel grid on the origin.
     """
@@ -32,6 +33,7 @@ class SampleSettings:
     decoder_grid: tuple[int, int]
     pixel_stride: int
     max_depth: float
+    in_world: bool
     voxel_size: float
     num_strides: int
     point_features: tuple[str, ...]
@@ -66,14 +68,19 @@ class FrameSample:
 
 def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSettings) -> FrameSample:
     """Lift, augment, voxelise and pair one frame; every draw is keyed by (seed, epoch, key)."""
-    points = transforms.lift_frame(frame, settings.image_size, settings.pixel_stride, settings.max_depth)
+    points = transforms.lift_frame(
+        frame, settings.image_size, settings.pixel_stride, settings.max_depth, settings.in_world
+    )
     grid_rng = None
     if settings.augment is not None:
         points = transforms.augment(points, settings.augment, sample_rng(settings.seed, epoch, key, "augment"))
         grid_rng = sample_rng(settings.seed, epoch, key, "grid")
     voxels = transforms.voxelize(points.points, settings.voxel_size, grid_rng)
     coarse = transforms.coarsen(voxels.voxel_coords, settings.num_strides)
-    colors = transforms.mean_per_voxel(points.colors, voxels.voxel_of_point, len(voxels.voxel_coords))
+    colors, positions = (
+        transforms.mean_per_voxel(values, voxels.voxel_of_point, len(voxels.voxel_coords))
+        for values in (points.colors, points.points)
+    )
 
     bottleneck_of_point = coarse.voxel_of_point[voxels.voxel_of_point]
     cell = transforms.cell_of_pixel(points.pixel_of_point, settings.image_size, settings.cell_grid)
@@ -88,7 +95,7 @@ def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSett
         key=key,
         image=points.image,
         voxel_coords=voxels.voxel_coords,
-        voxel_features=transforms.voxel_features(colors, settings.point_features),
+        voxel_features=transforms.voxel_features(colors, positions, settings.point_features),
         num_bottleneck_voxels=len(coarse.voxel_coords),
         pairs_e=pairs_e,
         pairs_d=pairs_d,

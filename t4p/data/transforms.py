@@ -16,7 +16,7 @@ from t4p.config import AugmentConfig
 from t4p.data.decode import DecodedFrame
 from t4p.geometry import project_points, resize_intrinsics, unproject_depth
 
-# Camera axes (right, down, ahead) to upright ones (right, ahead, up), for frames that come without a pose.
+# Camera axes (right, down, ahead) to upright ones (right, ahead, up).
 UPRIGHT_FROM_CAMERA = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
@@ -26,7 +26,7 @@ class PointFrame:
 
     Attributes:
         image: (H, W, 3) uint8, at the size the towers see.
-        points: (N, 3) float32 metres, z up: world frame where the frame has a pose, else the upright camera frame.
+        points: (N, 3) float32 metres, z up: in the world of the dataset, or in upright camera axes.
         colors: (N, 3) float32 in [0, 1].
         pixel_of_point: (N, 2) int64, (row, col) in `image`.
     """
@@ -50,13 +50,16 @@ class VoxelFrame:
     voxel_of_point: NDArray[np.int64]
 
 
-def lift_frame(frame: DecodedFrame, image_size: tuple[int, int], pixel_stride: int, max_depth: float) -> PointFrame:
+def lift_frame(
+    frame: DecodedFrame, image_size: tuple[int, int], pixel_stride: int, max_depth: float, in_world: bool
+) -> PointFrame:
     """Back-project the depth, and find for each point its pixel in the resized colour image.
 
     Args:
         image_size: (height, width) of the image that is returned.
         pixel_stride: every k-th row and column of the depth image is lifted.
         max_depth: metres; readings beyond are dropped.
+        in_world: take points to the world where the frame has a pose; else they stay in upright camera axes.
 
     Returns:
         Points without a reading, or outside the colour image, are left out: N may be 0.
@@ -79,8 +82,10 @@ def lift_frame(frame: DecodedFrame, image_size: tuple[int, int], pixel_stride: i
     seen = (row >= 0) & (row < height) & (col >= 0) & (col < width)
     pixel_of_point = np.stack([row[seen], col[seen]], axis=1)
 
-    upright_from_camera = UPRIGHT_FROM_CAMERA if frame.world_from_camera is None else frame.world_from_camera
-    points = camera_points[seen] @ upright_from_camera[:3, :3].T + upright_from_camera[:3, 3]
+    out_from_camera = UPRIGHT_FROM_CAMERA
+    if in_world and frame.world_from_camera is not None:
+        out_from_camera = frame.world_from_camera
+    points = camera_points[seen] @ out_from_camera[:3, :3].T + out_from_camera[:3, 3]
     colors = image[pixel_of_point[:, 0], pixel_of_point[:, 1]].astype(np.float32) / 255
     return PointFrame(image, points.astype(np.float32), colors, pixel_of_point)
 
@@ -157,20 +162,24 @@ def mean_per_voxel(
     return (sums / counts[:, None]).astype(np.float32)
 
 
-def voxel_features(colors: NDArray[np.float32], kinds: Sequence[str]) -> NDArray[np.float32]:
-    """The input channels of the network from the mean colours of voxels.
+def voxel_features(
+    colors: NDArray[np.float32], positions: NDArray[np.float32], kinds: Sequence[str]
+) -> NDArray[np.float32]:
+    """The input channels of the network from the means over the points of each voxel.
 
     Args:
         colors: (V, 3) in [0, 1].
-        kinds: 'one' gives a constant 1, 'color' gives the colour moved to [-1, 1].
+        positions: (V, 3) metres, in the frame of the points.
+        kinds: 'one' gives a constant 1, 'color' the colour moved to [-1, 1], 'position' the position as it is.
     """
-    columns = {"one": np.ones((len(colors), 1), np.float32), "color": colors * 2 - 1}
+    columns = {"one": np.ones((len(colors), 1), np.float32), "color": colors * 2 - 1, "position": positions}
     return np.concatenate([columns[kind] for kind in kinds], axis=1).astype(np.float32)
 
 
 def num_channels(kinds: Sequence[str]) -> int:
     """Input channels that `voxel_features` gives for these kinds."""
-    return voxel_features(np.zeros((0, 3), np.float32), kinds).shape[1]
+    nothing = np.zeros((0, 3), np.float32)
+    return voxel_features(nothing, nothing, kinds).shape[1]
 
 
 def distinct_pairs(voxel: NDArray[np.int64], cell: NDArray[np.int64]) -> NDArray[np.int64]:

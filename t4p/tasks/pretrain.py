@@ -243,6 +243,7 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
         decoder_grid=(cell_grid[0] * upsample, cell_grid[1] * upsample),
         pixel_stride=config.data.pixel_stride,
         max_depth=config.data.max_depth,
+        in_world=config.data.frame == "world",
         voxel_size=config.model.voxel_size,
         num_strides=config.model.unet.num_strides,
         point_features=config.model.point_features,

@@ -22,6 +22,7 @@ SAMPLES = SampleSettings(
     decoder_grid=(12, 16),
     pixel_stride=2,
     max_depth=10.0,
+    in_world=True,
     voxel_size=0.1,
     num_strides=2,
     point_features=("color",),

@@ -29,7 +29,7 @@ def wall_frame(world_from_camera=None, color_from_depth=None, color_size=(48, 64
 
 
 def test_points_of_a_wall_lie_on_it_and_know_their_pixels():
-    points = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    points = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
     assert len(points.points) == 43 * 64
     # Without a pose: upright camera axes (right, ahead, up).
     np.testing.assert_allclose(points.points[:, 1], 2.0)
@@ -42,13 +42,15 @@ def test_points_of_a_wall_lie_on_it_and_know_their_pixels():
 def test_a_pose_takes_points_to_the_world():
     world_from_camera = np.eye(4)
     world_from_camera[:3, 3] = (1, 2, 3)
-    points = transforms.lift_frame(wall_frame(world_from_camera), (48, 64), 1, 10.0)
+    points = transforms.lift_frame(wall_frame(world_from_camera), (48, 64), 1, 10.0, True)
     np.testing.assert_allclose(points.points[:, 2], 5.0)
+    stays = transforms.lift_frame(wall_frame(world_from_camera), (48, 64), 1, 10.0, False)
+    np.testing.assert_allclose(stays.points[:, 1], 2.0)
 
 
 def test_pixels_follow_when_the_image_is_resized():
-    full = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
-    half = transforms.lift_frame(wall_frame(), (24, 32), 1, 10.0)
+    full = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
+    half = transforms.lift_frame(wall_frame(), (24, 32), 1, 10.0, True)
     assert half.image.shape == (24, 32, 3)
     np.testing.assert_array_equal(full.points, half.points)
     np.testing.assert_allclose((full.pixel_of_point + 0.5) / 2 - 0.5, half.pixel_of_point, atol=0.51)
@@ -59,7 +61,7 @@ def test_a_colour_camera_of_its_own_sees_points_where_it_should():
     color_from_depth[0, 3] = -0.1  # the colour camera stands 10 cm to the right
     K_color = np.array([[200.0, 0, 63.5], [0, 200.0, 47.5], [0, 0, 1]])
     frame = wall_frame(color_from_depth=color_from_depth, color_size=(96, 128), K_color=K_color)
-    points = transforms.lift_frame(frame, (96, 128), 1, 10.0)
+    points = transforms.lift_frame(frame, (96, 128), 1, 10.0, True)
     x_depth = points.points[:, 0]
     np.testing.assert_allclose(points.pixel_of_point[:, 1], (x_depth - 0.1) / 2 * 200 + 63.5, atol=0.51)
     # What the colour camera does not see is left out.
@@ -68,12 +70,12 @@ def test_a_colour_camera_of_its_own_sees_points_where_it_should():
 
 @pytest.mark.parametrize(("stride", "max_depth", "expected"), [(1, 1.9, 0), (2, 10.0, 21 * 32), (4, 2.0, 10 * 16)])
 def test_stride_and_range_thin_the_points(stride, max_depth, expected):
-    assert len(transforms.lift_frame(wall_frame(), (48, 64), stride, max_depth).points) == expected
+    assert len(transforms.lift_frame(wall_frame(), (48, 64), stride, max_depth, True).points) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_augmentation_is_a_similarity_about_the_vertical_and_keeps_pairs(seed):
-    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
     settings = AugmentConfig(rotation=True, mirror=True, scale=0.2, color_jitter=0.1)
     moved = transforms.augment(frame, settings, np.random.default_rng(seed))
     ratio = np.linalg.norm(moved.points, axis=1) / np.linalg.norm(frame.points, axis=1)
@@ -87,7 +89,7 @@ def test_augmentation_is_a_similarity_about_the_vertical_and_keeps_pairs(seed):
 
 
 def test_everything_switched_off_changes_nothing():
-    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0)
+    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
     off = AugmentConfig(rotation=False, mirror=False, scale=0, color_jitter=0)
     same = transforms.augment(frame, off, np.random.default_rng(0))
     np.testing.assert_array_equal(same.points, frame.points)
@@ -164,6 +166,8 @@ def test_mean_per_voxel_is_the_mean():
 
 
 def test_feature_kinds_are_columns_in_the_order_given():
-    features = transforms.voxel_features(np.array([[0.0, 0.5, 1.0]], np.float32), ("color", "one"))
-    np.testing.assert_allclose(features, [[-1, 0, 1, 1]])
+    features = transforms.voxel_features(
+        np.array([[0.0, 0.5, 1.0]], np.float32), np.array([[7.0, 8, 9]], np.float32), ("color", "one", "position")
+    )
+    np.testing.assert_allclose(features, [[-1, 0, 1, 1, 7, 8, 9]])
     assert transforms.num_channels(("one",)) == 1
