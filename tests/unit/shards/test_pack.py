@@ -156,14 +156,29 @@ def test_leftovers_of_a_source_that_has_changed_are_refused(
         packed(source, tmp_path / "x")
 
 
+@pytest.mark.parametrize("num_frames", [5, 6, 7, 8])  # of which some fill their last shard and some do not
 def test_a_source_that_has_grown_gives_what_a_fresh_pack_gives(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_scene: Callable[..., Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_scene: Callable[..., Path], num_frames: int
+) -> None:
+    source = make_scene(tmp_path / "kitchen", num_frames)
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    make_scene(source, 10)
+    assert packed(source, tmp_path / "x") == packed(source, tmp_path / "fresh")
+
+
+def test_no_leftover_shard_stays_beside_a_smaller_dataset(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt_before(patch, MANIFEST_NAME)
         with pytest.raises(Interrupted):
             packed(source, tmp_path / "x")
-    make_scene(source, 14)
+    (tmp_path / "x" / index_name(1)).write_bytes(b"damaged")  # so that shard 2 and the following are not looked at
+    for path in source.glob("frame-00000[5-9]*"):
+        path.unlink()
     assert packed(source, tmp_path / "x") == packed(source, tmp_path / "fresh")
 
 

@@ -1,9 +1,12 @@
 """Verify names every broken sample, and no other."""
 
+import dataclasses
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards.images import encode_depth
@@ -29,9 +32,6 @@ def messages(report: VerifyReport) -> str:
 
 def republish(folder: Path, samples: list[tuple[str, dict[str, bytes]]], tmp_path: Path) -> None:
     """Replace the dataset by one of these samples, whose checksums are all right."""
-    import dataclasses
-    import hashlib
-
     manifest = DatasetReader(str(folder)).manifest
     store = open_store(str(folder))
     for name in store.list():
@@ -167,7 +167,7 @@ def test_a_sample_that_was_packed_broken_is_named(dataset: Path, tmp_path: Path)
     """Checksums are right, the content is not: only decoding every member tells."""
     samples = all_samples(dataset)
     samples[2][1]["depth.png"] = samples[2][1]["depth.png"][:2000]
-    samples[5][1]["depth.png"] = encode_depth(__import__("numpy").ones((96, 128), "uint16"))
+    samples[5][1]["depth.png"] = encode_depth(np.ones((96, 128), np.uint16))
     samples[7][1]["meta.json"] = samples[6][1]["meta.json"]
     republish(dataset, samples, tmp_path)
     report = verify(str(dataset))
