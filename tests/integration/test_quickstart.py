@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.pack import pack
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +33,9 @@ def steps_of(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_both_losses_fall_and_a_second_quickstart_begins_anew(tmp_path: Path) -> None:
+def test_both_losses_fall_and_a_second_quickstart_from_s3_begins_anew(
+    tmp_path: Path, tum_sample: Path, s3_bucket: str
+) -> None:
     out = tmp_path / "quick start"  # paths may have spaces
     first = quickstart(out)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -44,12 +48,23 @@ def test_both_losses_fall_and_a_second_quickstart_begins_anew(tmp_path: Path) ->
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert f"{report['last']['loss_d']:.4f}" in first.stdout
 
-    again = quickstart(out, "--data", str(out / "shards" / "train"))  # its own shards, packed already
+    pack("tum", tum_sample, s3_bucket)
+    again = quickstart(out, "--data", s3_bucket)
     assert again.returncode == 0, again.stdout + again.stderr
     assert f"replacing {out / 'run'}" in again.stdout
     assert "resuming" not in (out / "run" / "logs" / "rank-0.log").read_text()
     assert steps_of(out) == list(range(1, report["num_steps"] + 1))
-    assert json.loads((out / "report.json").read_text())["pack_seconds"] == 0
+    report = json.loads((out / "report.json").read_text())
+    assert (report["shards"], report["num_samples"], report["pack_seconds"]) == (s3_bucket, 4, 0)
+
+
+def test_a_wrong_secret_ends_in_one_message(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    done = quickstart(tmp_path / "out", "--data", s3_bucket)
+    assert done.returncode == 1
+    assert s3_bucket.removeprefix("s3://") in done.stderr
+    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_data_that_is_not_packed_ends_in_one_message(tmp_path: Path) -> None:
