@@ -36,7 +36,7 @@ def quickstart(
     """The main job, small: pack real frames, pre-train through Ray, report."""
     from launch.quickstart import quickstart as run_quickstart
 
-    _finish(run_quickstart(data, out))
+    raise typer.Exit(run_quickstart(data, out))
 
 
 @app.command()
@@ -61,7 +61,7 @@ def launch_pretrain(
     config = load_config(*_split(arguments))
     from launch.trainer import launch_pretrain as run_launch
 
-    _finish(run_launch(config, workers))
+    run_launch(config, workers)
 
 
 @shards_cli.app.command("order")
@@ -87,18 +87,18 @@ def shards_order(
         last = steps_per_epoch(catalogue.num_samples, global_batch_size)
         last = last if steps is None else min(last, from_step + steps)
         order = EpochOrder(catalogue.samples_per_shard, seed, epoch, streams, shuffle_block)
-        listed = []
+        listed: list[tuple[int, list[str]]] = []
         for step in range(from_step, last):
             positions = rank_positions(step, global_batch_size, 1, 0, rank, world_size)
             keys = [catalogue.key(shard, sample) for shard, sample in order.samples_at(positions).tolist()]
-            listed.append({"step": step, "keys": keys})
+            listed.append((step, keys))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps({"steps": listed}))
+        typer.echo(json.dumps({"steps": [{"step": step, "keys": keys} for step, keys in listed]}))
     else:
-        for row in listed:
-            typer.echo(f"{row['step']:>8}  {' '.join(row['keys'])}")
+        for step, keys in listed:
+            typer.echo(f"{step:>8}  {' '.join(keys)}")
 
 
 def main() -> NoReturn:
@@ -115,11 +115,6 @@ def main() -> NoReturn:
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Files come first, `key=value` overrides after them, in any mixture."""
     return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
-
-
-def _finish(status: int) -> None:
-    if status:
-        raise typer.Exit(status)
 
 
 def _fail(error: Exception, status: int) -> NoReturn:

@@ -68,8 +68,8 @@ def collate(
         images[frame_index] = sample.image
         coords.append(np.pad(sample.voxel_coords, ((0, 0), (1, 0)), constant_values=frame_index))
         features.append(sample.voxel_features)
-        pairs_e.append(sample.pairs_e + [num_bottleneck_voxels, frame_index * num_cells])
-        pairs_d.append(sample.pairs_d + [num_voxels, frame_index * num_pixels])
+        pairs_e.append(sample.pairs_e + np.array((num_bottleneck_voxels, frame_index * num_cells), np.int64))
+        pairs_d.append(sample.pairs_d + np.array((num_voxels, frame_index * num_pixels), np.int64))
         num_voxels += len(sample.voxel_coords)
         num_bottleneck_voxels += sample.num_bottleneck_voxels
     joined_e, joined_d = np.concatenate(pairs_e), np.concatenate(pairs_d)

@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -177,7 +178,7 @@ class _SampleDataset(Dataset[FrameSample | BrokenSample]):
         self._catalogue = catalogue
         self._settings = settings
 
-    def __getitem__(self, ref: SampleRef) -> FrameSample | BrokenSample:  # type: ignore[override]
+    def __getitem__(self, ref: SampleRef) -> FrameSample | BrokenSample:
         try:
             key = self._catalogue.key(ref.shard_index, ref.sample_index)
             frame = decode_frame(self._catalogue.fetch(ref.shard_index, ref.sample_index))
@@ -194,10 +195,10 @@ def _load(
     settings: SampleSettings,
     refs: Sampler[list[SampleRef]] | list[list[SampleRef]],
     num_workers: int,
-) -> DataLoader[list[FrameSample | BrokenSample]]:
+) -> DataLoader[Any]:
     return DataLoader(
         _SampleDataset(catalogue, settings),
-        batch_sampler=refs,  # type: ignore[arg-type]
+        batch_sampler=refs,
         num_workers=num_workers,
         collate_fn=list,
         worker_init_fn=_quiet_worker,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from t4p.config import ModelConfig, UNetConfig
 from t4p.data.transforms import num_channels
 from t4p.errors import ConfigError
-from t4p.models.sparse.pyramid import build_pyramid
+from t4p.models.norm import NormKind
+from t4p.models.sparse.pyramid import SparseBackend, build_pyramid
 from t4p.models.text_query import TextQuerying
 from t4p.models.unet import PLANS, SparseUNet, UNetPlan
 
@@ -28,8 +29,8 @@ class Text4Point(nn.Module):
         *,
         in_channels: int,
         plan: UNetPlan,
-        norm: str,
-        sparse_backend: str,
+        norm: NormKind,
+        sparse_backend: SparseBackend,
         clip_dim: int,
         out_dim: int,
         num_heads: int,

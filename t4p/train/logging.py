@@ -52,7 +52,7 @@ class RunLog:
         cut_back(self._validation_path, start_step)
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._validation = self._validation_path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
 
     def step(self, record: StepRecord) -> None:
         """Log one step; the line is on disk for other readers when this returns."""
@@ -66,14 +66,14 @@ class RunLog:
         """Flush everything."""
         self._metrics.close()
         self._validation.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
     def _write(self, file: Any, prefix: str, step: int, values: Mapping[str, float]) -> None:
         file.write(json.dumps(values) + "\n")  # repr of a float: every bit comes back
         file.flush()
         for name, value in values.items():
             if name != "step":
-                self._board.add_scalar(f"{prefix}/{name}", value, step)  # type: ignore[no-untyped-call]
+                self._board.add_scalar(f"{prefix}/{name}", value, step)
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -28,7 +28,8 @@ class Task(Protocol):
         term_names: of the module's outputs; the first is the loss to minimise, all are logged.
     """
 
-    term_names: Sequence[str]
+    @property
+    def term_names(self) -> Sequence[str]: ...
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arguments of the module for one micro-batch."""
