@@ -69,6 +69,7 @@ def run_worker_group(job: WorkerJob, folder: Path) -> tuple[WorkerFailure, ...]:
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.num_workers)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads of several ranks starve each other
     ray.init(
         address="local",
         num_cpus=job.num_workers,  # slots, not cores: more workers than cores run, slower

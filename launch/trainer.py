@@ -16,6 +16,13 @@ from t4p.errors import ConfigError
 
 # Errors of these packages are written for users: their message is the whole story, the class name adds nothing.
 OWN_PACKAGES = ("shards.", "t4p.", "launch.")
+# Of these, the ones that blame the call (exit status 2) and not the run.
+WRONG_CALLS = (
+    "t4p.errors.ConfigError",
+    "t4p.models.dense_clip.ClipError",
+    "shards.schema.CallError",
+    "shards.store.MissingBucketError",
+)
 
 
 def launch_pretrain(config: PretrainConfig, num_workers: int, console: Console | None = None) -> None:
@@ -88,7 +95,7 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
     if outcome.problem:
         raise LaunchError(f"{outcome.problem}\n{where}")
     first = outcome.failures[0]
-    if first.error_type == "t4p.errors.ConfigError":
+    if first.error_type in WRONG_CALLS:
         raise ConfigError(first.message)
     raise LaunchError(f"rank {first.rank} of {num_workers} failed: {_cause(first)}\n{where}")
 
