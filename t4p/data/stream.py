@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from shards.schema import ShardError
+from shards.store import MissingObjectError, StoreError
 from t4p.data.batch import Batch, collate
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
@@ -79,6 +80,7 @@ class TrainingStream:
 
         Raises:
             DataError: more samples are broken than `max_skip_fraction` allows.
+            StoreError: the storage failed.
         """
         sampler = _StepSampler(self._catalogue, self._settings, start_step, end_step)
         for samples in _load(self._catalogue, self._sample_settings, sampler, self._settings.num_workers):
@@ -173,17 +175,23 @@ class _StepSampler(Sampler[list[SampleRef]]):
                 yield [SampleRef(epoch, shard, sample) for shard, sample in samples[positions - first].tolist()]
 
 
-class _SampleDataset(Dataset[FrameSample | BrokenSample]):
+class _SampleDataset(Dataset[FrameSample | BrokenSample | StoreError]):
     def __init__(self, catalogue: Catalogue, settings: SampleSettings) -> None:
         self._catalogue = catalogue
         self._settings = settings
 
-    def __getitem__(self, ref: SampleRef) -> FrameSample | BrokenSample:
+    def __getitem__(self, ref: SampleRef) -> FrameSample | BrokenSample | StoreError:
         try:
             key = self._catalogue.key(ref.shard_index, ref.sample_index)
             frame = decode_frame(self._catalogue.fetch(ref.shard_index, ref.sample_index))
+        except MissingObjectError as error:
+            return BrokenSample("missing", str(error))
+        except StoreError as error:
+            return (
+                error  # the storage failed, not the sample: raised in the training process, without a second traceback
+            )
         except ShardError as error:
-            return BrokenSample("unreadable", str(error))
+            return BrokenSample("damaged", str(error))
         try:
             return build_sample(frame, key, ref.epoch, self._settings)
         except ValueError as error:
@@ -195,8 +203,8 @@ def _load(
     settings: SampleSettings,
     refs: Sampler[list[SampleRef]] | list[list[SampleRef]],
     num_workers: int,
-) -> DataLoader[Any]:
-    return DataLoader(
+) -> Iterator[list[FrameSample | BrokenSample]]:
+    loader: DataLoader[Any] = DataLoader(
         _SampleDataset(catalogue, settings),
         batch_sampler=refs,
         num_workers=num_workers,
@@ -204,6 +212,11 @@ def _load(
         worker_init_fn=_quiet_worker,
         prefetch_factor=2 if num_workers else None,
     )
+    for samples in loader:
+        for sample in samples:
+            if isinstance(sample, StoreError):
+                raise sample
+        yield samples
 
 
 def _quiet_worker(worker_id: int) -> None:

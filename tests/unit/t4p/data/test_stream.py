@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from shards.pack import pack
+from shards.store import StoreError
 from t4p.config import AugmentConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import SampleSettings
@@ -183,3 +184,17 @@ def test_validation_drops_nothing(damaged):
 def test_a_world_or_batch_that_cannot_work_is_refused_before_anything_is_read(dataset, changes, message):
     with pytest.raises(ValueError, match=message):
         TrainingStream(Catalogue([str(dataset)]), SAMPLES, replace(STREAM, **changes))
+
+
+def test_a_shard_that_is_gone_is_a_broken_sample_but_a_storage_that_fails_ends_the_run(dataset, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in dataset.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "shard-000000.tar").unlink()
+    stream = TrainingStream(Catalogue([str(copy)]), SAMPLES, replace(STREAM, max_skip_fraction=0.9))
+    list(stream.batches(0, 3))
+    assert set(stream.skipped) == {"missing"}
+    (copy / "shard-000000.tar").mkdir()  # reading a folder is an error of the storage, not of a sample
+    with pytest.raises(StoreError, match=r"shard-000000\.tar"):
+        list(TrainingStream(Catalogue([str(copy)]), SAMPLES, replace(STREAM, num_workers=1)).batches(0, 3))
