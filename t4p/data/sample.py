@@ -53,8 +53,8 @@ class FrameSample:
         voxel_coords: (V, 3) int32, unique, ascending in (x, y, z).
         voxel_features: (V, C) float32.
         num_bottleneck_voxels: rows of the bottleneck.
-        pairs_e: (P, 2) int64 of (bottleneck voxel, CLIP cell).
-        pairs_d: (P, 2) int64 of (voxel, decoder pixel).
+        pairs_e: (P, 3) int64 of (bottleneck voxel, CLIP cell, number of points they share).
+        pairs_d: (P, 3) int64 of (voxel, decoder pixel, number of points they share).
     """
 
     key: str

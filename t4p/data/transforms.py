@@ -190,17 +190,17 @@ def distinct_pairs(voxel: NDArray[np.int64], cell: NDArray[np.int64]) -> NDArray
         cell: (N,) image cell of each point.
 
     Returns:
-        (P, 2), ascending.
+        (P, 3) of (voxel, cell, number of points they share), ascending.
     """
     if not len(voxel):
-        return np.zeros((0, 2), np.int64)
+        return np.zeros((0, 3), np.int64)
     num_cells = int(cell.max()) + 1
-    packed = np.unique(voxel * num_cells + cell)
-    return np.stack([packed // num_cells, packed % num_cells], axis=1)
+    packed, num_points = np.unique(voxel * num_cells + cell, return_counts=True)
+    return np.stack([packed // num_cells, packed % num_cells, num_points], axis=1)
 
 
 def draw_pairs(pairs: NDArray[np.int64], at_most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most that many of the (P, 2) pairs, uniformly without repetition, in ascending order."""
+    """At most that many of the (P, 3) pairs, uniformly without repetition, in ascending order."""
     if len(pairs) <= at_most:
         return pairs
     return pairs[np.sort(rng.choice(len(pairs), at_most, replace=False))]

@@ -161,12 +161,12 @@ class PretrainTask:
         for batch in self._validation.batches():
             pairs = module.embed(*self.inputs(batch))
             ends = (
-                (pairs.points_e, pairs.cells_e, batch.cell_of_pair_e),
-                (pairs.points_d, pairs.pixels_d, batch.pixel_of_pair_d),
+                (pairs.points_e, pairs.cells_e, batch.cell_of_pair_e, batch.points_of_pair_e),
+                (pairs.points_d, pairs.pixels_d, batch.pixel_of_pair_d, batch.points_of_pair_d),
             )
-            for index, (points, pixels, cell) in enumerate(ends):
+            for index, (points, pixels, cell, num_points) in enumerate(ends):
                 rng = sample_rng(0, 0, batch.keys[0], "retrieval")
-                chosen = choose_candidates(cell.numpy(), NUM_CANDIDATES, rng)
+                chosen = choose_candidates(cell.numpy(), num_points.numpy(), NUM_CANDIDATES, rng)
                 if chosen is not None:
                     rows = torch.from_numpy(chosen).to(self._device)
                     sums[2 * index] += top1_retrieval(points[rows].cpu().numpy(), pixels[rows].cpu().numpy())

@@ -31,17 +31,20 @@ def test_the_hand_computed_case():
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_candidates_come_from_distinct_cells(seed):
+def test_candidates_come_from_distinct_cells_and_are_their_largest_pairs(seed):
     rng = np.random.default_rng(seed)
     cell = rng.integers(0, 30, size=rng.integers(1, 200))
+    num_points = rng.integers(1, 50, size=len(cell))
     num_cells = len(np.unique(cell))
-    chosen = choose_candidates(cell, num_cells, rng)
+    chosen = choose_candidates(cell, num_points, num_cells, rng)
     assert chosen is not None
     assert sorted(cell[chosen]) == sorted(np.unique(cell))
-    assert choose_candidates(cell, num_cells + 1, rng) is None
+    for row in chosen:
+        assert num_points[row] == num_points[cell == cell[row]].max()
+    assert choose_candidates(cell, num_points, num_cells + 1, rng) is None
 
 
-def test_every_pair_of_a_cell_is_chosen_some_time():
-    cell = np.array([0, 0, 0, 1])
-    seen = {int(i) for seed in range(60) for i in choose_candidates(cell, 2, np.random.default_rng(seed))}
-    assert seen == {0, 1, 2, 3}
+def test_every_cell_is_chosen_some_time():
+    cell, num_points = np.arange(10), np.ones(10, int)
+    seen = {int(i) for seed in range(60) for i in choose_candidates(cell, num_points, 3, np.random.default_rng(seed))}
+    assert seen == set(range(10))
