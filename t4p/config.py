@@ -7,13 +7,13 @@ reported at once with its origin. No torch in here: `launch` checks a configurat
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from t4p.errors import ConfigError
 
@@ -38,6 +38,15 @@ class Section(BaseModel):
 class RunConfig(Section):
     dir: str = Field(min_length=1, description="Run folder, shared by all ranks.")
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("dir")
+    @classmethod
+    def _dir_is_a_folder(cls, run_dir: str) -> str:
+        if "://" in run_dir:  # as a path, s3://bucket/run is the folder s3:/bucket/run of the current one
+            raise ValueError(
+                f"{run_dir}: run folders on object storage are not supported yet; name a folder that all ranks share"
+            )
+        return run_dir
 
 
 class AugmentConfig(Section):
@@ -230,12 +239,19 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+    """PyYAML keeps the last of two equal keys without a word; here that is an error, and so is a key of many parts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"{key!r} stands where a key is wanted; put quotes around a value that begins with a bracket",
+                    key_node.start_mark,
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands here twice", key_node.start_mark
@@ -323,7 +339,13 @@ def _suggest(path: tuple[str, ...]) -> str:
 def _read_labels(labels: tuple[str, ...] | str) -> tuple[str, ...]:
     if isinstance(labels, str):
         path = find_packaged(labels)
-        labels = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"model.labels: {path} cannot be read ({error}); wanted a UTF-8 text file with one label per line"
+            ) from error
+        labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not labels:
         raise ConfigError("model.labels: the list is empty; at least one label is wanted")
     doubles = sorted({label for label in labels if labels.count(label) > 1})

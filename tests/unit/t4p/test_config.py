@@ -61,6 +61,10 @@ def test_a_key_that_stands_twice_in_a_file_is_an_error(tmp_path):
         ("- 1\n", "expected sections"),
         ("a: [", "not valid YAML"),
         ("\xff", "cannot be read|not valid|expected sections"),
+        (
+            "run:\n  dir: {{ x }}\n",
+            r"not valid YAML: \{'x': None\} stands where a key is wanted(.|\n)*line 2, column 9",
+        ),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path, text, message):
@@ -74,6 +78,17 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text, message):
 def test_a_missing_section_says_how_to_set_it():
     with pytest.raises(ConfigError, match="data: missing; set it in a file or as data=VALUE"):
         load_config([], ["run.dir=a"])
+
+
+def test_an_override_with_a_bracket_too_many_is_refused():
+    with pytest.raises(ConfigError, match=r"^'run.dir=\{\{ x \}\}': .* stands where a key is wanted"):
+        load_config([], ["run.dir={{ x }}", "data.shards=[a]"])
+
+
+@pytest.mark.parametrize("run_dir", ["s3://bucket/run", "gs://bucket/run"])
+def test_a_run_folder_on_object_storage_is_refused(run_dir):
+    with pytest.raises(ConfigError, match=f"run.dir: {run_dir}: .* not supported yet; .* that all ranks share"):
+        load_config([], [f"run.dir={run_dir}", "data.shards=[a]"])
 
 
 @pytest.mark.parametrize("override", ["train", "train.num_steps", "=3", "num_steps=3", "train..x=1"])
@@ -91,6 +106,14 @@ def test_a_dumped_config_loads_to_an_equal_one(tmp_path):
 def test_labels_may_be_a_file_of_lines(tmp_path):
     path = write(tmp_path, "labels.txt", "chair\n\n potted plant \n")
     assert load_config([], [*MINIMAL, f"model.labels={path}"]).model.labels == ("chair", "potted plant")
+
+
+def test_labels_that_are_no_text_file_are_refused(tmp_path):
+    latin = tmp_path / "labels.txt"
+    latin.write_bytes("caf\u00e9 table\n".encode("latin-1"))
+    for path, cause in ((tmp_path, "Is a directory"), (latin, "can't decode byte")):
+        with pytest.raises(ConfigError, match=f"model.labels: {path} cannot be read .*{cause}.*one label per line"):
+            load_config([], [*MINIMAL, f"model.labels={path}"])
 
 
 @pytest.mark.parametrize(("labels", "message"), [("[]", "empty"), ("[a, b, a]", "named twice: a")])
