@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from t4p.config import ModelConfig, UNetConfig
+from t4p.config import ModelConfig, TextQueryConfig, UNetConfig
 from t4p.data.transforms import num_channels
 from t4p.errors import ConfigError
 from t4p.models.norm import NormKind
-from t4p.models.sparse.pyramid import SparseBackend, build_pyramid
+from t4p.models.sparse.pyramid import SparseBackend, build_pyramid, require_backend
 from t4p.models.text_query import TextQuerying
 from t4p.models.unet import PLANS, SparseUNet, UNetPlan
 
@@ -82,11 +82,18 @@ def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
     """The network that a configuration describes, with random weights; C is `embed_dim_d`.
 
     Raises:
-        ConfigError: the plan of the U-Net is unknown, or its lists do not fit together.
+        ConfigError: the plan of the U-Net is unknown, or its lists do not fit together; the Text Querying Module does
+            not fit the width of CLIP; the sparse backend is not installed.
     """
+    plan = build_plan(model.unet)
+    _check_text_query(model.text_query, clip_dim)
+    try:
+        require_backend(model.sparse_backend)
+    except ImportError as error:
+        raise ConfigError(f"model.sparse_backend is {model.sparse_backend!r}: {error}") from error
     return Text4Point(
         in_channels=num_channels(model.point_features),
-        plan=build_plan(model.unet),
+        plan=plan,
         norm=model.norm,
         sparse_backend=model.sparse_backend,
         clip_dim=clip_dim,
@@ -96,6 +103,19 @@ def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
         alpha=model.text_query.alpha,
         beta=model.text_query.beta,
     )
+
+
+def _check_text_query(text_query: TextQueryConfig, clip_dim: int) -> None:
+    if clip_dim % text_query.num_heads:
+        raise ConfigError(
+            f"model.text_query.num_heads is {text_query.num_heads}, which does not divide {clip_dim}, the width of the "
+            "CLIP model; choose a divisor"
+        )
+    if clip_dim * text_query.mlp_ratio < 1:
+        raise ConfigError(
+            f"model.text_query.mlp_ratio is {text_query.mlp_ratio:g}, which leaves the MLP no hidden channel: the CLIP "
+            f"model is {clip_dim} wide; choose at least {1 / clip_dim:g}"
+        )
 
 
 def build_plan(unet: UNetConfig) -> UNetPlan:

@@ -54,6 +54,18 @@ class SparsePyramid(Protocol):
         ...
 
 
+def require_backend(backend: SparseBackend) -> None:
+    """Check that a backend is installed.
+
+    Raises:
+        ImportError: it is not; says how to install it.
+    """
+    if backend == "minkowski":
+        from t4p.models.sparse.minkowski import load_minkowski_engine
+
+        load_minkowski_engine()
+
+
 def build_pyramid(backend: SparseBackend, voxel_coords: Tensor, num_levels: int) -> SparsePyramid:
     """Build the coordinates of every level; kernel maps follow on first use and are kept.
 
@@ -62,7 +74,8 @@ def build_pyramid(backend: SparseBackend, voxel_coords: Tensor, num_levels: int)
             optional package), or "auto", which is native everywhere: it needs nothing, runs on every device, holds
             empty batches and any float type, and was as fast on one thread (benchmarks/bench_sparse.py).
         voxel_coords: (V, 4) int32 (batch, x, y, z), unique, in canonical order; negative x, y, z are welcome. V may
-            be 0 for native.
+            be 0: such a pyramid is native whatever the backend, because MinkowskiEngine fails without voxels and a
+            rank without any must still enter every collective with every weight.
         num_levels: resolutions, at least 1.
 
     Raises:
@@ -72,7 +85,7 @@ def build_pyramid(backend: SparseBackend, voxel_coords: Tensor, num_levels: int)
     if num_levels < 1:
         raise ValueError(f"num_levels is {num_levels}; wanted at least 1")
     check_canonical(voxel_coords)
-    if backend in ("auto", "native"):
+    if backend in ("auto", "native") or (backend == "minkowski" and len(voxel_coords) == 0):
         from t4p.models.sparse.native import NativePyramid
 
         return NativePyramid(voxel_coords, num_levels)

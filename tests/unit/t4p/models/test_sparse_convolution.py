@@ -294,7 +294,7 @@ def test_minkowski_leaves_the_number_of_threads_alone():
 @needs_minkowski
 def test_minkowski_refuses_no_voxels_and_float64():
     with pytest.raises(ValueError, match=r"no voxels.*use the native backend"):
-        build_pyramid("minkowski", torch.empty(0, 4, dtype=torch.int32), 2)
+        minkowski.MinkowskiPyramid(torch.empty(0, 4, dtype=torch.int32), 2)
     pyramid = build_pyramid("minkowski", random_coords(), 2)
     with pytest.raises(ValueError, match=r"torch\.float64.*computes in float32"):
         run_layer(pyramid, "conv", 27, (5, 7), dtype=torch.float64)

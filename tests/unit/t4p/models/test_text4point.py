@@ -1,18 +1,22 @@
 """The whole 3D network: shapes, the aggregation, and what it must not depend on."""
 
+import sys
+
 import pytest
 import torch
 
 from t4p.config import UNetConfig, load_config
 from t4p.errors import ConfigError
+from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.models.sparse.pyramid import build_pyramid
 from t4p.models.text4point import build_plan, build_text4point
 
 CLIP_DIM = 16
 
 
-def build(**text_query):
+def build(sparse_backend="auto", **text_query):
     overrides = [f"model.text_query.{key}={value}" for key, value in text_query.items()]
+    overrides.append(f"model.sparse_backend={sparse_backend}")
     config = load_config(
         ["configs/smoke.yaml"],
         [
@@ -97,6 +101,39 @@ def test_scenes_of_a_batch_do_not_see_each_other():
         alone = coords[mine].clone()
         alone[:, 0] = 0
         torch.testing.assert_close(net(alone, features[mine], text(5))[1], together[mine], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sparse_backend", ["native", "minkowski"])
+def test_a_rank_without_voxels_takes_part_with_every_weight(sparse_backend):
+    if sparse_backend == "minkowski":
+        pytest.importorskip("MinkowskiEngineBackend", reason="MinkowskiEngine is not installed")
+    net = build(sparse_backend)
+    no_voxels = torch.empty(0, 4, dtype=torch.int32)
+    aligned, decoded = net(no_voxels, torch.empty(0, 3), text(5))
+    assert (aligned.shape, decoded.shape) == ((0, CLIP_DIM), (0, 6))
+    (aligned.sum() + decoded.sum()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize(
+    ("text_query", "message"),
+    [
+        ({"num_heads": 3}, "model.text_query.num_heads is 3, which does not divide 16"),
+        ({"mlp_ratio": 0.01}, "model.text_query.mlp_ratio is 0.01, .* choose at least 0.0625"),
+    ],
+)
+def test_a_text_query_that_does_not_fit_clip_is_refused_by_its_key(text_query, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**text_query)
+
+
+def test_a_backend_that_is_not_installed_is_refused_when_the_network_is_built(monkeypatch):
+    load_minkowski_engine.cache_clear()
+    monkeypatch.setitem(sys.modules, "MinkowskiEngine", None)  # then `import MinkowskiEngine` is an ImportError
+    with pytest.raises(ConfigError, match=r"model\.sparse_backend is 'minkowski': (.|\n)*`make env`"):
+        build("minkowski")
 
 
 def test_a_plan_takes_what_the_configuration_sets():
