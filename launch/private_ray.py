@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -117,11 +117,12 @@ def last_lines(text: str, count: int) -> str:
 
 
 def _keep(folder: Path, num_workers: int, keep_logs: Path) -> None:
-    for rank in range(num_workers):
-        log = log_path(folder, rank)
-        if log.exists():
-            keep_logs.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(log, keep_logs / log.name)
+    with suppress(OSError):  # this runs while errors pass through, and must not take their place
+        for rank in range(num_workers):
+            log = log_path(folder, rank)
+            if log.exists():
+                keep_logs.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(log, keep_logs / log.name)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -55,7 +56,7 @@ def check_call(config: PretrainConfig, num_workers: int) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ConfigError: names the numbers that do not fit.
+        ConfigError: names the numbers that do not fit, or the run folder that cannot be written.
     """
     if num_workers < 1:
         raise ConfigError(f"--workers is {num_workers}; at least 1 is wanted")
@@ -64,6 +65,15 @@ def check_call(config: PretrainConfig, num_workers: int) -> None:
             f"--workers is {num_workers}, but train.global_batch_size is {config.train.global_batch_size}: every "
             "worker takes at least one frame of each batch; use fewer workers, or a larger batch"
         )
+    run_dir = Path(config.run.dir).absolute()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=run_dir):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can"
+        ) from error
 
 
 def pretrain_worker(worker_config: dict[str, Any], report: Report) -> None:
@@ -88,16 +98,24 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
     """
     if not outcome.failures and not outcome.problem:
         return
-    story = outcome.problem_traceback + "".join(_story(failure, run_dir) for failure in outcome.failures)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "error.txt").write_text(story, encoding="utf-8")
-    where = f"the whole story: {run_dir / 'error.txt'}"
+    where = _write_story(outcome, run_dir / "error.txt")
     if outcome.problem:
         raise LaunchError(f"{outcome.problem}\n{where}")
     first = outcome.failures[0]
     if first.error_type in WRONG_CALLS:
         raise ConfigError(first.message)
     raise LaunchError(f"rank {first.rank} of {num_workers} failed: {_cause(first)}\n{where}")
+
+
+def _write_story(outcome: JobOutcome, path: Path) -> str:
+    """Write what every rank says; returns where to find it. A full disk must not hide why the job failed."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        story = outcome.problem_traceback + "".join(_story(failure, path.parent) for failure in outcome.failures)
+        path.write_text(story, encoding="utf-8")
+    except OSError as error:
+        return f"the whole story could not be written to {path}: {error.strerror}"
+    return f"the whole story: {path}"
 
 
 def _cause(failure: WorkerFailure) -> str:

@@ -67,10 +67,11 @@ def decode_color(data: bytes, color_format: str) -> NDArray[np.uint8]:
     Raises:
         BrokenImageError: the bytes are of another kind, or do not decode.
     """
-    wanted = {"jpg": "JPEG", "png": "PNG"}[color_format]
+    # "MPO" is Pillow's name for a JPEG with a preview or a second view behind it, as phones write them.
+    wanted = {"jpg": ("JPEG", "MPO"), "png": ("PNG",)}[color_format]
     image = _load(data, "color")
-    if image.format != wanted:
-        raise BrokenImageError(f"color cannot be decoded: found {_describe(data)}, wanted a {wanted}")
+    if image.format not in wanted:
+        raise BrokenImageError(f"color cannot be decoded: found {_describe(data)}, wanted a {wanted[0]}")
     return np.asarray(image.convert("RGB"))
 
 
@@ -88,11 +89,31 @@ def decode_labels(data: bytes) -> NDArray[np.uint16]:
 
 def _load(data: bytes, what: str) -> Image.Image:
     try:
+        if data[:8] == _PNG_SIGNATURE:
+            _check_png_chunks(data)
         image = Image.open(io.BytesIO(data))
         image.load()
     except _PILLOW_ERRORS as error:
         raise BrokenImageError(f"{what} cannot be decoded: found {_describe(data)} ({error})") from error
     return image
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Raise ValueError unless every chunk up to the end mark has its CRC; Pillow does not look at those of pixels."""
+    position = len(_PNG_SIGNATURE)
+    while True:
+        if position + 12 > len(data):
+            raise ValueError(f"cut short in the chunk at byte {position}")
+        (length,) = struct.unpack_from(">I", data, position)
+        end = position + 8 + length
+        kind = data[position + 4 : position + 8]
+        if end + 4 > len(data):
+            raise ValueError(f"cut short in the chunk {kind!r} at byte {position}")
+        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ValueError(f"the chunk {kind!r} at byte {position} does not have its CRC: the bytes are damaged")
+        if kind == b"IEND":
+            return
+        position = end + 4
 
 
 def _describe(data: bytes) -> str:

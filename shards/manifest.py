@@ -14,6 +14,7 @@ from shards.schema import FORMAT_VERSION, ShardError
 
 MANIFEST_NAME = "manifest.json"
 TABLE_NAME = "shards.bin"
+PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
 _ROW = np.dtype([("num_samples", "<u8"), ("size_bytes", "<u8"), ("sha256", "u1", (32,))])
 
 
@@ -25,6 +26,11 @@ def shard_name(shard_index: int) -> str:
 def index_name(shard_index: int) -> str:
     """Name of a shard's sample index."""
     return f"shard-{shard_index:06d}.idx"
+
+
+def source_name(shard_index: int) -> str:
+    """Name of the fingerprint of the raw files a shard was made of; there while a dataset is being packed."""
+    return f"shard-{shard_index:06d}.source"
 
 
 @dataclass(frozen=True)

@@ -2,40 +2,37 @@
 
 import hashlib
 import importlib.metadata
-import json
-import re
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-
+from shards.claim import SHARD_FILE, Claim, claim, published_before, release
+from shards.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, load_frame, unique_tasks
 from shards.manifest import (
     MANIFEST_NAME,
     TABLE_NAME,
     Manifest,
-    ShardIndex,
     ShardRow,
     ShardTable,
     index_name,
     shard_name,
+    source_name,
 )
 from shards.ordered_map import ordered_map
-from shards.reader import PACKING_NAME
-from shards.schema import FORMAT_VERSION, CallError, Frame, ShardError, check_frame, members_of_frame, sample_key
-from shards.sources.formats import FrameRef, find_format
+from shards.resume import kept_shards
+from shards.schema import FORMAT_VERSION, CallError, ShardError
+from shards.sources.formats import SourceFormat, find_format
 from shards.sources.raw_files import SourceOptions
-from shards.store import MissingObjectError, Store, open_store
-from shards.writer import FinishedShard, ShardWriter, archive_end, sample_slice
+from shards.store import open_store
+from shards.writer import FinishedShard, ShardWriter
 
 DEFAULT_SHARD_SIZE_BYTES = 256 << 20
 MAX_SHARD_SIZE_BYTES = 4 << 30  # one PUT takes at most 5 GiB
-_SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|idx)|shards\.bin")
 
 
 @dataclass(frozen=True)
@@ -104,159 +101,55 @@ def pack(
     selected = refs[frames or slice(None)][::every]
     if not selected:
         raise CallError(f"{src}: none of its {len(refs)} frames is left by frames {frames} and every {every}")
-    tasks = _unique_tasks(selected)
-    label_names = chosen.label_names(root)
-    provenance = {
-        "source_format": chosen.name,
-        "source": root.resolve().name,
-        "licence": chosen.licence,
-        "options": {
-            "shard_size_bytes": shard_size_bytes,
-            "frames": None if frames is None else [frames.start, frames.stop],
-            "every": every,
-            "depth_scale": depth_scale,
-        },
-        # Equal bytes are promised for equal versions of what encodes them.
-        "versions": {name: _version(name) for name in ("text4point", "webdataset", "pillow")},
+    tasks = unique_tasks(selected)
+    options = {
+        "shard_size_bytes": shard_size_bytes,
+        "frames": None if frames is None else [frames.start, frames.stop],
+        "every": every,
+        "depth_scale": depth_scale,
     }
+    provenance = _provenance(chosen, root, options)
     store = open_store(dst)
-    load = partial(_load_members, chosen.read)
-    _claim(store, provenance)
-    kept = _kept_shards(store, load, tasks, shard_size_bytes)
-    rest = _pack_rest(store, load, tasks, kept, shard_size_bytes, num_workers, on_progress)
-    with closing(rest):  # ends the workers before anything else happens
-        rows = [*kept, *rest]
-    manifest = _publish(store, rows, label_names, provenance)
+    num_kept = 0
+    manifest = published_before(store, provenance)
+    if manifest is None:
+        ours = claim(store, provenance)
+        load = partial(load_frame, chosen.read)
+        kept = kept_shards(store, load, tasks, shard_size_bytes, num_workers, on_progress)
+        num_kept = len(kept)
+        rest = _pack_rest(ours, load, tasks, kept, shard_size_bytes, num_workers, on_progress)
+        with closing(rest):  # ends the workers before anything else happens
+            rows = [*kept, *rest]
+        manifest = _publish(ours, rows, chosen.label_names(root), provenance)
+    else:
+        num_kept = manifest.num_shards
+    release(store)
     return PackReport(
         url=store.url,
         num_samples=manifest.num_samples,
         num_shards=manifest.num_shards,
-        num_kept_shards=len(kept),
+        num_kept_shards=num_kept,
         size_bytes=manifest.size_bytes,
         seconds=time.monotonic() - start,
         licence=chosen.licence,
     )
 
 
-@dataclass(frozen=True)
-class _Task:
-    key: str
-    ref: FrameRef
-
-
-def _unique_tasks(refs: Sequence[FrameRef]) -> list[_Task]:
-    tasks: dict[str, _Task] = {}
-    for ref in refs:
-        key = sample_key(ref.scene_id, ref.frame_id)
-        if key in tasks:
-            raise ShardError(
-                f"{ref.origin}: key {key} is already taken by {tasks[key].ref.origin}; keys must be unique in a "
-                "dataset: rename one of the two folders or files, or pack them into two datasets"
-            )
-        tasks[key] = _Task(key, ref)
-    return list(tasks.values())
-
-
-def _load_members(read: Callable[[Any], Frame], task: _Task) -> dict[str, bytes]:
-    """Read and check one frame; runs in a worker process."""
-    frame = read(task.ref)
-    check_frame(frame, f"{task.key} ({task.ref.origin})")
-    return members_of_frame(frame)
-
-
-def _claim(store: Store, provenance: Mapping[str, Any]) -> None:
-    """Mark the destination as being packed with these options, or recognise our own mark and resume.
-
-    Raises:
-        CallError: there is a dataset.
-        ShardError: there is an unfinished one of other options, or shards of unknown origin.
-    """
-    if store.exists(MANIFEST_NAME):
-        raise CallError(
-            f"{store.url}: already holds a dataset ({MANIFEST_NAME} is there); pack to another place, or delete it"
-        )
-    names = store.list()
-    if PACKING_NAME not in names and (leftovers := [name for name in names if _SHARD_FILE.fullmatch(name)]):
-        raise ShardError(
-            f"{store.url}: holds {leftovers[0]} ({len(leftovers)} such files) but neither {MANIFEST_NAME} nor "
-            f"{PACKING_NAME}, so they are not ours to resume or replace; delete them, or pack to another place"
-        )
-    mine = (json.dumps(provenance, indent=1, sort_keys=True) + "\n").encode("ascii")
-    if store.write_if_absent(PACKING_NAME, mine):
-        return
-    found = store.read(PACKING_NAME)
-    if found != mine:
-        raise ShardError(
-            f"{store.url}: holds an unfinished pack with other options ({_difference(found, provenance)}); repeat that "
-            "call to finish it, or delete these objects, or pack to another place"
-        )
-
-
-def _difference(found: bytes, wanted: Mapping[str, Any]) -> str:
-    try:
-        earlier = json.loads(found)
-        before, now = ({**value, **value["options"], **value["versions"]} for value in (earlier, wanted))
-    except (ValueError, KeyError, TypeError):
-        return f"{PACKING_NAME} cannot be read"
-    names = [name for name in now if name not in ("options", "versions") and before.get(name) != now[name]]
-    return ", ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in names)
-
-
-def _kept_shards(
-    store: Store, load: Callable[[_Task], dict[str, bytes]], tasks: Sequence[_Task], shard_size_bytes: int
-) -> list[ShardRow]:
-    """The finished shards of an interrupted run, read back and checked: they need not be packed again.
-
-    Raises:
-        ShardError: they hold other frames than the source does now.
-    """
-    names = set(store.list())
-    rows: list[ShardRow] = []
-    lengths: list[int] = []
-    done = 0
-    while done < len(tasks) and {shard_name(len(rows)), index_name(len(rows))} <= names:
-        where = f"{store.url}/{index_name(len(rows))}"
-        try:
-            index = ShardIndex.decode(store.read(index_name(len(rows))), where)
-            data = store.read(shard_name(len(rows)))
-        except (ShardError, MissingObjectError):
-            break  # damaged or half-written: packed again
-        if not _is_whole(data, index):
-            break
-        wanted = [task.key for task in tasks[done : done + len(index.keys)]]
-        first = sample_slice(tasks[done].key, load(tasks[done]))
-        if list(index.keys) != wanted or google_crc32c.value(first) != int(index.crc32c[0]):
-            raise ShardError(
-                f"{where}: an unfinished pack of other frames (from {index.keys[0]} to {index.keys[-1]}; the source "
-                f"now has {wanted[0]} to {wanted[-1]} there, or other content); the source has changed, so delete "
-                "these objects or pack to another place"
-            )
-        rows.append(ShardRow(len(index.keys), len(data), hashlib.sha256(data).digest()))
-        lengths.append(int(index.offsets[-1] + index.lengths[-1]))
-        done += len(index.keys)
-    if rows and done < len(tasks):
-        # The last shard of a source that has grown since was not full: a fresh run would put more into it.
-        length = lengths[-1] + len(sample_slice(tasks[done].key, load(tasks[done])))
-        if length + len(archive_end(length)) <= shard_size_bytes:
-            rows.pop()
-    return rows
-
-
-def _is_whole(data: bytes, index: ShardIndex) -> bool:
-    """Whether a tar is exactly the samples of its index."""
-    spans = zip(index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True)
-    position = 0
-    for offset, length, crc in spans:
-        if offset != position or google_crc32c.value(data[offset : offset + length]) != crc:
-            return False
-        position += length
-    return position > 0 and data[position:] == archive_end(position)
+def _provenance(source_format: SourceFormat, root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "source_format": source_format.name,
+        "source": root.resolve().name,
+        "licence": source_format.licence,
+        "options": dict(options),
+        # Equal bytes are promised for equal versions of what encodes them.
+        "versions": {name: _version(name) for name in ("text4point", "webdataset", "pillow")},
+    }
 
 
 def _pack_rest(
-    store: Store,
-    load: Callable[[_Task], dict[str, bytes]],
-    tasks: Sequence[_Task],
+    ours: Claim,
+    load: Callable[[FrameTask], LoadedFrame],
+    tasks: Sequence[FrameTask],
     kept: Sequence[ShardRow],
     shard_size_bytes: int,
     num_workers: int,
@@ -264,42 +157,69 @@ def _pack_rest(
 ) -> Generator[ShardRow]:
     """Pack and store the shards that are not there yet, yielding their rows."""
     done = sum(row.num_samples for row in kept)
-    with tempfile.TemporaryDirectory(prefix="t4p-pack-") as scratch:
-        writer = ShardWriter(Path(scratch), shard_size_bytes, len(kept))
+    fingerprints: list[bytes] = []  # of the frames in the shard being filled
+    with _scratch_folder(shard_size_bytes) as scratch:
+        writer = ShardWriter(scratch, shard_size_bytes, len(kept))
         try:
             with closing(ordered_map(load, tasks[done:], num_workers)) as loaded:
-                for task, members in zip(tasks[done:], loaded, strict=True):
-                    if finished := writer.add(task.key, members):
-                        yield _store_shard(store, finished)
+                for task, frame in zip(tasks[done:], loaded, strict=True):
+                    with _explained(shard_size_bytes):
+                        finished = writer.add(task.key, frame.members)
+                    if finished:
+                        yield _store_shard(ours, finished, fingerprints)
+                        fingerprints = []
+                    fingerprints.append(frame.fingerprint)
                     done += 1
                     if on_progress is not None:
                         on_progress(done, len(tasks))
-            if finished := writer.finish():
-                yield _store_shard(store, finished)
-        except OSError as error:
-            raise ShardError(
-                f"{scratch}: cannot write ({error}); a shard is put together there, point TMPDIR to a disk with "
-                f"{shard_size_bytes >> 20} MiB free"
-            ) from error
+            with _explained(shard_size_bytes):
+                finished = writer.finish()
+            if finished:
+                yield _store_shard(ours, finished, fingerprints)
         finally:
             writer.abandon()
 
 
-def _store_shard(store: Store, finished: FinishedShard) -> ShardRow:
+@contextmanager
+def _scratch_folder(shard_size_bytes: int) -> Iterator[Path]:
+    with _explained(shard_size_bytes):
+        folder = tempfile.TemporaryDirectory(prefix="t4p-pack-")
+    with folder:
+        yield Path(folder.name)
+
+
+@contextmanager
+def _explained(shard_size_bytes: int) -> Iterator[None]:
+    """Put around what only writes to the scratch folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"the folder for temporary files: cannot write ({error}); a shard is put together there, point TMPDIR to a "
+            f"disk with {shard_size_bytes >> 20} MiB free"
+        ) from error
+
+
+def _store_shard(ours: Claim, finished: FinishedShard, fingerprints: Sequence[bytes]) -> ShardRow:
+    ours.require()
     # The index goes last: an index vouches for a whole tar.
-    store.write(shard_name(finished.shard_index), finished.path)
-    store.write(index_name(finished.shard_index), finished.index.encode())
+    ours.store.write(shard_name(finished.shard_index), finished.path)
+    ours.require()  # a tar may have taken minutes
+    ours.store.write(source_name(finished.shard_index), fingerprint_of_shard(fingerprints))
+    ours.store.write(index_name(finished.shard_index), finished.index.encode())
     finished.path.unlink()
     return finished.row
 
 
 def _publish(
-    store: Store, rows: Sequence[ShardRow], label_names: tuple[str, ...], provenance: Mapping[str, Any]
+    ours: Claim, rows: Sequence[ShardRow], label_names: tuple[str, ...], provenance: Mapping[str, Any]
 ) -> Manifest:
     """Write the shard table and, by a conditional put, the manifest that makes the objects a dataset."""
-    expected = {name for i in range(len(rows)) for name in (shard_name(i), index_name(i))} | {TABLE_NAME}
+    store = ours.store
+    names = {name for i in range(len(rows)) for name in (shard_name(i), index_name(i), source_name(i))}
     for name in store.list():
-        if _SHARD_FILE.fullmatch(name) and name not in expected:
+        if SHARD_FILE.fullmatch(name) and name not in names | {TABLE_NAME}:
+            ours.require()
             store.delete(name)
     table = ShardTable.from_rows(rows).encode()
     manifest = Manifest(
@@ -311,14 +231,15 @@ def _publish(
         provenance=provenance,
         shards_sha256=hashlib.sha256(table).hexdigest(),
     )
+    ours.require()
     store.write(TABLE_NAME, table)
+    ours.require()
     # A lost answer makes boto3 ask again and find its own manifest there: equal bytes are success.
     if not store.write_if_absent(MANIFEST_NAME, manifest.encode()) and store.read(MANIFEST_NAME) != manifest.encode():
         raise ShardError(
             f"{store.url}: somebody else published another dataset here in the meantime; its shards may be overwritten "
             "by ours, so verify it, and pack to another place"
         )
-    store.delete(PACKING_NAME)
     return manifest
 
 

@@ -6,12 +6,20 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.manifest import MANIFEST_NAME, TABLE_NAME, Manifest, ShardIndex, ShardTable, index_name, shard_name
-from shards.schema import CallError, Frame, ShardError, frame_from_members, unescape_id
+from shards.manifest import (
+    MANIFEST_NAME,
+    PACKING_NAME,
+    TABLE_NAME,
+    Manifest,
+    ShardIndex,
+    ShardTable,
+    index_name,
+    shard_name,
+)
+from shards.schema import CallError, Frame, ShardError, escape_id, frame_from_members
 from shards.store import MissingObjectError, Store, open_store
-from shards.writer import members_of_slice
+from shards.writer import archive_end, members_of_slice
 
-PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
 _MAX_CACHED_INDEXES = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB of index
 
 
@@ -55,7 +63,7 @@ class DatasetReader:
         """The sample index of a shard, fetched at first use.
 
         Raises:
-            ShardError: damaged, or not of the length the shard table says.
+            ShardError: damaged, or not the index of the shard in the shard table.
         """
         cached = self._indexes.get(shard_index)
         if cached is not None:
@@ -69,6 +77,7 @@ class DatasetReader:
                 f"{where}: {len(index.keys)} samples, the shard table says {self.table.num_samples[shard_index]}; "
                 "pack the dataset again"
             )
+        check_layout(index, int(self.table.size_bytes[shard_index]), where)
         if len(self._indexes) >= _MAX_CACHED_INDEXES:
             self._indexes.pop(next(iter(self._indexes)), None)
         self._indexes[shard_index] = index
@@ -101,16 +110,38 @@ class DatasetReader:
         """Position (shard_index, sample_index) of a key, SCENE/FRAME, escaped or as the ids were. Reads every index.
 
         Raises:
-            CallError: no such sample.
+            CallError: no such sample, or ids that can be cut into scene and frame in several ways.
         """
+        spellings = _spellings(key)
+        matches: dict[str, tuple[int, int]] = {}
         for shard_index in range(self.manifest.num_shards):
             for sample_index, found in enumerate(self.index(shard_index).keys):
-                if key in (found, "/".join(unescape_id(part) for part in found.split("/"))):
+                if found == key:  # as `info` and `verify` spell it: no other reading is meant
                     return shard_index, sample_index
+                if found in spellings:
+                    matches[found] = (shard_index, sample_index)
+        if len(matches) > 1:
+            raise CallError(
+                f"{self.url}: {key!r} can be any of the samples {', '.join(sorted(matches))}; give one of these"
+            )
+        if matches:
+            return next(iter(matches.values()))
         last = self.manifest.num_shards - 1
         raise CallError(
             f"{self.url}: no sample {key!r} among {self.num_samples}; the first is {self.key(0, 0)}, the last "
             f"{self.index(last).keys[-1]}"
+        )
+
+
+def check_layout(index: ShardIndex, size_bytes: int, where: str) -> None:
+    """Raise ShardError unless the samples of an index fill a tar of `size_bytes` without gap or overlap."""
+    ends = index.offsets + index.lengths
+    end = int(ends[-1]) if len(ends) else 0
+    contiguous = np.array_equal(index.offsets, [0, *ends[:-1]]) and bool((index.lengths > 0).all())
+    if not contiguous or end + len(archive_end(end)) != size_bytes:
+        raise ShardError(
+            f"{where}: its samples do not fill the {size_bytes} bytes of the shard one after the other (the last ends "
+            f"at byte {end}); it is not the index of this shard, run verify, then pack again"
         )
 
 
@@ -121,6 +152,12 @@ def check_slice(data: bytes, length: int, crc32c: int, where: str) -> None:
     found = google_crc32c.value(data)
     if found != crc32c:
         raise ShardError(f"{where}: crc32c is {found:08x}, wanted {crc32c:08x}; the bytes are damaged, pack it again")
+
+
+def _spellings(key: str) -> set[str]:
+    """The keys that ids joined by "/" may have: the ids themselves may hold a "/", so every one can be the border."""
+    cuts = [i for i, letter in enumerate(key) if letter == "/" and 0 < i < len(key) - 1]
+    return {f"{escape_id(key[:i])}/{escape_id(key[i + 1 :])}" for i in cuts}
 
 
 def _read_manifest(store: Store) -> Manifest:

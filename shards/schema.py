@@ -17,8 +17,8 @@ COLOR_MEMBERS = {"color.jpg": "jpg", "color.png": "png"}
 MEMBERS = (*COLOR_MEMBERS, "depth.png", "meta.json", "semantic.png", "instance.png", "boxes.json", "caption.txt")
 LONGEST_MEMBER_BYTES = max(len(name) for name in MEMBERS)
 # The principal point of a camera lies near the middle of its image. Intrinsics that belong to another resolution put
-# it outside this share of the width or height (the usual mix-ups are factors of about 2: 1296 against 640 columns).
-PRINCIPAL_POINT_SHARE = (0.3, 0.7)
+# it outside this share of the width or height (the usual mix-ups are factors of 4/3 to 2: 1296 against 640 columns).
+PRINCIPAL_POINT_SHARE = (0.4, 0.6)
 RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
 
 Matrix = NDArray[np.float64]

@@ -16,6 +16,7 @@ from uuid import uuid4
 import boto3
 import botocore.config
 import botocore.exceptions
+from urllib3.exceptions import SSLError
 
 from shards.schema import CallError, ShardError
 
@@ -38,6 +39,7 @@ _BODY_CUT = (
     botocore.exceptions.ResponseStreamingError,
     botocore.exceptions.ReadTimeoutError,
     botocore.exceptions.ConnectionClosedError,
+    SSLError,  # boto3 lets this one of urllib3 through
 )
 
 
@@ -65,7 +67,11 @@ class Store(Protocol):
         """The whole object; MissingObjectError when there is none."""
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`, fewer at the end of the object; MissingObjectError when there is none."""
+        """`length` bytes from `offset`, fewer or none past the end of the object.
+
+        Raises:
+            MissingObjectError: there is no such object.
+        """
 
     def write(self, name: str, data: bytes | Path) -> None:
         """Create or replace an object from bytes or a local file; it appears whole or not at all."""
@@ -76,23 +82,27 @@ class Store(Protocol):
     def exists(self, name: str) -> bool:
         """Whether there is an object of that name."""
 
-    def size(self, name: str) -> int:
-        """Bytes of the object; MissingObjectError when there is none."""
-
     def list(self) -> tuple[str, ...]:
         """Names of all objects, sorted."""
 
     def delete(self, name: str) -> None:
         """Remove an object; no error when there is none."""
 
+    def remove_leftovers(self) -> None:
+        """Remove what writes left that were killed; for the one writer of a store only."""
+
 
 def open_store(url: str) -> Store:
     """The store at `url`: a folder, or s3://bucket/prefix. Nothing is contacted or created yet.
 
     Raises:
-        CallError: another kind of URL, or no bucket in it.
+        CallError: empty, another kind of URL, or no bucket in it.
     """
+    if not url:
+        raise CallError("the place of the dataset is empty, wanted a folder or s3://bucket/prefix")
     scheme, separator, rest = url.partition("://")
+    if not separator and url.lower().startswith("s3:"):
+        raise CallError(f"{url}: wanted a folder or s3://bucket/prefix, with two slashes")
     if not separator:
         return FolderStore(Path(url))
     if scheme != "s3":
@@ -136,10 +146,6 @@ class FolderStore:
         with self._explained(name):
             return (self.folder / name).is_file()
 
-    def size(self, name: str) -> int:
-        with self._explained(name):
-            return (self.folder / name).stat().st_size
-
     def list(self) -> tuple[str, ...]:
         with self._explained(""):
             if not self.folder.exists():
@@ -150,6 +156,11 @@ class FolderStore:
     def delete(self, name: str) -> None:
         with self._explained(name):
             (self.folder / name).unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        with self._explained(""):
+            for path in self.folder.glob(f"{_TEMPORARY_PREFIX}*"):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def _incoming(self, data: bytes | Path) -> Iterator[Path]:
@@ -227,20 +238,15 @@ class S3Store:
 
     def exists(self, name: str) -> bool:
         try:
-            self.size(name)
+            with self._explained(name):
+                try:
+                    self._connected().head_object(Bucket=self.bucket, Key=self._key(name))
+                except botocore.exceptions.ClientError:
+                    # The answer to HEAD has no body, so no cause: a GET of the same object says what is wrong.
+                    self._connected().get_object(Bucket=self.bucket, Key=self._key(name))["Body"].close()
         except MissingObjectError:
             return False
         return True
-
-    def size(self, name: str) -> int:
-        with self._explained(name):
-            try:
-                return int(self._connected().head_object(Bucket=self.bucket, Key=self._key(name))["ContentLength"])
-            except botocore.exceptions.ClientError:
-                # The answer to HEAD has no body, so no cause: a GET of the same object says what is wrong.
-                answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name))
-                answer["Body"].close()
-                return int(answer["ContentLength"])
 
     def list(self) -> tuple[str, ...]:
         prefix = self._key("")
@@ -255,6 +261,9 @@ class S3Store:
         with self._explained(name):
             self._connected().delete_object(Bucket=self.bucket, Key=self._key(name))
 
+    def remove_leftovers(self) -> None:
+        """Nothing to do: a put that ends early leaves nothing."""
+
     def _read(self, name: str, offset: int, length: int | None) -> bytes:
         """One object or a range of it. boto3 retries a request but never a body that breaks off: that is done here."""
         received = bytearray()
@@ -267,7 +276,12 @@ class S3Store:
             elif received:
                 request["Range"] = f"bytes={start}-"
             with self._explained(name):
-                answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name), **request)
+                try:
+                    answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name), **request)
+                except botocore.exceptions.ClientError as error:
+                    if _code(error) in ("InvalidRange", "416") and length is not None and not received:
+                        return b""  # the range starts past the end
+                    raise
             if "IfMatch" not in request:  # from here on, the rest of exactly this version
                 request["IfMatch"] = answer["ETag"]
                 expected = int(answer["ContentLength"])
@@ -280,6 +294,7 @@ class S3Store:
                         f"{self._where(name)}: the answer broke off {cuts + 1} times, at last after {len(received)} of "
                         f"{expected} bytes ({error}); check the network and try again"
                     ) from error
+                time.sleep(0.1 * 2**cuts)
             if len(received) == expected:
                 return bytes(received)
         raise StoreError(f"{self._where(name)}: received {len(received)} of {expected} bytes; try again")
@@ -334,8 +349,6 @@ class S3Store:
             return MissingObjectError(f"{where}: no such object at {endpoint}")
         if code in ("PreconditionFailed", "412"):
             return StoreError(f"{where}: the object was replaced while it was being read; try again")
-        if code in ("InvalidRange", "416"):
-            return StoreError(f"{where}: the object is shorter than its index says; run `t4p shards verify {self.url}`")
         if code in _CREDENTIAL_CODES:
             return StoreError(f"{where}: {endpoint} refuses ({code}): {_CREDENTIAL_CODES[code]}")
         return StoreError(f"{where}: {endpoint} answers {error}; see the server's log for the cause")

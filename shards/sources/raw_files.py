@@ -52,7 +52,7 @@ def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 def natural_order(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key under which frame 2 precedes frame 10."""
     pieces = re.split(r"(\d+)", name)
-    return tuple((int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces) + ((-2, name),)
+    return tuple((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces) + ((-2, name),)
 
 
 def color_format(path: Path) -> str:

@@ -13,7 +13,7 @@ def sample_rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Gener
     Args:
         seed: of the run.
         epoch: 0 or more; the same sample is augmented differently in each.
-        key: of the sample, unique in the dataset. With several datasets, put the dataset's name in front.
+        key: of the sample, unique in its dataset. (Two samples of two datasets with one key share their draws.)
         purpose: what is drawn ("rotation", "pairs_e"): one purpose's draws never shift another's.
 
     Returns:

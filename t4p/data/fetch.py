@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.reader import DatasetReader
-from shards.schema import Frame, frame_from_members
+from shards.schema import Frame
 
 
 class Catalogue:
@@ -47,8 +47,7 @@ class Catalogue:
             ShardError: the bytes are not what the index promises, or cannot be read.
         """
         reader, local_shard = self._locate(shard_index)
-        key = reader.key(local_shard, sample_index)
-        return frame_from_members(key, reader.read_members(local_shard, sample_index))
+        return reader.read_frame(local_shard, sample_index)
 
     def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
         dataset_index = int(np.searchsorted(self._first_shard, shard_index, side="right")) - 1

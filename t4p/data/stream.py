@@ -16,10 +16,13 @@ from shards.store import MissingObjectError, StoreError
 from t4p.data.batch import Batch, collate
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
-from t4p.data.order import EpochOrder, rank_positions, steps_per_epoch
+from t4p.data.order import EpochOrder, epoch_and_step, rank_positions, steps_per_epoch
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
 from t4p.data.transforms import num_channels
 from t4p.errors import DataError
+
+# Samples that a rank reads before the share of broken ones is taken of what it has read.
+GRACE = 1000
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,15 @@ class TrainingStream:
         self._catalogue = catalogue
         self._sample_settings = sample_settings
         self._settings = settings
-        self.steps_per_epoch = steps_per_epoch(catalogue.num_samples, settings.global_batch_size)
+        steps_per_epoch(catalogue.num_samples, settings.global_batch_size)
         rank_positions(0, settings.global_batch_size, settings.grad_accum_steps, 0, settings.rank, settings.world_size)
-        self.skipped: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
         self._num_read = 0
+
+    @property
+    def num_skipped(self) -> int:
+        """Broken samples left out so far, on this rank."""
+        return self._skipped.total()
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
         """The micro-batches of steps [start_step, end_step), `grad_accum_steps` to a step.
@@ -84,18 +92,18 @@ class TrainingStream:
         """
         sampler = _StepSampler(self._catalogue, self._settings, start_step, end_step)
         for samples in _load(self._catalogue, self._sample_settings, sampler, self._settings.num_workers):
-            yield self._join(samples, end_step - start_step)
+            yield self._join(samples)
 
-    def _join(self, samples: Sequence[FrameSample | BrokenSample], num_steps: int) -> Batch:
+    def _join(self, samples: Sequence[FrameSample | BrokenSample]) -> Batch:
         broken = [sample for sample in samples if isinstance(sample, BrokenSample)]
         self._num_read += len(samples)
-        self.skipped.update(sample.cause for sample in broken)
-        # A share of what the whole run will read, so that an early broken sample does not stop a run that allows a few.
-        num_total = max(self._num_read, num_steps * self._settings.global_batch_size // self._settings.world_size)
-        if broken and sum(self.skipped.values()) > self._settings.max_skip_fraction * num_total:
-            causes = ", ".join(f"{count} {cause}" for cause, count in self.skipped.most_common())
+        self._skipped.update(sample.cause for sample in broken)
+        # The share of what was read; at first of GRACE samples, or one broken sample among the first few would be many.
+        allowed = self._settings.max_skip_fraction * max(self._num_read, GRACE)
+        if broken and self.num_skipped > allowed:
+            causes = ", ".join(f"{count} {cause}" for cause, count in self._skipped.most_common())
             raise DataError(
-                f"{broken[-1].message}\n{sum(self.skipped.values())} of {self._num_read} samples read were broken "
+                f"{broken[-1].message}\n{self.num_skipped} of {self._num_read} samples read were broken "
                 f"({causes}), and data.max_skip_fraction is {self._settings.max_skip_fraction:g}: repack what "
                 "`t4p shards verify` names, or raise it"
             )
@@ -152,10 +160,10 @@ class _StepSampler(Sampler[list[SampleRef]]):
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         settings = self._settings
-        per_epoch = steps_per_epoch(int(self._samples_per_shard.sum()), settings.global_batch_size)
+        num_samples = int(self._samples_per_shard.sum())
         order, epoch_of_order = None, -1
         for step in range(self._start_step, self._end_step):
-            epoch, step_in_epoch = divmod(step, per_epoch)
+            epoch, step_in_epoch = epoch_and_step(step, num_samples, settings.global_batch_size)
             if order is None or epoch != epoch_of_order:
                 order = EpochOrder(
                     self._samples_per_shard, settings.seed, epoch, settings.num_streams, settings.shuffle_block

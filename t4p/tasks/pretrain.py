@@ -17,7 +17,7 @@ from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import SampleSettings
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
-from t4p.errors import ConfigError
+from t4p.errors import ConfigError, RunError
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
@@ -25,7 +25,7 @@ from t4p.models.clip import ClipTowers, load_towers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import build_text4point
 from t4p.train.distributed import all_reduce_sum, rank, world_size
-from t4p.train.engine import Engine, EngineSettings, local_device, start_process_group
+from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run
@@ -86,7 +86,7 @@ class PretrainModule(nn.Module):
         cell_of_pair_e: Tensor,
         voxel_of_pair_d: Tensor,
         pixel_of_pair_d: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Both losses over the pairs of all ranks. Collective.
 
         Args:
@@ -98,6 +98,7 @@ class PretrainModule(nn.Module):
 
         Returns:
             loss, loss_e, loss_d, logit_scale_e, logit_scale_d: scalars; averaged over ranks they are the global ones.
+            pairs_e, pairs_d: pairs of this rank.
         """
         pairs = self.embed(
             voxel_coords,
@@ -114,13 +115,14 @@ class PretrainModule(nn.Module):
         loss_e = contrastive_loss(pairs.points_e, pairs.cells_e, scale_e, voxel_of_pair_e, cell_of_pair_e)
         loss_d = contrastive_loss(pairs.points_d, pairs.pixels_d, scale_d, voxel_of_pair_d, pixel_of_pair_d)
         loss = self._loss.weight_e * loss_e + self._loss.weight_d * loss_d
-        return loss, loss_e, loss_d, scale_e.squeeze(), scale_d.squeeze()
+        num_pairs = loss.new_tensor([len(voxel_of_pair_e), len(voxel_of_pair_d)])
+        return loss, loss_e, loss_d, scale_e.squeeze(), scale_d.squeeze(), num_pairs[0], num_pairs[1]
 
 
 class PretrainTask:
     """The frozen towers beside the module, and the retrieval score."""
 
-    term_names = ("loss", "loss_e", "loss_d", "logit_scale_e", "logit_scale_d")
+    term_names = ("loss", "loss_e", "loss_d", "logit_scale_e", "logit_scale_d", "pairs_e", "pairs_d")
 
     def __init__(
         self, towers: ClipTowers, model: ModelConfig, device: torch.device, validation: ValidationStream | None
@@ -147,11 +149,25 @@ class PretrainTask:
             batch.pixel_of_pair_d,
         )
 
+    def check(self, record: StepRecord) -> None:
+        """Refuse to go on from a loss that is not finite, and from a step in which no frame had a pair."""
+        if not math.isfinite(record.terms["loss"]):
+            raise RunError(
+                f"step {record.step}: the loss is {record.terms['loss']}; lower train.learning_rate, or lengthen "
+                "train.warmup_steps, and start again: it resumes from the last checkpoint"
+            )
+        if not record.terms["pairs_e"] or not record.terms["pairs_d"]:
+            raise RunError(
+                f"step {record.step}: no frame of the batch has a point that the image sees; look at one with "
+                "`t4p shards show`, and check its depth scale and data.max_depth"
+            )
+
     @torch.no_grad()
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """Top-1 retrieval of a voxel's cell among 256 of its frame, for L_e and L_d: the mean over frames.
 
-        Frames with readings in fewer than 256 cells are left out; `frames_e`, `frames_d` count the others.
+        Frames with readings in fewer than 256 cells are left out; `frames_e`, `frames_d` count the others. A score
+        without any frame is left out too.
         """
         if self._validation is None:
             return {}
@@ -172,12 +188,12 @@ class PretrainTask:
                     sums[2 * index] += top1_retrieval(points[rows].cpu().numpy(), pixels[rows].cpu().numpy())
                     sums[2 * index + 1] += 1
         retrieved_e, frames_e, retrieved_d, frames_d = all_reduce_sum(sums.to(self._device)).tolist()
-        return {
-            "retrieval_e": retrieved_e / frames_e if frames_e else float("nan"),
-            "retrieval_d": retrieved_d / frames_d if frames_d else float("nan"),
-            "frames_e": frames_e,
-            "frames_d": frames_d,
-        }
+        scores = {"frames_e": frames_e, "frames_d": frames_d}
+        if frames_e:
+            scores["retrieval_e"] = retrieved_e / frames_e
+        if frames_d:
+            scores["retrieval_d"] = retrieved_d / frames_d
+        return scores
 
 
 def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = None) -> None:
@@ -192,7 +208,8 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     """
     start_process_group()
     device = local_device()
-    torch.use_deterministic_algorithms(config.train.deterministic)
+    if config.train.deterministic:
+        make_deterministic()
     towers = load_towers_from(config.model.clip, config.run.seed)
     sample_settings = build_sample_settings(config, towers)
     catalogue = Catalogue(config.data.shards)
@@ -212,8 +229,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
         world_size(),
     )
     task = PretrainTask(towers, config.model, device, validation)
-    tower_record = {"name": towers.name, "pretrained": towers.pretrained, "sha256": towers.sha256}
-    with open_run(config, engine, catalogue.shards_sha256, tower_record, on_step) as (settings, log):
+    with open_run(config, engine, catalogue.shards_sha256, towers.sha256, on_step) as (settings, log):
         train(engine, task, stream, config.train, settings, log)
 
 

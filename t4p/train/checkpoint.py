@@ -45,7 +45,7 @@ class CheckpointState:
         world_size: ranks that wrote it.
         config: the resolved configuration, as dumped.
         shards_sha256: hash of the shard table of each training dataset.
-        towers: name, pretrained and sha256 of the frozen towers, which are not in the checkpoint.
+        towers_sha256: of the frozen towers' weights, which are not in the checkpoint; their names are in the config.
         versions: of Python and the packages that made it.
     """
 
@@ -53,7 +53,7 @@ class CheckpointState:
     world_size: int
     config: Mapping[str, Any]
     shards_sha256: tuple[str, ...]
-    towers: Mapping[str, str]
+    towers_sha256: str
     versions: Mapping[str, str]
 
 
@@ -83,6 +83,7 @@ def write_marker(directory: Path) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = {"size_bytes": path.stat().st_size, "sha256": digest}
     write_atomically(directory / MARKER, json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1))
+    _sync_folder(directory.parent)
 
 
 def verify_marker(directory: Path) -> None:
@@ -151,9 +152,9 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
     changes = [line for line in changed_keys(saved.config, now.config) if line.partition(":")[0] not in FREE_KEYS]
     if saved.shards_sha256 != now.shards_sha256:
         changes.append("data.shards: the datasets hold other samples than those it was trained on")
-    if dict(saved.towers) != dict(now.towers):
-        before, after = (state.towers["sha256"][:12] for state in (saved, now))
-        changes.append(f"model.clip: the weights of the towers are not the same ({before} -> {after})")
+    if saved.towers_sha256 != now.towers_sha256:
+        before, after = (state.towers_sha256[:12] for state in (saved, now))
+        changes.append(f"model.clip: the weights of the towers are not the same (sha256 {before} -> {after})")
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise CheckpointError(
@@ -175,7 +176,12 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk, as fsync does for the bytes of a file."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

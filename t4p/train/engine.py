@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -54,6 +53,12 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
 
 
+def make_deterministic() -> None:
+    """Make every operation of torch repeat its bits, or raise. Before the first use of CUDA."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+
+
 def local_device() -> torch.device:
     """The device of this rank: its GPU, or the CPU where there is none."""
     if torch.cuda.is_available():
@@ -89,6 +94,8 @@ class Engine:
             # Not bf16.enabled, which casts every parameter, norms and temperatures included. The empty list keeps the
             # reduction of Linear gradients in fp32.
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        self._zero_stage = settings.zero_stage
+        self._stage_0_norm = 0.0
         optimizer = torch.optim.AdamW(_decay_groups(module, settings.weight_decay), lr=0.0)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
@@ -111,20 +118,23 @@ class Engine:
         """Update the parameters if this was the last micro-batch of the step."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            # At stage 0 DeepSpeed clips without keeping the norm; the gradients are whole and averaged by now.
+            gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+            self._stage_0_norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
 
     def gradient_norm(self) -> float:
         """The global norm of the last step's gradient, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return self._stage_0_norm if self._zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
-    def save(self, checkpoints: Path, name: str, state: Mapping[str, Any]) -> None:
+    def save(self, checkpoints: Path, name: str) -> None:
         """Write DeepSpeed's files to `checkpoints/name`. Collective; not atomic: the caller writes the marker."""
-        self._engine.save_checkpoint(str(checkpoints), tag=name, client_state={"t4p": dict(state)}, save_latest=False)
+        self._engine.save_checkpoint(str(checkpoints), tag=name, save_latest=False)
 
-    def load(self, checkpoints: Path, name: str) -> dict[str, Any]:
-        """Restore module, optimizer and the saved state. Collective; the world size must be the saved one."""
-        _, client_state = self._engine.load_checkpoint(str(checkpoints), tag=name)
-        return client_state["t4p"]
+    def load(self, checkpoints: Path, name: str) -> None:
+        """Restore module and optimizer. Collective; the world size must be the saved one."""
+        self._engine.load_checkpoint(str(checkpoints), tag=name)
 
 
 def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

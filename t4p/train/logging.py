@@ -19,6 +19,7 @@ class StepRecord:
         learning_rate: used in this step.
         gradient_norm: before clipping.
         samples_seen: frames over all ranks since the start of the run.
+        samples_skipped: frames of this step that were broken and left out, over all ranks.
         samples_per_second: frames over all ranks in this step.
         seconds: wall time of the step.
         data_wait: seconds of it that rank 0 waited for its batches.
@@ -29,6 +30,7 @@ class StepRecord:
     learning_rate: float
     gradient_norm: float
     samples_seen: int
+    samples_skipped: int
     samples_per_second: float
     seconds: float
     data_wait: float
@@ -49,10 +51,10 @@ class RunLog:
         self._metrics_path = run_dir / "metrics.jsonl"
         self._validation_path = run_dir / "validation.jsonl"
         cut_back(self._metrics_path, start_step)
-        cut_back(self._validation_path, start_step)
+        cut_back(self._validation_path, start_step if start_step else -1)  # a run that begins anew validates anew
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._validation = self._validation_path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
     def step(self, record: StepRecord) -> None:
         """Log one step; the line is on disk for other readers when this returns."""
@@ -69,7 +71,7 @@ class RunLog:
         self._board.close()
 
     def _write(self, file: Any, prefix: str, step: int, values: Mapping[str, float]) -> None:
-        file.write(json.dumps(values) + "\n")  # repr of a float: every bit comes back
+        file.write(json.dumps(values, allow_nan=False) + "\n")  # repr of a float: every bit comes back
         file.flush()
         for name, value in values.items():
             if name != "step":

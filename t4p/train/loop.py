@@ -34,6 +34,9 @@ class Task(Protocol):
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """The arguments of the module for one micro-batch."""
 
+    def check(self, record: StepRecord) -> None:
+        """Look at a step before it is logged; RunError if there is no point in going on. The same on every rank."""
+
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """Scores on the validation data, over all ranks; empty where there is none. Collective."""
 
@@ -49,6 +52,7 @@ class LoopSettings:
     """
 
     start_step: int
+    seed: int
     checkpoints: Path
     describe: Callable[[int], CheckpointState]
     on_step: Callable[[StepRecord], None] | None
@@ -66,18 +70,23 @@ def train(
         _validate(engine, task, 0, log)
     batches = stream.batches(settings.start_step, config.num_steps)
     for step in range(settings.start_step + 1, config.num_steps + 1):
+        # What torch draws in a step belongs to the step: nothing of it needs to be in a checkpoint.
+        torch.manual_seed(settings.seed + step * world_size() + rank())
         started, data_wait = time.perf_counter(), 0.0
         learning_rate = scheduled_learning_rate(step, config.num_steps, config.warmup_steps, config.learning_rate)
         engine.module.train()
-        sums = torch.zeros(len(task.term_names), dtype=torch.float64)
+        sums = torch.zeros(len(task.term_names) + 1, dtype=torch.float64)
+        skipped_before = stream.num_skipped
         for _ in range(config.grad_accum_steps):
             batch, waited = _timed_next(batches)
             terms = engine.forward(*task.inputs(batch))
             engine.backward(terms[0])
             engine.step(learning_rate)
-            sums += torch.stack([term.detach().double().cpu() for term in terms])
+            sums[:-1] += torch.stack([term.detach().double().cpu() for term in terms]) / config.grad_accum_steps
             data_wait += waited
-        means = (all_reduce_sum(sums.to(local_device())) / (world_size() * config.grad_accum_steps)).tolist()
+        sums[-1] = stream.num_skipped - skipped_before
+        *terms_of_all, num_skipped = all_reduce_sum(sums.to(local_device())).tolist()
+        means = [term / world_size() for term in terms_of_all]
 
         seconds = time.perf_counter() - started
         record = StepRecord(
@@ -86,16 +95,16 @@ def train(
             learning_rate=learning_rate,
             gradient_norm=engine.gradient_norm(),
             samples_seen=step * config.global_batch_size,
+            samples_skipped=int(num_skipped),
             samples_per_second=config.global_batch_size / seconds,
             seconds=seconds,
             data_wait=data_wait,
         )
+        task.check(record)
         if log is not None:
             log.step(record)
         if settings.on_step is not None:
             settings.on_step(record)
-        if not math.isfinite(means[0]):
-            raise FloatingPointError(f"step {step}: the loss is {means[0]}; lower train.learning_rate, or use fp32")
         last = step == config.num_steps
         if last or (config.validate_every and step % config.validate_every == 0):
             _validate(engine, task, step, log)
@@ -122,7 +131,7 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState) -
         make_room(checkpoints / name)
         checkpoints.mkdir(parents=True, exist_ok=True)
     barrier()
-    engine.save(checkpoints, name, {"torch_rng": torch.get_rng_state()})
+    engine.save(checkpoints, name)
     barrier()  # every rank's files are there
     if rank() == 0:
         write_state(checkpoints / name, state)

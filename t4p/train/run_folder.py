@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import platform
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
+from uuid import uuid4
 
 import torch
 
@@ -21,11 +24,13 @@ from t4p.train.checkpoint import (
     verify_marker,
     write_atomically,
 )
-from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_size
+from t4p.train.distributed import all_reduce_sum, barrier, broadcast_object, rank, world_size
 from t4p.train.engine import Engine, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
 
+# Seconds that a rank waits for a file of rank 0 to show up: a network file system may be slow to.
+SHARED_FOLDER_PATIENCE = 10.0
 RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4point")
 
 
@@ -34,7 +39,7 @@ def open_run(
     config: PretrainConfig,
     engine: Engine,
     shards_sha256: tuple[str, ...],
-    towers: Mapping[str, str],
+    towers_sha256: str,
     on_step: Callable[[StepRecord], None] | None,
 ) -> Iterator[tuple[LoopSettings, RunLog | None]]:
     """Begin or resume a run in `run.dir`. Collective.
@@ -44,9 +49,10 @@ def open_run(
 
     Raises:
         CheckpointError: the checkpoint to resume from is damaged, or does not fit this configuration.
-        RunError: not all ranks see the same folder.
+        RunError: not all ranks see the same folder, or another run is in it.
     """
     run_dir = Path(config.run.dir)
+    lock = claim(run_dir)
     prove_shared(run_dir)
     checkpoints = run_dir / "checkpoints"
     dumped = config.model_dump(mode="json")
@@ -54,46 +60,74 @@ def open_run(
 
     def describe(step: int) -> CheckpointState:
         versions = {name: version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
-        return CheckpointState(step, world_size(), dumped, shards_sha256, dict(towers), versions)
+        return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
 
     start_step = 0
     if checkpoint is not None:
         saved = read_state(checkpoint)
         refuse_changes(saved, describe(saved.step), checkpoint)
-        torch.set_rng_state(engine.load(checkpoint.parent, checkpoint.name)["torch_rng"])
+        engine.load(checkpoint.parent, checkpoint.name)
         start_step = saved.step
     log = None
     if rank() == 0:
         write_atomically(run_dir / "config.yaml", dump_config(config))
         log = RunLog(run_dir, start_step)
+        share = f"{config.train.global_batch_size / world_size() / config.train.grad_accum_steps:g}"
+        say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, steps {start_step + 1} on")
     try:
-        yield LoopSettings(start_step, checkpoints, describe, on_step), log
+        yield LoopSettings(start_step, config.run.seed, checkpoints, describe, on_step), log
     finally:
         if log is not None:
             log.close()
+        if lock is not None:
+            lock.close()
+
+
+def claim(run_dir: Path) -> IO[str] | None:
+    """Make the run folder and lock it against a second run, until this process ends. Collective.
+
+    Returns:
+        The lock, held while the file is open: on rank 0, None elsewhere.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+        RunError: another run is in it.
+    """
+    lock: IO[str] | None = None
+    problem: Exception | None = None
+    if rank() == 0:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            lock = (run_dir / ".lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            problem = RunError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
+        except OSError as error:
+            problem = ConfigError(f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can")
+    problem = broadcast_object(problem)
+    if problem is not None:
+        raise problem
+    return lock
 
 
 def prove_shared(run_dir: Path) -> None:
     """Check that every rank sees what rank 0 writes into the run folder. Collective.
 
     Raises:
-        ConfigError: the folder cannot be made.
         RunError: it is not the same folder on all ranks.
     """
-    token = str(uuid.uuid4())
-    proof = run_dir / ".shared"
-    problem = ""
+    # A new name each time: a network file system may show another node the old content of a name for some seconds.
+    token = broadcast_object(uuid4().hex)
+    proof = run_dir / f".shared-{token}"
     if rank() == 0:
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            write_atomically(proof, token)
-        except OSError as error:
-            problem = f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can"
-    token, problem = broadcast_object((token, problem))
-    if problem:
-        raise ConfigError(problem)
-    seen = proof.is_file() and proof.read_text() == token
+        write_atomically(proof, token)
+    barrier()
+    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
+    while not (seen := _holds(proof, token)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     num_seen = int(all_reduce_sum(torch.tensor(int(seen), device=local_device())))
+    if rank() == 0:
+        proof.unlink(missing_ok=True)
     if num_seen < world_size():
         raise RunError(
             f"run.dir {run_dir}: {num_seen} of {world_size()} ranks see the same folder; "
@@ -101,12 +135,19 @@ def prove_shared(run_dir: Path) -> None:
         )
 
 
+def _holds(path: Path, content: str) -> bool:
+    try:
+        return path.read_text() == content
+    except OSError:
+        return False
+
+
 def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
     """Rank 0 decides what to resume from, and tells the others. Collective.
 
     Raises:
         CheckpointError: a named checkpoint is not whole.
-        ConfigError: `train.resume=never` in a folder that has checkpoints.
+        ConfigError: `train.resume` is `never`, or names a checkpoint, in a folder that has others.
     """
     choice: Path | None = None
     problem: Exception | None = None
@@ -124,6 +165,12 @@ def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
 def _choose(resume: str, checkpoints: Path) -> Path | None:
     if resume not in ("auto", "never"):
         verify_marker(Path(resume))
+        newest, _ = newest_checkpoint(checkpoints)
+        if newest is not None and newest.resolve() != Path(resume).resolve():
+            raise ConfigError(
+                f"train.resume is {resume}, but {checkpoints} holds {newest.name}: going on from another one would mix "
+                "two runs; choose another run.dir (it may begin from this checkpoint), or set train.resume=auto"
+            )
         return Path(resume)
     newest, passed_over = newest_checkpoint(checkpoints)
     if resume == "never":
@@ -134,7 +181,12 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
             )
         return None
     for sentence in passed_over:
-        print(f"passed over: {sentence}", flush=True)  # noqa: T201
+        say(f"passed over: {sentence}")
     if newest is not None:
-        print(f"resuming from {newest}", flush=True)  # noqa: T201
+        say(f"resuming from {newest}")
     return newest
+
+
+def say(message: str) -> None:
+    """Tell whoever watches rank 0."""
+    print(message, flush=True)  # noqa: T201

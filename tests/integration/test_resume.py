@@ -114,7 +114,7 @@ def test_no_tower_weight_is_in_a_checkpoint(uninterrupted):
     tops = {name.split(".")[0] for name in state}
     assert tops == {"net", "decoder2d", "log_logit_scale_e", "log_logit_scale_d"}
     recorded = json.loads((uninterrupted / "checkpoints" / "step_00000008" / "state.json").read_text())
-    assert len(recorded["towers"]["sha256"]) == 64
+    assert len(recorded["towers_sha256"]) == 64
     assert recorded["step"] == NUM_STEPS
 
 

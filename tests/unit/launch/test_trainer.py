@@ -35,6 +35,41 @@ def test_more_workers_than_frames_are_refused_before_ray_starts(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_folder_that_cannot_be_written_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.trainer.run_job", lambda *args, **keywords: pytest.fail("Ray was started"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.dir .*/file/run: cannot be written .*set run\.dir to a folder"):
+        launch_pretrain(config_with_batch(4, tmp_path / "file" / "run"), 1)
+
+
+def test_the_proof_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
+    check_call(config_with_batch(4, tmp_path / "run"), 1)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "wanted"),
+    [
+        (
+            JobOutcome((WorkerFailure(0, "builtins.ValueError", "boom", "", 1.0),)),
+            "rank 0 of 1 failed: ValueError: boom",
+        ),
+        (JobOutcome(problem="Ray cannot start"), "Ray cannot start"),
+    ],
+)
+def test_a_story_that_cannot_be_written_does_not_hide_the_cause(
+    tmp_path: Path, outcome: JobOutcome, wanted: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError) as caught:
+        raise_failure(outcome, 1, tmp_path / "file" / "run")
+    message, where = str(caught.value).splitlines()
+    assert message == wanted
+    assert where.startswith("the whole story could not be written to")
+
+
 def test_success_raises_nothing_and_writes_nothing(tmp_path: Path) -> None:
     raise_failure(JobOutcome(), 2, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -119,7 +119,7 @@ def test_two_datasets_are_read_as_one(dataset):
     catalogue = Catalogue([str(dataset), str(dataset)])
     assert catalogue.num_samples == 2 * NUM_FRAMES
     stream = TrainingStream(catalogue, SAMPLES, STREAM)
-    keys = [key for batch in stream.batches(0, stream.steps_per_epoch) for key in batch.keys]
+    keys = [key for batch in stream.batches(0, catalogue.num_samples // 4) for key in batch.keys]
     assert len(keys) == 24
     assert max(keys.count(key) for key in keys) == 2
 
@@ -161,11 +161,11 @@ def test_a_broken_sample_stops_the_run_and_is_named(damaged):
 
 
 def test_broken_samples_are_skipped_up_to_the_allowed_share(damaged):
-    stream = TrainingStream(Catalogue([str(damaged)]), SAMPLES, replace(STREAM, max_skip_fraction=0.1))
+    stream = TrainingStream(Catalogue([str(damaged)]), SAMPLES, replace(STREAM, max_skip_fraction=0.003))
     batches = list(stream.batches(0, 9))
     sizes = [len(batch.keys) for batch in batches]
-    assert sum(sizes) == 9 * 4 - sum(stream.skipped.values())
-    assert 1 <= sum(stream.skipped.values()) <= 3
+    assert sum(sizes) == 9 * 4 - stream.num_skipped
+    assert 1 <= stream.num_skipped <= 3
 
 
 def test_validation_drops_nothing(damaged):
@@ -194,7 +194,7 @@ def test_a_shard_that_is_gone_is_a_broken_sample_but_a_storage_that_fails_ends_t
     (copy / "shard-000000.tar").unlink()
     stream = TrainingStream(Catalogue([str(copy)]), SAMPLES, replace(STREAM, max_skip_fraction=0.9))
     list(stream.batches(0, 3))
-    assert set(stream.skipped) == {"missing"}
+    assert stream.num_skipped > 0
     (copy / "shard-000000.tar").mkdir()  # reading a folder is an error of the storage, not of a sample
     with pytest.raises(StoreError, match=r"shard-000000\.tar"):
         list(TrainingStream(Catalogue([str(copy)]), SAMPLES, replace(STREAM, num_workers=1)).batches(0, 3))

@@ -24,7 +24,7 @@ STATE = CheckpointState(
     world_size=1,
     config={"run": {"seed": 0, "dir": "a"}, "train": {"num_steps": 5, "learning_rate": 0.1}},
     shards_sha256=("aa",),
-    towers={"name": "x", "pretrained": "y", "sha256": "f" * 64},
+    towers_sha256="f" * 64,
     versions={"torch": "2"},
 )
 
@@ -117,7 +117,7 @@ def test_the_same_run_may_go_on_and_longer(tmp_path):
             r"run.seed: 0 -> 1\n  train.learning_rate: 0.1 -> 0.2",
         ),
         ({"shards_sha256": ("bb",)}, "the datasets hold other samples"),
-        ({"towers": {"name": "x", "pretrained": "y", "sha256": "e" * 64}}, "weights of the towers are not the same"),
+        ({"towers_sha256": "e" * 64}, "weights of the towers are not the same"),
         ({"world_size": 2}, r"written by 1 rank\(s\), and this run has 2"),
     ],
 )

@@ -21,7 +21,7 @@ def test_lines_after_the_checkpoint_and_a_torn_last_line_are_dropped(tmp_path):
 
 def test_a_line_holds_every_bit_of_a_loss():
     loss = 0.1 + 0.2
-    record = StepRecord(7, {"loss": loss}, 1e-3, 2.0, 14, 10.0, 0.2, 0.01)
+    record = StepRecord(7, {"loss": loss}, 1e-3, 2.0, 14, 0, 10.0, 0.2, 0.01)
     line = json.loads(json.dumps(record.as_dict()))
     assert line["loss"] == loss
     assert list(line)[:2] == ["step", "loss"]
