@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,7 @@ from shards.manifest import MANIFEST_NAME
 from shards.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import ShardError
-from shards.sources import tum
-from shards.sources.formats import FORMATS
+from shards.sources.formats import FORMATS, FrameRef, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.store import open_store
 from t4p.config import PretrainConfig, load_config
@@ -27,6 +27,8 @@ from t4p.errors import ConfigError
 NUM_WORKERS = 1
 # Says that a folder belongs to this command, which replaces what is in it.
 OWNER_MARK = ".quickstart"
+# One batch of configs/smoke.yaml, and one frame to validate with.
+MIN_FRAMES = 3
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,42 @@ class QuickstartData:
     pack_seconds: float
 
 
+@dataclass(frozen=True)
+class RawFrames:
+    """Frames that are not packed yet: a folder, and the name of the format that reads it."""
+
+    source_format: str
+    folder: Path
+
+    def refs(self) -> Sequence[FrameRef]:
+        """The frames, in packing order. Raises ShardError where there are none."""
+        return find_format(self.source_format).scan(self.folder, SourceOptions())
+
+
 def quickstart(data: str | None, out: Path) -> int:
     """Pack, pre-train, report.
 
     Args:
-        data: a packed dataset (folder or s3:// prefix); None packs the real frames that come with the repository.
+        data: a packed dataset (folder or s3:// prefix), or a folder of raw frames in a layout that needs no options,
+            which is packed first; None packs the real frames that come with the repository.
         out: folder for `report.json`, `loss.png`, `run/` and `shards/`; those of an earlier quickstart are replaced.
 
     Returns:
         The exit status: 0, or 1 where the loss did not fall.
 
     Raises:
-        ConfigError: there is no packed dataset, or `out` holds something that is not ours.
+        ConfigError: there is no data to train on, or `out` holds something that is not ours.
         LaunchError, ShardError: training or packing failed.
     """
     console = Console()
-    packed = None if data is None else require_packed(data)
-    take_over(out, replace_shards=data is None, console=console)
-    dataset = QuickstartData(packed, None, 0.0) if packed is not None else pack_example(out / "shards", console)
+    found = RawFrames("tum", find_example_frames()) if data is None else find_data(data)
+    if isinstance(found, RawFrames):
+        check_raw(found, out / "shards")
+        take_over(out, replace_shards=True, console=console)
+        dataset = pack_raw(found, out / "shards", console)
+    else:
+        take_over(out, replace_shards=False, console=console)
+        dataset = QuickstartData(found, None, 0.0)
     config = smoke_config(dataset, out / "run")
 
     started = time.monotonic()
@@ -79,11 +99,11 @@ def quickstart(data: str | None, out: Path) -> int:
     return 1
 
 
-def require_packed(data: str) -> str:
-    """Check that `data` is a packed dataset.
+def find_data(data: str) -> str | RawFrames:
+    """What lies at `data`: a packed dataset, returned as it is, or raw frames.
 
     Raises:
-        ConfigError: it is not; the message says how to pack what was found there instead.
+        ConfigError: neither.
     """
     if open_store(data).exists(MANIFEST_NAME):
         return data
@@ -101,14 +121,11 @@ def require_packed(data: str) -> str:
             f"{data}: neither a packed dataset (no {MANIFEST_NAME}) nor raw frames in a known layout; "
             "`t4p shards formats` lists the layouts, `t4p shards pack` packs them"
         )
-    raise ConfigError(
-        f"{data}: raw frames ({found}), not packed yet; run\n  t4p shards pack {found} {data} DST\n"
-        "and give DST (a folder or s3://BUCKET/PREFIX) instead"
-    )
+    return RawFrames(found, folder)
 
 
 def detect_format(folder: Path) -> str | None:
-    """Name of the first format that finds frames in a folder."""
+    """Name of the first format that finds frames in a folder without being told anything else."""
     for source_format in FORMATS:
         try:
             if source_format.scan(folder, SourceOptions()):
@@ -145,20 +162,36 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def pack_example(dst: Path, console: Console) -> QuickstartData:
-    """Pack the frames in `tests/data`; the last fifth is held out for validation.
+def check_raw(raw: RawFrames, dst: Path) -> None:
+    """Refuse raw frames that cannot be packed to `dst`, before anything there is replaced.
 
     Raises:
-        ConfigError: they are not there.
+        ConfigError: there are too few, or they lie in `dst`.
+        ShardError: the folder does not hold frames of that format.
     """
-    source = find_example_frames()
-    num_frames = len(tum.scan(source, SourceOptions()))
+    if raw.folder.resolve().is_relative_to(dst.resolve()):
+        raise ConfigError(f"{raw.folder} lies in {dst}, which a quickstart replaces; choose another --out")
+    num_frames = len(raw.refs())
+    if num_frames < MIN_FRAMES:
+        raise ConfigError(
+            f"{raw.folder}: {num_frames} frame(s) ({raw.source_format}); a quickstart needs at least {MIN_FRAMES}: "
+            f"{MIN_FRAMES - 1} to train on and one to validate with"
+        )
+
+
+def pack_raw(raw: RawFrames, dst: Path, console: Console) -> QuickstartData:
+    """Pack raw frames; the last fifth is held out for validation.
+
+    Raises:
+        ShardError: a frame is broken.
+    """
+    num_frames = len(raw.refs())
     num_train = num_frames - max(1, num_frames // 5)
     train, validation = dst / "train", dst / "validation"
-    console.print(f"packing {num_frames} frames of {source}", highlight=False, soft_wrap=True)
+    console.print(f"packing {num_frames} frames of {raw.folder} ({raw.source_format})", highlight=False, soft_wrap=True)
     reports = [
-        pack("tum", source, str(train), frames=slice(0, num_train)),
-        pack("tum", source, str(validation), frames=slice(num_train, None)),
+        pack(raw.source_format, raw.folder, str(train), frames=slice(0, num_train)),
+        pack(raw.source_format, raw.folder, str(validation), frames=slice(num_train, None)),
     ]
     return QuickstartData(str(train), str(validation), sum(report.seconds for report in reports))
 
@@ -174,7 +207,7 @@ def find_example_frames() -> Path:
         return table.parent
     raise ConfigError(
         f"no example frames in {folder}: they come with the repository, not with an installed package; "
-        "give a packed dataset instead: t4p quickstart --data FOLDER (or make quickstart DATA=FOLDER)"
+        "give your own data instead: t4p quickstart --data FOLDER (or make quickstart DATA=FOLDER)"
     )
 
 

@@ -29,7 +29,11 @@ ConfigArguments = Annotated[
 @app.command()
 def quickstart(
     data: Annotated[
-        str | None, typer.Option(help="A packed dataset: a folder or an s3:// prefix. Default: a few real frames.")
+        str | None,
+        typer.Option(
+            help="A packed dataset (a folder or an s3:// prefix), or a folder of raw frames in a layout that "
+            "`t4p shards formats` lists. Default: a few real frames."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/quickstart"),
 ) -> None:

@@ -7,15 +7,21 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from launch.errors import LaunchError
 from launch.quickstart import (
     OWNER_MARK,
     QuickstartData,
+    RawFrames,
+    check_raw,
+    find_data,
     find_example_frames,
-    require_packed,
+    pack_raw,
+    quickstart,
     smoke_config,
     take_over,
 )
-from shards.pack import pack
+from shards.reader import DatasetReader
+from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
 
 QUIET = Console(quiet=True)
@@ -25,7 +31,7 @@ QUIET = Console(quiet=True)
 def raw_seven_scenes(tmp_path: Path) -> Path:
     scene = tmp_path / "raw" / "chess" / "seq-01"
     scene.mkdir(parents=True)
-    for index in range(2):
+    for index in range(3):
         name = scene / f"frame-{index:06d}"
         Image.fromarray(np.full((480, 640, 3), 100, np.uint8)).save(f"{name}.color.png")
         Image.fromarray(np.full((480, 640), 1500, np.uint16)).save(f"{name}.depth.png")
@@ -37,19 +43,63 @@ def test_the_repository_has_example_frames() -> None:
     assert (find_example_frames() / "rgb.txt").is_file()
 
 
-def test_raw_frames_are_told_how_to_be_packed_and_then_accepted(raw_seven_scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"t4p shards pack seven-scenes {raw_seven_scenes} DST"):
-        require_packed(str(raw_seven_scenes))
-    packed = str(tmp_path / "packed")
-    pack("seven-scenes", raw_seven_scenes, packed)
-    assert require_packed(packed) == packed
+def test_raw_frames_of_a_known_layout_are_found_and_packed_with_some_held_out(
+    raw_seven_scenes: Path, tmp_path: Path
+) -> None:
+    raw = find_data(str(raw_seven_scenes))
+    assert raw == RawFrames("seven-scenes", raw_seven_scenes)
+    check_raw(raw, tmp_path / "shards")
+    packed = pack_raw(raw, tmp_path / "shards", QUIET)
+    train, validation = DatasetReader(packed.shards), DatasetReader(str(packed.validation_shards))
+    assert (train.num_samples, validation.num_samples) == (2, 1)
+    assert packed.pack_seconds > 0
+    assert find_data(packed.shards) == packed.shards
+
+
+def test_a_quickstart_on_raw_frames_trains_on_their_shards(
+    raw_seven_scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stop_here(config: PretrainConfig, num_workers: int, console: Console) -> None:
+        seen.append(config.data)
+        raise LaunchError("far enough")
+
+    monkeypatch.setattr("launch.quickstart.launch_pretrain", stop_here)
+    out = tmp_path / "out"
+    for _ in range(2):  # the second replaces what the first packed
+        with pytest.raises(LaunchError, match="far enough"):
+            quickstart(str(raw_seven_scenes), out)
+    data = seen[-1]
+    assert data.shards == (str(out / "shards" / "train"),)
+    assert data.validation_shards == (str(out / "shards" / "validation"),)
+    assert [DatasetReader(url).num_samples for url in (*data.shards, *data.validation_shards)] == [2, 1]
+
+
+def test_a_layout_that_needs_options_is_not_guessed_at(tmp_path: Path) -> None:
+    for name in ("color", "depth"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((48, 64), 100, np.uint16)).save(tmp_path / name / "0.png")
+    (tmp_path / "intrinsic.txt").write_text("50 0 32\n0 50 24\n0 0 1\n")
+    with pytest.raises(ConfigError, match=r"nor raw frames .*`t4p shards pack` packs them"):
+        find_data(str(tmp_path))
+
+
+def test_raw_frames_that_would_be_replaced_or_are_too_few_are_refused(raw_seven_scenes: Path, tmp_path: Path) -> None:
+    raw = RawFrames("seven-scenes", raw_seven_scenes)
+    with pytest.raises(ConfigError, match=r"lies in .* which a quickstart replaces"):
+        check_raw(raw, tmp_path)
+    for file in raw_seven_scenes.rglob("frame-000002.*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"raw: 2 frame\(s\) \(seven-scenes\); a quickstart needs at least 3"):
+        check_raw(raw, tmp_path / "shards")
 
 
 def test_a_folder_that_is_nothing_we_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"neither a packed dataset .* nor raw frames"):
-        require_packed(str(tmp_path))
+        find_data(str(tmp_path))
     with pytest.raises(ConfigError, match="no such folder"):
-        require_packed(str(tmp_path / "absent"))
+        find_data(str(tmp_path / "absent"))
     assert not (tmp_path / "absent").exists()
 
 
