@@ -1,21 +1,74 @@
 """Wrong calls of the training commands: the status, one clear message, no traceback, nothing half-written."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from shards.pack import pack
 
+# Importing torch and DeepSpeed takes most of a wrong call's eight seconds. This process does it once; every call is a
+# fork of it, with its own environment, output and exit status, because training leaves a process group behind.
+SERVER = """
+import json, os, signal, sys, traceback
+import launch.trainer, t4p.tasks.pretrain
+from t4p.cli import main
 
-def t4p(*arguments, env, timeout=120):
-    return subprocess.run(
-        [sys.executable, "-m", "t4p.cli", *arguments], env=env, capture_output=True, text=True, timeout=timeout
+for line in sys.stdin:
+    call = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(120)
+        for stream, name in enumerate(("/dev/null", call["stdout"], call["stderr"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), stream)
+        os.environ.clear()
+        os.environ.update(call["env"])
+        sys.argv[1:] = call["arguments"]
+        status = 1
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code if isinstance(stop.code, int) else stop.code is not None
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+os._exit(0)  # DeepSpeed's farewell takes seconds
+"""
+Call = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture(scope="module")
+def t4p(tmp_path_factory: pytest.TempPathFactory, clean_environ: dict[str, str]) -> Iterator[Call]:
+    """t4p(*arguments, env=...): the command line as a process of its own, without the seconds of importing."""
+    folder = tmp_path_factory.mktemp("calls")
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], env=clean_environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def call(*arguments: str, env: dict[str, str] = clean_environ) -> subprocess.CompletedProcess:
+        output = [Path(folder / f"{time.monotonic_ns()}.{name}") for name in ("stdout", "stderr")]
+        request = {"arguments": arguments, "env": env, "stdout": str(output[0]), "stderr": str(output[1])}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(arguments, status, *(path.read_text() for path in output))
+
+    yield call
+    server.stdin.close()
+    server.wait(timeout=30)
+    server.stdout.close()
 
 
 def assert_refused(result, status, *parts):
@@ -33,10 +86,10 @@ def shards(tmp_path_factory, tum_sample):
     return folder
 
 
-def test_a_config_with_three_mistakes_names_all_three(tmp_path, clean_environ):
+def test_a_config_with_three_mistakes_names_all_three(t4p, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("data: {shards: [x]}\nmodel: {voxel_size: -1, voxel_sise: 2}\ntrain: {zero_stage: 9}\n")
-    result = t4p("pretrain", str(path), "run.dir=r", env=clean_environ)
+    result = t4p("pretrain", str(path), "run.dir=r")
     assert_refused(
         result,
         2,
@@ -47,48 +100,44 @@ def test_a_config_with_three_mistakes_names_all_three(tmp_path, clean_environ):
     )
 
 
-def test_a_missing_config_file_is_named(clean_environ):
-    assert_refused(t4p("pretrain", "nowhere.yaml", env=clean_environ), 2, "nowhere.yaml: no such file")
+def test_a_missing_config_file_is_named(t4p):
+    assert_refused(t4p("pretrain", "nowhere.yaml"), 2, "nowhere.yaml: no such file")
 
 
-def test_missing_shards_are_named_and_no_run_folder_is_made(tmp_path, clean_environ):
+def test_missing_shards_are_named_and_no_run_folder_is_made(t4p, tmp_path):
     result = t4p(
         *("pretrain", "configs/smoke.yaml", f"data.shards=[{tmp_path}/none]", f"run.dir={tmp_path}/run"),
-        env=clean_environ,
     )
-    assert result.returncode in (1, 2)
-    assert_refused(result, result.returncode, f"{tmp_path}/none")
+    assert_refused(result, 2, f"{tmp_path}/none")
     assert not (tmp_path / "run").exists()
 
 
-def test_more_workers_than_frames_in_a_batch_are_refused_before_ray_starts(tmp_path, shards, clean_environ):
+def test_more_workers_than_frames_in_a_batch_are_refused_before_ray_starts(t4p, tmp_path, shards):
     started = time.monotonic()
     result = t4p(
         *("launch", "pretrain", "configs/smoke.yaml", f"data.shards=[{shards}]", f"run.dir={tmp_path}/run"),
         *("--workers", "3"),
-        env=clean_environ,
     )
     assert_refused(result, 2, "--workers is 3", "train.global_batch_size is 2")
     assert time.monotonic() - started < 30
     assert not (tmp_path / "run").exists()
 
 
-def test_a_batch_larger_than_the_dataset_is_refused(tmp_path, shards, clean_environ):
+def test_a_batch_larger_than_the_dataset_is_refused(t4p, tmp_path, shards):
     result = t4p(
         *("pretrain", "configs/smoke.yaml", f"data.shards=[{shards}]", f"run.dir={tmp_path}/run"),
         "train.global_batch_size=100",
-        env=clean_environ,
     )
     assert_refused(result, 2, "the dataset has 4 samples, fewer than one global batch of 100")
 
 
-def test_a_wrong_s3_secret_says_so(tmp_path, s3_server, s3_bucket, clean_environ):
+def test_a_wrong_s3_secret_says_so(t4p, tmp_path, s3_server, s3_bucket, clean_environ):
     env = clean_environ | dict(s3_server.environ()) | {"AWS_SECRET_ACCESS_KEY": "wrong"}
     result = t4p("pretrain", "configs/smoke.yaml", f"data.shards=[{s3_bucket}]", f"run.dir={tmp_path}/run", env=env)
     assert_refused(result, 1, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY", s3_bucket)
 
 
-def test_a_bucket_that_does_not_exist_says_so(tmp_path, s3_server, clean_environ):
+def test_a_bucket_that_does_not_exist_says_so(t4p, tmp_path, s3_server, clean_environ):
     env = clean_environ | dict(s3_server.environ())
     result = t4p(
         "pretrain", "configs/smoke.yaml", "data.shards=[s3://no-such-bucket/x]", f"run.dir={tmp_path}/run", env=env
@@ -105,25 +154,27 @@ def test_a_bucket_that_does_not_exist_says_so(tmp_path, s3_server, clean_environ
         ("data.image_size=[100,100]", "multiples of 32"),
     ],
 )
-def test_a_model_that_cannot_be_built_is_a_wrong_call(tmp_path, shards, clean_environ, override, message):
+def test_a_model_that_cannot_be_built_is_a_wrong_call(t4p, tmp_path, shards, override, message):
     result = t4p(
         *("pretrain", "configs/smoke.yaml", f"data.shards=[{shards}]", f"run.dir={tmp_path}/run", override),
-        env=clean_environ,
     )
     assert_refused(result, 2, message)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_folder_that_cannot_be_written_says_so(tmp_path, shards, clean_environ):
+def test_a_run_folder_that_cannot_be_written_says_so(t4p, tmp_path, shards):
     blocker = tmp_path / "file"
     blocker.write_text("")
     result = t4p(
-        "pretrain", "configs/smoke.yaml", f"data.shards=[{shards}]", f"run.dir={blocker}/run", env=clean_environ
+        "pretrain",
+        "configs/smoke.yaml",
+        f"data.shards=[{shards}]",
+        f"run.dir={blocker}/run",
     )
     assert_refused(result, 2, f"run.dir {blocker}/run: cannot be written")
 
 
-def test_a_flipped_byte_stops_the_run_and_names_the_sample(tmp_path, shards, clean_environ):
+def test_a_flipped_byte_stops_the_run_and_names_the_sample(t4p, tmp_path, shards):
     copy = tmp_path / "shards"
     copy.mkdir()
     for path in shards.iterdir():
@@ -132,7 +183,10 @@ def test_a_flipped_byte_stops_the_run_and_names_the_sample(tmp_path, shards, cle
     content[len(content) // 2] ^= 1
     (copy / "shard-000000.tar").write_bytes(content)
     result = t4p(
-        "pretrain", "configs/smoke.yaml", f"data.shards=[{copy}]", f"run.dir={tmp_path}/run", env=clean_environ
+        "pretrain",
+        "configs/smoke.yaml",
+        f"data.shards=[{copy}]",
+        f"run.dir={tmp_path}/run",
     )
     assert_refused(result, 1, "crc32c", "shard-000000.tar", "t4p shards verify")
 
@@ -166,11 +220,11 @@ def test_ctrl_c_ends_training_and_its_loaders(tmp_path, shards, clean_environ):
     assert alive == []
 
 
-def test_order_prints_what_training_reads(shards, clean_environ):
+def test_order_prints_what_training_reads(t4p, shards):
     call = ("shards", "order", str(shards), "--global-batch-size", "2", "--json")
-    whole = t4p(*call, env=clean_environ).stdout
+    whole = t4p(*call).stdout
     assert whole.startswith('{"steps": [{"step": 0, "keys": [')
-    parts = [t4p(*call, "--world-size", "2", "--rank", str(rank), env=clean_environ) for rank in range(2)]
+    parts = [t4p(*call, "--world-size", "2", "--rank", str(rank)) for rank in range(2)]
     assert all(part.returncode == 0 for part in parts)
-    refused = t4p(*call[:-1], "--world-size", "3", env=clean_environ)
+    refused = t4p(*call[:-1], "--world-size", "3")
     assert_refused(refused, 2, "the world size is 3 but the global batch has 2 samples")
