@@ -89,12 +89,7 @@ def pack(
         StoreError: storage refused or failed.
     """
     start = time.monotonic()
-    if num_workers < 1 or every < 1:
-        raise CallError(f"workers and every must be at least 1, found {num_workers} and {every}")
-    if not 1 <= shard_size_bytes <= MAX_SHARD_SIZE_BYTES:
-        raise CallError(f"shard size is {shard_size_bytes} bytes, wanted 1 to {MAX_SHARD_SIZE_BYTES}")
-    if depth_scale is not None and not depth_scale > 0:
-        raise CallError(f"depth scale is {depth_scale}, wanted units per metre, above 0")
+    _check_call(num_workers, shard_size_bytes, every, depth_scale)
     chosen = find_format(source_format)
     root = Path(src)
     refs = chosen.scan(root, SourceOptions(depth_scale))
@@ -102,6 +97,7 @@ def pack(
     if not selected:
         raise CallError(f"{src}: none of its {len(refs)} frames is left by frames {frames} and every {every}")
     tasks = unique_tasks(selected)
+    label_names = chosen.label_names(root)
     options = {
         "shard_size_bytes": shard_size_bytes,
         "frames": None if frames is None else [frames.start, frames.stop],
@@ -110,9 +106,10 @@ def pack(
     }
     provenance = _provenance(chosen, root, options)
     store = open_store(dst)
-    num_kept = 0
     manifest = published_before(store, provenance)
-    if manifest is None:
+    if manifest is not None:
+        num_kept = manifest.num_shards
+    else:
         ours = claim(store, provenance)
         load = partial(load_frame, chosen.read)
         kept = kept_shards(store, load, tasks, shard_size_bytes, num_workers, on_progress)
@@ -120,9 +117,7 @@ def pack(
         rest = _pack_rest(ours, load, tasks, kept, shard_size_bytes, num_workers, on_progress)
         with closing(rest):  # ends the workers before anything else happens
             rows = [*kept, *rest]
-        manifest = _publish(ours, rows, chosen.label_names(root), provenance)
-    else:
-        num_kept = manifest.num_shards
+        manifest = _publish(ours, rows, label_names, provenance)
     release(store)
     return PackReport(
         url=store.url,
@@ -133,6 +128,15 @@ def pack(
         seconds=time.monotonic() - start,
         licence=chosen.licence,
     )
+
+
+def _check_call(num_workers: int, shard_size_bytes: int, every: int, depth_scale: float | None) -> None:
+    if num_workers < 1 or every < 1:
+        raise CallError(f"workers and every must be at least 1, found {num_workers} and {every}")
+    if not 1 <= shard_size_bytes <= MAX_SHARD_SIZE_BYTES:
+        raise CallError(f"shard size is {shard_size_bytes} bytes, wanted 1 to {MAX_SHARD_SIZE_BYTES}")
+    if depth_scale is not None and not depth_scale > 0:
+        raise CallError(f"depth scale is {depth_scale}, wanted units per metre, above 0")
 
 
 def _provenance(source_format: SourceFormat, root: Path, options: Mapping[str, Any]) -> dict[str, Any]:

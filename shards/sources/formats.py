@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from shards.schema import CallError, Frame
 from shards.sources import folder, seven_scenes, tum
@@ -12,7 +12,9 @@ from shards.sources.raw_files import SourceOptions
 
 
 class FrameRef(Protocol):
-    """A frame not loaded yet: light, picklable, so that worker processes load it."""
+    """A frame not loaded yet: a dataclass, light and picklable, so that worker processes load it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def scene_id(self) -> str: ...

@@ -71,7 +71,7 @@ def test_stopped_in_the_middle(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 2
+    assert len(workers) == 3  # two, and multiprocessing's resource tracker
     if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
     else:
@@ -86,12 +86,13 @@ def test_stopped_in_the_middle(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == {"SIGTERM": 143}.get(how, 130)
-        assert errors == "stopped; what is finished is kept, and the same call again resumes\n"
+        warning, message = errors.splitlines()
+        assert warning.endswith("groundtruth.txt: 20 of 20 frames have no pose, the first is 1305031241.529758")
+        assert message == "stopped; what is finished is kept, and the same call again resumes"
         assert not [name for name in left if name.startswith(".")]
         assert list(scratch.iterdir()) == []
     resumed = subprocess.run(
         command(long_sequence, folder), env=clean_environ, check=True, capture_output=True, text=True
     )
     assert "kept from before" in resumed.stdout
-    now = {name: data for name, data in contents(folder).items() if not name.startswith(".incoming-")}
-    assert now == whole
+    assert contents(folder) == whole

@@ -2,19 +2,20 @@
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import shards.pack
 from shards.images import encode_depth
-from shards.manifest import MANIFEST_NAME, index_name, shard_name
-from shards.pack import PACKING_NAME, pack
+from shards.manifest import MANIFEST_NAME, PACKING_NAME, index_name, shard_name, source_name
+from shards.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import CallError, ShardError
-from shards.store import FolderStore
+from shards.store import FolderStore, StoreError
+from shards.verify import verify
 
 CAP = 40_000
 
@@ -41,13 +42,16 @@ def interrupt_before(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Make the store fail as if the process ended just before object `name` was written."""
     write, write_if_absent = FolderStore.write, FolderStore.write_if_absent
 
-    def stop(self: FolderStore, found: str, data: bytes) -> object:
-        if found == name:
-            raise Interrupted
-        return (write_if_absent if found in (MANIFEST_NAME, PACKING_NAME) else write)(self, found, data)
+    def stop_or(go_on: Callable[..., object]) -> Callable[..., object]:
+        def write_unless_stopped(self: FolderStore, found: str, data: object) -> object:
+            if found == name:
+                raise Interrupted
+            return go_on(self, found, data)
 
-    monkeypatch.setattr(FolderStore, "write", stop)
-    monkeypatch.setattr(FolderStore, "write_if_absent", stop)
+        return write_unless_stopped
+
+    monkeypatch.setattr(FolderStore, "write", stop_or(write))
+    monkeypatch.setattr(FolderStore, "write_if_absent", stop_or(write_if_absent))
 
 
 def test_any_number_of_workers_gives_the_same_objects(source: Path, tmp_path: Path) -> None:
@@ -81,7 +85,17 @@ def test_frames_and_every_choose_by_position(source: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "moment", [shard_name(0), index_name(0), shard_name(2), index_name(2), "shards.bin", MANIFEST_NAME]
+    "moment",
+    [
+        shard_name(0),
+        source_name(0),
+        index_name(0),
+        shard_name(2),
+        source_name(2),
+        index_name(2),
+        "shards.bin",
+        MANIFEST_NAME,
+    ],
 )
 def test_an_interrupted_pack_is_no_dataset_and_resumes_to_the_same_objects(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -149,11 +163,146 @@ def test_leftovers_of_a_source_that_has_changed_are_refused(
     (source / "camera-intrinsics.txt").write_text("50 0 32\n0 50 24\n0 0 1\n")
     with pytest.raises(ShardError, match="the source has changed, so delete these objects or pack to another place"):
         packed(source, tmp_path / "x")
-    (source / "camera-intrinsics.txt").write_text(K)
+    (source / "camera-intrinsics.txt").write_text(K)  # touched, but as it was
     for kind in ("color.jpg", "depth.png", "pose.txt"):
         (source / f"frame-000001.{kind}").unlink()
     with pytest.raises(ShardError, match="an unfinished pack of other frames"):
         packed(source, tmp_path / "x")
+
+
+def test_a_frame_changed_in_the_middle_of_a_kept_shard_is_noticed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    assert (tmp_path / "x" / index_name(0)).read_text().splitlines()[1].startswith("kitchen/frame-000001")
+    pose = source / "frame-000001.pose.txt"
+    before = pose.read_text()
+    pose.write_text(before.replace(before.split()[3], "5.000000000000000000e-01"))
+    with pytest.raises(ShardError, match=r"shard-000000.idx: an unfinished pack .*; the source has changed, so delete"):
+        packed(source, tmp_path / "x")
+    pose.write_text(before)  # another time, the same content: nothing to pack again
+    report = pack("seven-scenes", source, str(tmp_path / "x"), shard_size_bytes=CAP)
+    assert report.num_kept_shards == report.num_shards
+
+
+def test_a_resumed_pack_does_not_read_frames_again_that_nobody_touched(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+
+    def refuse(read: object, task: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr("shards.pack.load_frame", refuse)
+    seen: list[tuple[int, int]] = []
+    packed(source, tmp_path / "x", on_progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) > 2
+    assert seen[-1] == (10, 10)
+
+
+@pytest.mark.parametrize("num_done", [1, 5, 10])
+def test_a_pack_that_was_overtaken_leaves_the_published_dataset_alone(
+    source: Path, tmp_path: Path, num_done: int
+) -> None:
+    wanted = packed(source, tmp_path / "fresh")
+
+    def overtake(done: int, total: int) -> None:
+        if done == num_done:
+            packed(source, tmp_path / "x")
+
+    with pytest.raises(ShardError, match="another packer has taken over or published here since this one started"):
+        packed(source, tmp_path / "x", on_progress=overtake)
+    assert contents(tmp_path / "x") == wanted
+
+
+def test_a_pack_overtaken_by_one_of_another_source_of_that_name_writes_nothing_more(
+    source: Path, tmp_path: Path, make_scene: Callable[..., Path]
+) -> None:
+    other = make_scene(tmp_path / "elsewhere" / "kitchen", 14, seed=1)
+    wanted = packed(other, tmp_path / "fresh")
+
+    def overtake(done: int, total: int) -> None:
+        if done == 1:
+            packed(other, tmp_path / "x")
+
+    with pytest.raises(ShardError, match="another packer has taken over"):
+        packed(source, tmp_path / "x", on_progress=overtake)
+    assert contents(tmp_path / "x") == wanted
+    assert verify(str(tmp_path / "x")).problems == ()
+
+
+def test_storage_that_fails_on_resume_is_no_damage(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_before(patch, MANIFEST_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    before = {name: data for name, data in contents(tmp_path / "x").items() if name != PACKING_NAME}
+    read = FolderStore.read
+
+    def fail(self: FolderStore, name: str) -> bytes:
+        if name == index_name(1):
+            raise StoreError("the network is down")
+        return read(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "read", fail)
+        with pytest.raises(StoreError, match="the network is down"):
+            packed(source, tmp_path / "x")
+    assert {name: data for name, data in contents(tmp_path / "x").items() if name != PACKING_NAME} == before
+
+
+@pytest.mark.parametrize("moment", [source_name(1), PACKING_NAME])
+def test_stopped_while_cleaning_up_the_same_call_ends_it(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    wanted = packed(source, tmp_path / "fresh")
+    delete = FolderStore.delete
+
+    def stop(self: FolderStore, name: str) -> None:
+        if name == moment:
+            raise Interrupted
+        delete(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "delete", stop)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "x")
+    assert MANIFEST_NAME in contents(tmp_path / "x")
+    assert PACKING_NAME in contents(tmp_path / "x")
+    with pytest.raises(CallError, match="already holds a dataset"):
+        packed(source, tmp_path / "x", every=2)
+    report = pack("seven-scenes", source, str(tmp_path / "x"), shard_size_bytes=CAP)
+    assert (report.num_samples, report.num_kept_shards) == (10, report.num_shards)
+    assert contents(tmp_path / "x") == wanted
+
+
+def test_what_a_killed_write_left_is_gone_at_the_end(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / ".incoming-0123").write_bytes(b"half")
+    assert packed(source, tmp_path / "x") == packed(source, tmp_path / "fresh")
+
+
+def test_a_full_disk_in_the_temporary_folder_is_told_from_other_failures(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        with pytest.raises(ShardError, match=r"temporary files: cannot write .*nowhere.*, point TMPDIR to a disk"):
+            packed(source, tmp_path / "x")
+
+    def broken_pipe(done: int, total: int) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        packed(source, tmp_path / "y", on_progress=broken_pipe)
 
 
 @pytest.mark.parametrize("num_frames", [5, 6, 7, 8])  # of which some fill their last shard and some do not
@@ -201,13 +350,14 @@ def test_shards_of_unknown_origin_are_refused(source: Path, tmp_path: Path) -> N
 def test_a_dataset_published_in_the_meantime_is_not_replaced(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = shards.pack._publish
+    write_if_absent = FolderStore.write_if_absent
 
-    def late(store: FolderStore, *rest: object) -> object:
-        store.write(MANIFEST_NAME, b"theirs")
-        return publish(store, *rest)  # type: ignore[arg-type]
+    def late(self: FolderStore, name: str, data: bytes) -> bool:
+        if name == MANIFEST_NAME:
+            self.write(MANIFEST_NAME, b"theirs")
+        return write_if_absent(self, name, data)
 
-    monkeypatch.setattr(shards.pack, "_publish", late)
+    monkeypatch.setattr(FolderStore, "write_if_absent", late)
     with pytest.raises(ShardError, match="somebody else published another dataset here"):
         packed(source, tmp_path / "x")
     assert (tmp_path / "x" / MANIFEST_NAME).read_bytes() == b"theirs"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import shards.reader
-from shards.manifest import index_name, shard_name
+from shards.manifest import ShardIndex, index_name, shard_name
 from shards.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import CallError, ShardError
@@ -135,6 +135,44 @@ def test_the_index_of_another_shard_is_noticed(dataset: Path) -> None:
     (dataset / index_name(last)).write_bytes((dataset / index_name(0)).read_bytes())
     with pytest.raises(ShardError, match="samples, the shard table says"):
         DatasetReader(str(dataset)).key(last, 0)
+
+
+@pytest.mark.parametrize("change", ["gap", "short", "long"])
+def test_an_index_that_does_not_fill_its_shard_is_noticed(dataset: Path, change: str) -> None:
+    index = DatasetReader(str(dataset)).index(0)
+    offsets, lengths = index.offsets.copy(), index.lengths.copy()
+    if change == "gap":
+        offsets[1:] += 512
+        lengths[-1] -= 512
+    else:
+        lengths[-1] += 10240 if change == "long" else -10240
+    other = ShardIndex(index.keys, offsets, lengths, index.crc32c)
+    (dataset / index_name(0)).write_bytes(other.encode())
+    with pytest.raises(ShardError, match=rf"{index_name(0)}: its samples do not fill the \d+ bytes of the shard"):
+        DatasetReader(str(dataset)).key(0, 0)
+
+
+def test_ids_are_found_as_they_were_and_keys_come_first(tmp_path: Path, make_scene: Callable[..., Path]) -> None:
+    for scene in ("a/seq-1", "a_2Fseq-1"):  # spelled a_2Fseq-1 and a_5F2Fseq-1
+        make_scene(tmp_path / "raw" / scene, 1)
+    pack("seven-scenes", tmp_path / "raw", str(tmp_path / "d"))
+    reader = DatasetReader(str(tmp_path / "d"))
+    for given, key in (
+        ("a_5F2Fseq-1/frame-000000", "a_5F2Fseq-1/frame-000000"),
+        ("a_2Fseq-1/frame-000000", "a_2Fseq-1/frame-000000"),  # the id of the other one, too
+        ("a/seq-1/frame-000000", "a_2Fseq-1/frame-000000"),
+    ):
+        assert reader.key(*reader.find(given)) == key
+
+
+def test_a_name_of_two_samples_is_refused(dataset: Path) -> None:
+    index = DatasetReader(str(dataset)).index(0)
+    keys = ("a_2Fb/c", "a/b_2Fc", *index.keys[2:])
+    assert len(index.keys) >= 2
+    other = ShardIndex(keys, index.offsets, index.lengths, index.crc32c)
+    (dataset / index_name(0)).write_bytes(other.encode())
+    with pytest.raises(CallError, match="'a/b/c' can be any of the samples a/b_2Fc, a_2Fb/c; give one of these"):
+        DatasetReader(str(dataset)).find("a/b/c")
 
 
 def test_a_place_without_dataset_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import urllib3
 
 import shards.store
 from shards.schema import CallError
@@ -36,7 +37,8 @@ def test_objects_are_read_back_whole_and_in_ranges(store: Store, tmp_path: Path)
     assert store.read_range("from-file", 1_234_567, 1000) == content[1_234_567:1_235_567]
     assert store.read_range("from-file", 2_999_990, 1000) == content[-10:]
     assert store.read_range("from-file", 5, 0) == b""
-    assert store.size("from-bytes") == len(content)
+    assert store.read_range("from-file", 3_000_000, 10) == store.read_range("from-file", 4_000_000, 10) == b""
+    assert store.read_range("empty", 0, 10) == b""
     assert store.exists("empty")
     assert not store.exists("other")
     assert store.list() == ("empty", "from-bytes", "from-file")
@@ -49,7 +51,7 @@ def test_objects_are_read_back_whole_and_in_ranges(store: Store, tmp_path: Path)
 
 def test_missing_object_is_named(store: Store) -> None:
     store.write("there", b"1")
-    for call in (lambda: store.read("gone"), lambda: store.read_range("gone", 0, 5), lambda: store.size("gone")):
+    for call in (lambda: store.read("gone"), lambda: store.read_range("gone", 0, 5)):
         with pytest.raises(MissingObjectError, match=f"{store.url}/gone: no such"):
             call()
 
@@ -105,6 +107,20 @@ def test_other_schemes_are_refused() -> None:
         open_store("gs://b/p")
     with pytest.raises(CallError, match="names no bucket"):
         open_store("s3:///prefix")
+    for url in ("s3:/bucket/x", "s3:bucket/x", "S3:/bucket"):
+        with pytest.raises(CallError, match=rf"{url}: wanted a folder or s3://bucket/prefix, with two slashes"):
+            open_store(url)
+    with pytest.raises(CallError, match="the place of the dataset is empty"):
+        open_store("")
+
+
+def test_leftovers_of_killed_writes_go_and_nothing_else(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "folder"))
+    store.remove_leftovers()
+    store.write("kept", b"1")
+    (tmp_path / "folder" / ".incoming-1").write_bytes(b"half")
+    store.remove_leftovers()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["kept"]
 
 
 def test_nothing_is_left_in_a_folder_when_a_write_fails(tmp_path: Path) -> None:
@@ -164,7 +180,7 @@ def test_missing_credentials_are_explained(s3_bucket: str, monkeypatch: pytest.M
 
 def test_missing_bucket_is_explained(s3_bucket: str) -> None:
     store = open_store("s3://no-such-bucket-here/prefix")
-    for call in (lambda: store.exists("a"), lambda: store.read("a"), store.list, lambda: store.size("a")):
+    for call in (lambda: store.exists("a"), lambda: store.read("a"), store.list):
         with pytest.raises(MissingBucketError, match=r"there is no bucket 'no-such-bucket-here' at http://127"):
             call()
 
@@ -273,6 +289,23 @@ def test_a_body_cut_in_the_middle_is_continued(s3_bucket: str, proxy: CuttingPro
     proxy.cuts_left = 2
     assert store.read_range("object", 1_000, 2_000_000) == content[1_000:2_001_000]
     assert proxy.cuts_done == 5
+
+
+def test_a_tls_failure_in_the_middle_is_a_cut_too(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = os.urandom(3_000_000)
+    store = open_store(s3_bucket)
+    store.write("object", content)
+    read, failures = urllib3.response.HTTPResponse.read, [True]
+
+    def fail_once(self: urllib3.response.HTTPResponse, *arguments: object, **options: object) -> bytes:
+        if self.tell() > 1_000_000 and failures:
+            failures.pop()
+            raise urllib3.exceptions.SSLError("bad record mac")
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(urllib3.response.HTTPResponse, "read", fail_once)
+    assert store.read("object") == content
+    assert not failures
 
 
 def test_a_body_cut_again_and_again_fails_with_a_message(s3_bucket: str, proxy: CuttingProxy) -> None:
