@@ -35,7 +35,7 @@ _LABEL_NAMES_FILE = "label_names.txt"
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FolderRef:
     """One frame on disk."""
 
@@ -43,7 +43,7 @@ class FolderRef:
     frame_id: str
     color: Path
     depth: Path
-    world_from_camera: Path | None
+    world_from_camera_file: Path | None
     semantic: Path | None
     instance: Path | None
     color_intrinsics: Path
@@ -61,7 +61,7 @@ def scan(root: Path, options: SourceOptions) -> tuple[FolderRef, ...]:
 
     Raises:
         CallError: no such folder, no scene in it, or no depth scale given.
-        ShardError: a colour image without depth or the reverse, or no intrinsics.
+        ShardError: colour without depth or the reverse, or no intrinsics.
     """
     require_folder(root)
     if options.depth_scale is None:
@@ -91,7 +91,9 @@ def read(ref: FolderRef) -> Frame:
         K_depth=read_intrinsics(ref.depth_intrinsics),
         K_color=read_intrinsics(ref.color_intrinsics),
         color_from_depth=np.eye(4),
-        world_from_camera=None if ref.world_from_camera is None else read_world_from_camera(ref.world_from_camera),
+        world_from_camera=None
+        if ref.world_from_camera_file is None
+        else read_world_from_camera(ref.world_from_camera_file),
         semantic=None if ref.semantic is None else read_bytes(ref.semantic),
         instance=None if ref.instance is None else read_bytes(ref.instance),
     )
@@ -104,7 +106,13 @@ def label_names(root: Path) -> tuple[str, ...]:
 
 
 def _is_scene(folder: Path) -> bool:
-    return (folder / "color").is_dir() and (folder / "depth").is_dir()
+    found = [name for name in ("color", "depth") if (folder / name).is_dir()]
+    if len(found) == 1:
+        raise ShardError(
+            f"{folder}: has a folder {found[0]}/ and no {'depth' if found == ['color'] else 'color'}/; a scene needs "
+            "both: restore the other, or remove this one"
+        )
+    return bool(found)
 
 
 def _scan_scene(scene: Path, depth_scale: float) -> list[FolderRef]:
@@ -119,15 +127,16 @@ def _scan_scene(scene: Path, depth_scale: float) -> list[FolderRef]:
     poses = _optional_files(scene / "pose", (".txt",), colors)
     semantics = _optional_files(scene / "label", (".png",), colors)
     instances = _optional_files(scene / "instance", (".png",), colors)
+    scene_id = scene.resolve().name
     color_intrinsics = _intrinsics_file(scene, _COLOR_INTRINSICS + _SHARED_INTRINSICS)
     depth_intrinsics = _intrinsics_file(scene, _DEPTH_INTRINSICS + _SHARED_INTRINSICS)
     return [
         FolderRef(
-            scene_id=scene.resolve().name,
+            scene_id=scene_id,
             frame_id=stem,
             color=colors[stem],
             depth=depths[stem],
-            world_from_camera=poses.get(stem),
+            world_from_camera_file=poses.get(stem),
             semantic=semantics.get(stem),
             instance=instances.get(stem),
             color_intrinsics=color_intrinsics,

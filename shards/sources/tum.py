@@ -6,6 +6,7 @@ Depth is registered to colour, 5000 units per metre, 0 = none. The ground truth 
 
 import bisect
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ NAME = "tum"
 _DEPTH_SCALE = 5000.0
 _MAX_STAMP_GAP = 0.02  # seconds between colour and depth, and to the nearest pose: the benchmark's own rule
 _MAX_POSE_STEP = 0.1  # seconds between two poses that may be interpolated
+_SLERP_HALVINGS = 53  # of an arc of at most a quarter turn: beyond what a float64 resolves
 _ROS_INTRINSICS = (525.0, 525.0, 319.5, 239.5)
 _INTRINSICS = {  # published calibration of the three cameras, by the number in the sequence's name
     "1": (517.3, 516.5, 318.6, 255.3),
@@ -40,7 +42,7 @@ _INTRINSICS = {  # published calibration of the three cameras, by the number in 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TumRef:
     """One pair of colour and depth, with the pose at the time of the depth image.
 
@@ -164,16 +166,32 @@ class Trajectory:
 
 
 def slerp(first: NDArray[np.float64], second: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """The unit quaternion `share` of the way from first to second, the short way round."""
-    cosine = float(first @ second)
-    if cosine < 0:  # q and -q are one rotation
-        second, cosine = -second, -cosine
-    angle = np.arccos(min(cosine, 1.0))
-    if angle < 1e-6:
-        mixed = (1 - share) * first + share * second
-    else:
-        mixed = (np.sin((1 - share) * angle) * first + np.sin(share * angle) * second) / np.sin(angle)
-    return mixed / np.linalg.norm(mixed)
+    """The unit quaternion `share` of the way from first to second, the short way round.
+
+    Found by halving the arc, with sums, products and square roots only: IEEE 754 rounds these alike everywhere, whereas
+    sines, arc cosines and BLAS dot products differ between libraries and processors in their last digits, and with them
+    the packed bytes would.
+    """
+    low, high = first.tolist(), second.tolist()
+    if sum(a * b for a, b in zip(low, high, strict=True)) < 0:  # q and -q are one rotation
+        high = [-b for b in high]
+    for _ in range(_SLERP_HALVINGS):
+        middle = [a + b for a, b in zip(low, high, strict=True)]
+        length = _length(middle)
+        middle = [a / length for a in middle]
+        share *= 2
+        if share < 1:
+            high = middle
+        else:
+            low, share = middle, share - 1
+    return np.array(low)
+
+
+def _length(vector: Sequence[float]) -> float:
+    total = 0.0
+    for number in vector:  # sum() compensates rounding errors from Python 3.12 on: other last digits
+        total += number * number
+    return math.sqrt(total)
 
 
 def rigid_from_quaternion(position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> Matrix:
@@ -200,6 +218,11 @@ def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
             f"{folder}: none of the {len(color_stamps)} colour stamps of rgb.txt is within {_MAX_STAMP_GAP} s of one "
             f"of the {len(depth_stamps)} of depth.txt; are the two lists of one recording?"
         )
+    for path, names, pair_side in ((folder / "rgb.txt", color_names, 0), (folder / "depth.txt", depth_names, 1)):
+        used = {pair[pair_side] for pair in pairs}
+        _warn_of_lost(
+            path, "images have no partner", [names[i] for i in range(len(names)) if i not in used], len(names)
+        )
     trajectory = _read_trajectory(folder / "groundtruth.txt") if (folder / "groundtruth.txt").is_file() else None
     name = folder.resolve().name
     intrinsics = _intrinsics_of(name)
@@ -219,7 +242,14 @@ def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
                 depth_scale=options.depth_scale or _DEPTH_SCALE,
             )
         )
+    without_pose = [ref.frame_id for ref in refs if ref.world_from_camera is None]
+    _warn_of_lost(folder / "groundtruth.txt", "frames have no pose", without_pose, len(refs))
     return refs
+
+
+def _warn_of_lost(path: Path, what: str, lost: Sequence[str], total: int) -> None:
+    if lost:
+        _logger.warning("%s: %d of %d %s, the first is %s", path, len(lost), total, what, lost[0])
 
 
 def _intrinsics_of(name: str) -> tuple[float, float, float, float]:
@@ -249,7 +279,7 @@ def _read_trajectory(path: Path) -> Trajectory:
         raise ShardError(f"{path}: not a number ({error}); wanted lines 't tx ty tz qx qy qz qw'") from error
     table = table[np.isfinite(table).all(axis=1)]  # lost tracking is a gap
     table = table[np.argsort(table[:, 0], kind="stable")]
-    norms = np.linalg.norm(table[:, 4:], axis=1, keepdims=True)
+    norms = np.array([_length(row) for row in table[:, 4:].tolist()]).reshape(-1, 1)
     if len(table) and np.abs(norms - 1).max() > 0.01:
         raise ShardError(f"{path}: a quaternion has length {norms[np.abs(norms - 1).argmax(), 0]:.3g}, wanted 1")
     return Trajectory(table[:, 0], table[:, 1:4], table[:, 4:] / norms)

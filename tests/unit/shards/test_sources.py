@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +43,7 @@ class TestRawFiles:
     def test_numbers_in_names_count_as_numbers(self) -> None:
         assert sorted(["10", "9", "1", "frame-2", "frame-10", "01"], key=natural_order)[-2:] == ["frame-2", "frame-10"]
         assert sorted(["10", "9", "1"], key=natural_order) == ["1", "9", "10"]
+        assert sorted(["m²", "m³", "m2"], key=natural_order) == ["m2", "m²", "m³"]  # digits, but not numbers
 
     @pytest.mark.parametrize("text", ["2 0 3\n0 4 5\n0 0 1\n", "2,0,3,0\n0,4,5,0\n0,0,1,0\n0,0,0,1", "2 4 3 5"])
     def test_intrinsics_come_in_three_shapes(self, tmp_path: Path, text: str) -> None:
@@ -122,6 +125,25 @@ class TestSevenScenes:
         with pytest.raises(ShardError, match=r"frame-000001.depth.png: wanted one colour image .* found none"):
             seven_scenes.scan(root, DEFAULT)
 
+    def test_a_colour_image_without_depth_is_named(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
+        root = make_scene(tmp_path / "kitchen", 2)
+        (root / "frame-000001.depth.png").unlink()
+        with pytest.raises(ShardError, match=r"frame-000001.color.jpg: no frame-000001.depth.png beside it \(1 colour"):
+            seven_scenes.scan(root, DEFAULT)
+
+    def test_frames_without_a_pose_are_counted(
+        self, tmp_path: Path, make_scene: Callable[..., Path], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = make_scene(tmp_path / "kitchen", 3)
+        with caplog.at_level(logging.WARNING):
+            seven_scenes.scan(root, DEFAULT)
+        assert caplog.text == ""
+        (root / "frame-000001.pose.txt").unlink()
+        (root / "frame-000002.pose.txt").unlink()
+        with caplog.at_level(logging.WARNING):
+            assert len(seven_scenes.scan(root, DEFAULT)) == 3
+        assert "kitchen: 2 of 3 frames have no pose file, the first is frame-000001" in caplog.text
+
     def test_png_colour_is_kept_too(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
         root = make_scene(tmp_path / "kitchen", 1)
         with Image.open(root / "frame-000000.color.jpg") as image:
@@ -198,6 +220,57 @@ class TestTum:
         assert [ref.world_from_camera for ref in refs] == [None] * 4
         assert refs[0].intrinsics == (535.4, 539.2, 320.1, 247.6)
 
+    def test_what_is_left_out_is_counted(
+        self, tmp_path: Path, tum_sample: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = shutil.copytree(tum_sample / "rgbd_dataset_freiburg1_rpy", tmp_path / "freiburg1")
+        with caplog.at_level(logging.WARNING):
+            tum.scan(root, DEFAULT)
+        assert caplog.text == ""
+        lines = (root / "depth.txt").read_text().splitlines()
+        (root / "depth.txt").write_text("\n".join(lines[:-1]) + "\n99.0 depth/a.png\n98.0 depth/b.png\n")
+        poses = (root / "groundtruth.txt").read_text().splitlines()
+        (root / "groundtruth.txt").write_text("\n".join(poses[-2:]))
+        with caplog.at_level(logging.WARNING):
+            assert len(tum.scan(root, DEFAULT)) == 3
+        assert "rgb.txt: 1 of 4 images have no partner, the first is rgb/" in caplog.text
+        assert "depth.txt: 2 of 5 images have no partner, the first is depth/b.png" in caplog.text
+        assert "groundtruth.txt: 3 of 3 frames have no pose" in caplog.text
+
+    def test_poses_do_not_depend_on_the_processor(self, tmp_path: Path, clean_environ: dict[str, str]) -> None:
+        """Scanned as on an old and on a new processor: BLAS, the C library and numpy choose other code for each."""
+        rng = np.random.default_rng(0)
+        folder = tmp_path / "freiburg1_random"
+        folder.mkdir()
+        quaternions = rng.normal(size=(600, 4))
+        quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+        rows = np.column_stack([np.arange(600) * 0.03, rng.normal(size=(600, 3)), quaternions])
+        np.savetxt(folder / "groundtruth.txt", rows, fmt="%.9f")
+        for name in ("rgb", "depth"):
+            (folder / f"{name}.txt").write_text("".join(f"{i * 0.03 + 0.013:.6f} {name}/{i}.png\n" for i in range(599)))
+        program = (
+            "import hashlib, sys; from pathlib import Path; from shards.sources import tum;"
+            "from shards.sources.raw_files import SourceOptions; refs = tum.scan(Path(sys.argv[1]), SourceOptions());"
+            "assert len(refs) == 599 and all(ref.world_from_camera for ref in refs);"
+            "print(hashlib.sha256(repr([ref.world_from_camera for ref in refs]).encode()).hexdigest())"
+        )
+        old = {
+            "OPENBLAS_CORETYPE": "Nehalem",
+            "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX2 FMA3",
+            "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX2_Usable,-FMA_Usable,-FMA4_Usable",
+        }
+        digests = [
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", program, str(folder)],
+                env={**clean_environ, **environment},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for environment in ({"OPENBLAS_CORETYPE": "Haswell"}, old)
+        ]
+        assert digests[0] == digests[1]
+
     def test_an_unknown_camera_is_said_loudly(
         self, tmp_path: Path, tum_sample: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -268,6 +341,14 @@ class TestFolder:
         refs = folder.scan(scene.parent, MILLIMETRES)
         assert [ref.scene_id for ref in refs] == ["mine"] * 11 + ["other"] * 11
 
+    @pytest.mark.parametrize(("gone", "kept"), [("depth", "color"), ("color", "depth")])
+    def test_a_scene_that_lacks_one_of_its_two_folders_is_named(self, scene: Path, gone: str, kept: str) -> None:
+        other = shutil.copytree(scene, scene.parent / "other")
+        shutil.rmtree(other / gone)
+        for root in (scene.parent, other):
+            with pytest.raises(ShardError, match=rf"other: has a folder {kept}/ and no {gone}/; a scene needs both"):
+                folder.scan(root, MILLIMETRES)
+
     def test_two_grids_have_two_intrinsics(self, scene: Path) -> None:
         (scene / "intrinsic").mkdir()
         (scene / "intrinsic" / "intrinsic_color.txt").write_text("90 90 31 23")
@@ -304,7 +385,7 @@ class TestFolder:
         with caplog.at_level(logging.WARNING):
             refs = folder.scan(scene, MILLIMETRES)
         assert "pose: 1 of 11 frames have no file here, the first is 7" in caplog.text
-        assert refs[7].world_from_camera is None
+        assert refs[7].world_from_camera_file is None
         for path in list((scene / "pose").iterdir()):
             path.rename(path.with_name(f"pose-{path.name}"))
         with pytest.raises(ShardError, match=r"pose: none of its 10 files is named like a frame; wanted 0.txt"):
