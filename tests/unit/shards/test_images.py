@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.images import BrokenImageError, decode_any_depth, decode_depth, decode_labels, encode_depth, is_depth_png
+from shards.images import (
+    BrokenImageError,
+    decode_any_depth,
+    decode_color,
+    decode_depth,
+    decode_labels,
+    encode_depth,
+    is_depth_png,
+)
 
 
 def encoded(pixels: np.ndarray, kind: str) -> bytes:
@@ -51,9 +59,34 @@ def test_what_is_not_depth_is_described() -> None:
 
 def test_every_truncation_of_a_depth_image_is_noticed() -> None:
     data = encode_depth(np.random.default_rng(0).integers(0, 9000, (24, 32)).astype(np.uint16))
-    for length in range(0, len(data) - 16, 37):  # the last 16 bytes are the checksum and the end mark
+    for length in [*range(0, len(data), 37), len(data) - 1]:
         with pytest.raises(BrokenImageError):
             decode_depth(data[:length])
+    decode_depth(data + b"more")  # what follows the end mark is not the image's
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_flipped_bit_of_a_png_is_noticed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = encode_depth(rng.integers(0, 9000, (24, 32)).astype(np.uint16))
+    color = encoded(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8), "PNG")
+    for position in rng.integers(8, len(depth), 40).tolist():
+        for data, decode in ((depth, decode_depth), (color, lambda data: decode_color(data, "png"))):
+            flipped = bytearray(data)
+            flipped[position] ^= 1 << int(rng.integers(8))
+            with pytest.raises(BrokenImageError):
+                decode(bytes(flipped))
+
+
+def test_a_jpeg_of_a_phone_is_a_jpeg() -> None:
+    buffer = io.BytesIO()
+    pixels = np.zeros((24, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, format="MPO", save_all=True, append_images=[Image.fromarray(pixels)])
+    with Image.open(buffer) as image:
+        assert image.format == "MPO"
+    assert np.array_equal(decode_color(buffer.getvalue(), "jpg"), pixels)
+    with pytest.raises(BrokenImageError, match="wanted a JPEG"):
+        decode_color(encoded(pixels, "PNG"), "jpg")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -137,7 +137,7 @@ def test_broken_members_are_named(bare_frame: Frame) -> None:
 
 
 def test_intrinsics_of_another_resolution_are_refused(bare_frame: Frame) -> None:
-    for factor in (0.5, 2.0):
+    for factor in (0.5, 2 / 3, 4 / 3, 1.5, 2.0):
         K = bare_frame.K_depth.copy()
         K[:2] *= factor
         with pytest.raises(ShardError, match=r"here: depth is 64x48 but K_depth has its principal point at .* about"):
