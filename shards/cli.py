@@ -1,6 +1,7 @@
 """The `t4p shards` commands. Exit status 0, 1 (the job failed) or 2 (the call was wrong); one message, no traceback."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -34,7 +35,7 @@ class _Terminated(BaseException):
 
 
 @contextmanager
-def _user_errors() -> Iterator[None]:
+def _user_errors(when_stopped: str = "stopped") -> Iterator[None]:
     """Turn what a user can cause into one message on stderr and an exit status."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
@@ -45,7 +46,7 @@ def _user_errors() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, CallError) else 1) from None
     except (KeyboardInterrupt, _Terminated) as stop:
-        typer.echo("stopped; what is finished is kept, and the same call again resumes", err=True)
+        typer.echo(when_stopped, err=True)
         raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
     finally:
         if in_main_thread:
@@ -95,8 +96,11 @@ def pack_command(
     ] = None,
 ) -> None:
     """Pack raw frames into a dataset. Stopped in the middle, the same call again resumes."""
-    with _user_errors():
+    with _user_errors("stopped; what is finished is kept, and the same call again resumes"):
         from shards.pack import pack
+
+        if not math.isfinite(shard_size_mb):
+            raise CallError(f"--shard-size-mb is {shard_size_mb}, wanted a number of MiB, such as 256")
 
         with _progress("packing") as on_progress:
             report = pack(

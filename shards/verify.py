@@ -9,7 +9,7 @@ import hashlib
 import io
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +22,10 @@ from shards.manifest import ShardIndex, index_name, shard_name
 from shards.ordered_map import ordered_map
 from shards.reader import DatasetReader, check_slice
 from shards.schema import ShardError, check_frame, frame_from_members
-from shards.store import MissingObjectError
+from shards.store import MissingObjectError, StoreError
 from shards.writer import archive_end, members_of_slice
+
+_MemberChecksums = dict[str, tuple[int, int]]  # size in bytes and crc32c, by member name
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,16 @@ def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], 
     num_shards = dataset.manifest.num_shards
     problems: list[Problem] = []
     fingerprints: list[NDArray[np.uint64]] = []
+    rebuilt_keys: dict[int, tuple[str, ...]] = {}
     with closing(ordered_map(partial(_verify_shard, dataset), range(num_shards), num_workers)) as results:
         for done, result in enumerate(results, start=1):
             problems.extend(result.problems)
             fingerprints.append(result.key_fingerprints)
+            if result.rebuilt_keys:
+                rebuilt_keys[done - 1] = result.rebuilt_keys
             if on_progress is not None:
                 on_progress(done, num_shards)
-    problems.extend(_repeated_keys(dataset, fingerprints))
+    problems.extend(_repeated_keys(dataset, fingerprints, rebuilt_keys))
     manifest = dataset.manifest
     return VerifyReport(dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems))
 
@@ -97,6 +102,7 @@ def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], 
 class _ShardResult:
     problems: tuple[Problem, ...]
     key_fingerprints: NDArray[np.uint64]  # 8 bytes a key: a hundred million keys must fit in memory to be compared
+    rebuilt_keys: tuple[str, ...] = ()  # where the index is damaged and cannot be asked for a key again
 
 
 def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
@@ -117,52 +123,59 @@ def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
                 f"({dataset.table.size_bytes[shard_index]} bytes)",
             )
         )
+    rebuilt_keys: tuple[str, ...] = ()
     try:
         index = dataset.index(shard_index)
     except ShardError as error:
+        if isinstance(error, StoreError) and not isinstance(error, MissingObjectError):
+            raise  # says nothing about the data
         problems.append(Problem(idx, None, str(error)))
         if digest == wanted_digest:  # the tar is as packed, so it tells what the index should be
             index = _rebuild_index(data)
+            rebuilt_keys = index.keys
             problems.extend(_altered_lines(dataset, idx, index))
         else:
             problems.append(Problem(tar, None, "tar and index are both damaged: none of its samples can be read"))
             return _ShardResult(tuple(problems), np.empty(0, dtype=np.uint64))
     problems.extend(_verify_samples(tar, data, index))
-    return _ShardResult(tuple(problems), _fingerprints(index.keys))
+    return _ShardResult(tuple(problems), _fingerprints(index.keys), rebuilt_keys)
 
 
 def _verify_samples(tar: str, data: bytes, index: ShardIndex) -> list[Problem]:
     """Check every slice, decode every frame, and let webdataset read what is intact."""
     problems: list[Problem] = []
-    intact: dict[str, dict[str, bytes]] = {}
-    slices: list[bytes] = []
-    position = 0
+    intact: dict[str, _MemberChecksums] = {}  # and not the members: a worker holds its shard once, not three times
+    spans: list[tuple[int, int]] = []
+    end = 0
     for key, offset, length, crc in zip(
         index.keys, index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True
     ):
-        piece = data[offset : offset + length]
+        where, piece, end = f"{tar}, sample {key}", data[offset : offset + length], offset + length
         try:
-            if offset != position:
-                raise ShardError(f"starts at byte {offset}, the sample before ends at {position}")
-            check_slice(piece, length, crc, f"{tar}, sample {key}")
-            intact[key] = members_of_slice(piece, f"{tar}, sample {key}")
-            slices.append(piece)
-            check_frame(frame_from_members(key, intact[key]), f"{tar}, sample {key}")
+            check_slice(piece, length, crc, where)
+            members = members_of_slice(piece, where)
+            intact[key] = _checksums(members)
+            spans.append((offset, end))
+            check_frame(frame_from_members(key, members), where)
         except ShardError as error:
             problems.append(Problem(tar, key, str(error)))
-        position = offset + length
-    if len(slices) == len(index.keys):
-        if data[position:] != archive_end(position):
-            problems.append(Problem(tar, None, f"the tar does not end as it should after byte {position}"))
+    if len(spans) == len(index.keys):
+        if data[end:] != archive_end(end):
+            problems.append(Problem(tar, None, f"the tar does not end as it should after byte {end}"))
     else:
         # A damaged header ends webdataset's reading early or, without an error, loses samples that are fine. So the
         # witness is heard on the intact ones.
-        data = b"".join(slices) + archive_end(sum(len(piece) for piece in slices))
+        data = b"".join(data[start:stop] for start, stop in spans)
+        data += archive_end(len(data))
     problems.extend(_hear_witness(tar, data, intact))
     return problems
 
 
-def _hear_witness(tar: str, data: bytes, expected: dict[str, dict[str, bytes]]) -> Iterator[Problem]:
+def _checksums(members: Mapping[str, bytes]) -> _MemberChecksums:
+    return {name: (len(data), google_crc32c.value(data)) for name, data in members.items()}
+
+
+def _hear_witness(tar: str, data: bytes, expected: Mapping[str, _MemberChecksums]) -> Iterator[Problem]:
     """Differences between what we read and what webdataset's own reader reads."""
     from webdataset.tariterators import group_by_keys, tar_file_expander  # loads torch
 
@@ -173,7 +186,7 @@ def _hear_witness(tar: str, data: bytes, expected: dict[str, dict[str, bytes]]) 
             members = {name: value for name, value in sample.items() if not name.startswith("__")}
             if key in seen or key not in expected:
                 yield Problem(tar, key, f"webdataset's reader finds sample {key} {'again' if key in seen else 'too'}")
-            elif members != expected[key]:
+            elif _checksums(members) != expected[key]:
                 yield Problem(tar, key, f"webdataset's reader finds other members: {sorted(members)}")
             seen.add(key)
     except (tarfile.TarError, ValueError, OSError) as error:
@@ -218,7 +231,9 @@ def _fingerprints(keys: tuple[str, ...]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, dtype=np.uint64)
 
 
-def _repeated_keys(dataset: DatasetReader, fingerprints: list[NDArray[np.uint64]]) -> Iterator[Problem]:
+def _repeated_keys(
+    dataset: DatasetReader, fingerprints: list[NDArray[np.uint64]], rebuilt_keys: Mapping[int, tuple[str, ...]]
+) -> Iterator[Problem]:
     """Keys that occur more than once in the dataset."""
     values, counts = np.unique(np.concatenate(fingerprints), return_counts=True)
     suspects = values[counts > 1]
@@ -226,8 +241,9 @@ def _repeated_keys(dataset: DatasetReader, fingerprints: list[NDArray[np.uint64]
         return
     places: Counter[str] = Counter()
     for shard_index, of_shard in enumerate(fingerprints):
-        for sample_index in np.flatnonzero(np.isin(of_shard, suspects)):
-            key = dataset.key(shard_index, int(sample_index))
+        for sample_index in np.flatnonzero(np.isin(of_shard, suspects)).tolist():
+            rebuilt = rebuilt_keys.get(shard_index)
+            key = rebuilt[sample_index] if rebuilt else dataset.key(shard_index, sample_index)
             places[key] += 1
             if places[key] > 1:
                 yield Problem(shard_name(shard_index), key, f"key {key} occurs {places[key]} times in the dataset")

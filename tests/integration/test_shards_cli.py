@@ -103,6 +103,10 @@ def test_wrong_calls_have_exit_status_2(run: Run, call: Run, tum_sample: Path, t
     assert_refused(call("pack", "tum", tum_sample, "gs://b/d"), 2, "gs:// is not supported")
     assert_refused(call("pack", "tum", tum_sample, "d", "--frames", "3"), 2, "--frames is '3', wanted START:STOP")
     assert_refused(call("pack", "tum", tum_sample, "d", "--frames", "9:"), 2, "none of its 4 frames is left")
+    for size in ("nan", "inf"):
+        assert_refused(call("pack", "tum", tum_sample, "d", "--shard-size-mb", size), 2, f"--shard-size-mb is {size}")
+    assert_refused(call("pack", "tum", tum_sample, ""), 2, "the place of the dataset is empty")
+    assert_refused(call("pack", "tum", tum_sample, "s3:/b/d"), 2, "s3:/b/d: wanted a folder or s3://bucket/prefix")
     assert_refused(call("verify", "d"), 2, "d: no dataset here")
     assert_refused(call("info", "d"), 2, "d: no dataset here")
     assert not (tmp_path / "d").exists()
@@ -166,6 +170,22 @@ def test_verify_names_every_broken_sample(call: Run, make_scene: Callable[..., P
     assert (found["ok"], found["broken_keys"]) == (False, ["kitchen/frame-000001", "kitchen/frame-000004"])
     assert call("show", "d", "kitchen/frame-000000").returncode == 0
     assert_refused(call("show", "d", "kitchen/frame-000001"), 1, "sample kitchen/frame-000001: crc32c is", "wanted")
+
+
+@pytest.mark.parametrize("command", ["verify", "info"])
+def test_only_pack_promises_to_resume(
+    call: Run, tum_sample: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert call("pack", "tum", tum_sample, "d", "--frames", ":1").returncode == 0
+
+    def stop(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shards.verify.verify", stop)
+    monkeypatch.setattr("shards.reader.DatasetReader", stop)
+    assert call(command, "d") == Outcome(130, "", "stopped\n")
+    monkeypatch.setattr("shards.pack.pack", stop)
+    assert "the same call again resumes" in call("pack", "tum", tum_sample, "e").stderr
 
 
 def test_s3_mistakes_are_told_apart(

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from shards.manifest import Manifest, ShardIndex, ShardTable, index_name, shard_
 from shards.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import CallError, ShardError
-from shards.store import open_store
-from shards.verify import VerifyReport, verify
+from shards.store import FolderStore, StoreError, open_store
+from shards.verify import VerifyReport, _verify_shard, verify
 from shards.writer import ShardWriter, members_of_slice
 
 
@@ -182,6 +183,54 @@ def test_a_key_that_occurs_twice_is_named(dataset: Path, tmp_path: Path) -> None
     report = verify(str(dataset))
     assert report.broken_keys == (samples[0][0],)
     assert f"key {samples[0][0]} occurs 2 times in the dataset" in messages(report)
+
+
+def test_a_repeated_key_in_a_shard_whose_index_is_damaged_is_named_with_the_rest(dataset: Path, tmp_path: Path) -> None:
+    samples = all_samples(dataset)
+    republish(dataset, [*samples, samples[0]], tmp_path)
+    data = bytearray((dataset / index_name(0)).read_bytes())
+    data[-3] ^= 1
+    (dataset / index_name(0)).write_bytes(data)
+    report = verify(str(dataset))
+    assert report.broken_keys == (samples[0][0],)
+    assert "the index is damaged" in messages(report)
+    assert f"key {samples[0][0]} occurs 2 times in the dataset" in messages(report)
+
+
+def test_storage_that_fails_is_no_damage(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = FolderStore.read
+
+    def fail(self: FolderStore, name: str) -> bytes:
+        if name == index_name(1):
+            raise StoreError("the network is down")
+        return read(self, name)
+
+    monkeypatch.setattr(FolderStore, "read", fail)
+    with pytest.raises(StoreError, match="the network is down"):
+        verify(str(dataset))
+
+
+def test_the_index_of_another_tar_of_as_many_samples_is_noticed(dataset: Path) -> None:
+    index = DatasetReader(str(dataset)).index(1)
+    keys = list(index.keys)
+    spans = zip(keys, (index.offsets + 512).tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True)
+    moved = ShardIndex(*map(np.array, zip(*spans, strict=True)))
+    (dataset / index_name(1)).write_bytes(moved.encode())
+    assert verify(str(dataset)).broken_keys == tuple(keys)
+
+
+def test_a_shard_is_held_once(tmp_path: Path, make_scene: Callable[..., Path]) -> None:
+    folder = tmp_path / "large"
+    pack("seven-scenes", make_scene(tmp_path / "office", 40, size=(320, 240)), str(folder))
+    reader = DatasetReader(str(folder))
+    _verify_shard(reader, 0)  # imports what is imported late
+    tracemalloc.start()
+    try:
+        assert _verify_shard(reader, 0).problems == ()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * reader.manifest.size_bytes
 
 
 def test_the_witness_is_heard(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
