@@ -152,6 +152,11 @@ def test_a_bucket_that_does_not_exist_says_so(t4p, tmp_path, s3_server, clean_en
         ("model.clip.pretrained=/nowhere/weights.pt", "/nowhere/weights.pt"),
         ("model.unet.plan=Res99", "known: Res16UNet14A"),
         ("data.image_size=[100,100]", "multiples of 32"),
+        ("model.text_query.num_heads=3", "model.text_query.num_heads is 3"),
+        ("model.text_query.mlp_ratio=1e-4", "model.text_query.mlp_ratio is 0.0001"),
+        ("model.labels=configs", "model.labels: configs cannot be read"),
+        ("run.dir={{ x }}", "stands where a key is wanted"),
+        ("run.dir=s3://bucket/run", "not supported yet"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_a_wrong_call(t4p, tmp_path, shards, override, message):
@@ -162,11 +167,12 @@ def test_a_model_that_cannot_be_built_is_a_wrong_call(t4p, tmp_path, shards, ove
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_run_folder_that_cannot_be_written_says_so(t4p, tmp_path, shards):
+@pytest.mark.parametrize("command", [("pretrain",), ("launch", "pretrain")])
+def test_a_run_folder_that_cannot_be_written_says_so(t4p, tmp_path, shards, command):
     blocker = tmp_path / "file"
     blocker.write_text("")
     result = t4p(
-        "pretrain",
+        *command,
         "configs/smoke.yaml",
         f"data.shards=[{shards}]",
         f"run.dir={blocker}/run",
