@@ -16,6 +16,7 @@ import pytest
 
 from launch.errors import LaunchError
 from launch.private_ray import run_job
+from launch.processes import processes_of
 from launch.trainer import raise_failure
 from launch.worker_group import WorkerJob
 
@@ -131,6 +132,12 @@ def assert_nothing_left(out: Path) -> None:
     assert not any(Path(note["folder"]).exists() for note in noted)
 
 
+def drivers_of(pid: int) -> list[psutil.Process]:
+    """The processes that own a private Ray, started by this process."""
+    children = [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in children if "launch.ray_driver" in child.cmdline()]
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():
@@ -197,43 +204,31 @@ def test_a_stopped_command_leaves_nothing_behind(launched: Path, signal_number: 
     assert_nothing_left(launched)
 
 
-def test_a_command_stopped_while_ray_starts_leaves_nothing_behind(launched: Path, tmp_path: Path) -> None:
-    temp = tmp_path / "t"
-    temp.mkdir()
-    # A short path of our own for the private folder, so that it can be told from other launches on this machine.
-    environment = os.environ | {"TMPDIR": str(temp)}
-    if len(str(temp)) > 25:
-        link = Path("/tmp") / f"t4p-test-{os.getpid()}"
-        link.symlink_to(temp)
-        environment["TMPDIR"] = str(link)
-    else:
-        link = temp
-    from launch.processes import processes_of
-
-    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(launched)], env=environment)
+def test_a_command_stopped_while_ray_starts_leaves_nothing_behind(launched: Path) -> None:
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, str(launched)])
     try:
+        wait_until(lambda: bool(drivers_of(command.pid)) or command.poll() is not None, "the process that owns Ray")
+        (driver,) = drivers_of(command.pid)
+        folder = Path(driver.cmdline()[-1])  # of the private Ray
 
         def gcs_runs() -> bool:
-            return any(process.name() == "gcs_server" for process in processes_of(link))
+            return any(process.name() == "gcs_server" for process in processes_of(folder))
 
         wait_until(gcs_runs, "Ray's first process")
         command.send_signal(signal.SIGINT)
         assert command.wait(timeout=60) == 130
-        assert processes_of(link) == []
-        assert list(temp.iterdir()) == []
+        assert processes_of(folder) == []
+        assert not folder.exists()
     finally:
         command.kill()
         command.wait()
-        if link != temp:
-            link.unlink()
 
 
 def test_a_lost_driver_ends_the_job(launched: Path) -> None:
     def kill_driver() -> None:
         if len(notes(launched)) == 2:
-            for child in psutil.Process().children():
-                if child.status() != psutil.STATUS_ZOMBIE and "launch.ray_driver" in child.cmdline():
-                    child.kill()
+            for driver in drivers_of(os.getpid()):
+                driver.kill()
 
     job = WorkerJob("launched_workers:wait_forever", {"out": str(launched)}, 2)
     with pytest.raises(LaunchError, match="the process that runs Ray was killed by signal 9"):
