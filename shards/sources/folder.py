@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.images import BrokenImageError, decode_any_depth
 from shards.schema import CallError, Frame, ShardError
 from shards.sources.raw_files import (
     COLOR_SUFFIXES,
@@ -19,6 +20,7 @@ from shards.sources.raw_files import (
     read_bytes,
     read_depth,
     read_intrinsics,
+    read_matrix,
     read_text,
     read_world_from_camera,
     require_folder,
@@ -30,6 +32,9 @@ _DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff")
 _SHARED_INTRINSICS = ("intrinsic.txt", "intrinsics.txt", "camera-intrinsics.txt")
 _COLOR_INTRINSICS = ("intrinsic_color.txt", "intrinsics_color.txt", "intrinsic/intrinsic_color.txt")
 _DEPTH_INTRINSICS = ("intrinsic_depth.txt", "intrinsics_depth.txt", "intrinsic/intrinsic_depth.txt")
+# ScanNet's exports have these beside the intrinsics, the identity in most scenes.
+_EXTRINSICS = tuple(f"{folder}extrinsic_{name}.txt" for folder in ("", "intrinsic/") for name in ("color", "depth"))
+_SATURATED = 65535
 _LABEL_NAMES_FILE = "label_names.txt"
 
 _logger = logging.getLogger(__name__)
@@ -61,7 +66,7 @@ def scan(root: Path, options: SourceOptions) -> tuple[FolderRef, ...]:
 
     Raises:
         CallError: no such folder, no scene in it, or no depth scale given.
-        ShardError: colour without depth or the reverse, or no intrinsics.
+        ShardError: colour without depth or the reverse, no intrinsics, or two cameras that do not coincide.
     """
     require_folder(root)
     if options.depth_scale is None:
@@ -128,6 +133,10 @@ def _scan_scene(scene: Path, depth_scale: float) -> list[FolderRef]:
     semantics = _optional_files(scene / "label", (".png",), colors)
     instances = _optional_files(scene / "instance", (".png",), colors)
     scene_id = scene.resolve().name
+    _require_one_camera(scene)
+    stems = sorted(colors, key=natural_order)
+    if stems:
+        _warn_of_saturation(depths[stems[0]])
     color_intrinsics = _intrinsics_file(scene, _COLOR_INTRINSICS + _SHARED_INTRINSICS)
     depth_intrinsics = _intrinsics_file(scene, _DEPTH_INTRINSICS + _SHARED_INTRINSICS)
     return [
@@ -143,7 +152,7 @@ def _scan_scene(scene: Path, depth_scale: float) -> list[FolderRef]:
             depth_intrinsics=depth_intrinsics,
             depth_scale=depth_scale,
         )
-        for stem in sorted(colors, key=natural_order)
+        for stem in stems
     ]
 
 
@@ -175,6 +184,30 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             raise ShardError(f"{path}: {files[path.stem].name} is of the same frame; keep one of the two")
         files[path.stem] = path
     return files
+
+
+def _require_one_camera(scene: Path) -> None:
+    for path in (scene / name for name in _EXTRINSICS):
+        if path.is_file() and not np.array_equal(read_matrix(path), np.eye(4)):
+            raise ShardError(
+                f"{path}: not the 4x4 identity, and this format takes both images as of one camera; register "
+                "the depth images to the colour camera, or remove the file to neglect it"
+            )
+
+
+def _warn_of_saturation(path: Path) -> None:
+    """Look at one image of a scene: what it uses for "no reading", the others use."""
+    try:
+        depth = decode_any_depth(read_bytes(path))
+    except BrokenImageError:
+        return  # packing says so, with the name of the frame
+    if count := np.count_nonzero(depth == _SATURATED):
+        _logger.warning(
+            "%s: %d pixels are %d, often a mark for no reading, and are packed as a distance; set them to 0",
+            path,
+            count,
+            _SATURATED,
+        )
 
 
 def _intrinsics_file(scene: Path, names: tuple[str, ...]) -> Path:

@@ -357,6 +357,25 @@ class TestFolder:
         assert frame.K_color[0, 0] == 90
         assert frame.K_depth[0, 0] == pytest.approx(57.6)
 
+    @pytest.mark.parametrize("name", ["extrinsic_color.txt", "intrinsic/extrinsic_depth.txt"])
+    def test_cameras_that_do_not_coincide_are_refused(self, scene: Path, name: str) -> None:
+        (scene / "intrinsic").mkdir()
+        np.savetxt(scene / name, np.eye(4))
+        assert len(folder.scan(scene, MILLIMETRES)) == 11
+        moved = np.eye(4)
+        moved[0, 3] = 0.04
+        np.savetxt(scene / name, moved)
+        with pytest.raises(ShardError, match=rf"{name}: not the 4x4 identity.*; register the depth images"):
+            folder.scan(scene, MILLIMETRES)
+
+    def test_saturated_depth_is_said(self, scene: Path, caplog: pytest.LogCaptureFixture) -> None:
+        depth = np.ones((48, 64), np.uint16)
+        depth[:2, :3] = 65535
+        (scene / "depth" / "0.png").write_bytes(encode_depth(depth))
+        with caplog.at_level(logging.WARNING):
+            folder.scan(scene, MILLIMETRES)
+        assert "0.png: 6 pixels are 65535, often a mark for no reading" in caplog.text
+
     def test_depth_scale_must_be_given(self, scene: Path) -> None:
         with pytest.raises(CallError, match="--depth-scale 1000 for millimetres"):
             folder.scan(scene, DEFAULT)
