@@ -67,7 +67,7 @@ class DataConfig(Section):
     image_size: tuple[PositiveInt, PositiveInt] = Field((480, 640), description="(height, width) the towers see.")
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
     max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
-    frame: Literal["world", "camera"] = Field("world", description="Axes of the points; without a pose: camera.")
+    frame: Literal["camera", "world"] = Field("camera", description="Axes of the points; world only if its z is up.")
     max_skip_fraction: Fraction = Field(0.0, description="Share of broken samples a run puts up with.")
     augment: AugmentConfig = AugmentConfig()
 

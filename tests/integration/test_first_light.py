@@ -21,7 +21,6 @@ NUM_FRAMES, NUM_TRAIN = 100, 80
 # The features of a random tower depend on which way is up in the image and on how large things appear, which no
 # network can know of points that were turned and mirrored at random; with real CLIP weights this matters less.
 SETTINGS = [
-    "data.frame=camera",
     "data.augment.rotation=false",
     "data.augment.mirror=false",
     "data.augment.scale=0.05",
