@@ -99,7 +99,8 @@ def claim(run_dir: Path) -> IO[str] | None:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             lock = (run_dir / ".lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # lockf, not flock: loader processes would inherit that one, and outlive a killed run by some seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             problem = RunError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
         except OSError as error:

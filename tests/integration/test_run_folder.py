@@ -91,7 +91,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_lives(shards
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     with (run_dir / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.lockf(lock, fcntl.LOCK_EX)
         outcomes, _ = run_all(shards, [f"run.dir={run_dir}", "train.num_steps=1"])
     assert outcomes[0].startswith(f"RunError: run.dir {run_dir}: another run is in it")
     assert not (run_dir / "metrics.jsonl").exists()
