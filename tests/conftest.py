@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # for s3_server; --import-mode=importlib puts no test folder on the path
 
 from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # noqa: E402
+
+# A shell that starts the tests in the background has SIGINT ignored, and every process below inherits that: the tests
+# that press Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
