@@ -45,7 +45,7 @@ def run_job(job: WorkerJob, on_tick: Callable[[], None], keep_logs: Path | None 
         LaunchError: Ray could not be started, or ended without an outcome.
         Stopped: on SIGINT, SIGTERM or SIGHUP, after everything has been ended.
     """
-    with _private_folder() as folder, _stop_signals_raise():
+    with _private_folder() as folder, _caretaker(folder), _stop_signals_raise():
         try:
             write_job(folder, job)
             status = _watch_driver(folder, on_tick)
@@ -63,21 +63,17 @@ def _watch_driver(folder: Path, on_tick: Callable[[], None]) -> int:
     with (folder / "driver.log").open("wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "launch.ray_driver", str(folder)],
-            stdin=subprocess.PIPE,  # closes when this process dies: the driver's sign to end too
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_driver_environment(folder),
             start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone
         )
-    try:
-        while True:
-            try:
-                return driver.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                on_tick()
-    finally:
-        if driver.stdin is not None:
-            driver.stdin.close()
+    while True:
+        try:
+            return driver.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            on_tick()
 
 
 def _driver_environment(folder: Path) -> dict[str, str]:
@@ -135,6 +131,23 @@ def _private_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _caretaker(folder: Path) -> Iterator[None]:
+    """A process that ends what belongs to the folder when this one was killed and cannot."""
+    caretaker = subprocess.Popen(
+        [sys.executable, "-m", "launch.processes", str(folder)],
+        stdin=subprocess.PIPE,  # closes when this process dies
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        caretaker.kill()
+        caretaker.communicate()
 
 
 @contextmanager

@@ -1,8 +1,15 @@
-"""Finding and ending the processes of one private Ray, and no others."""
+"""Finding and ending the processes of one private Ray, and no others.
+
+Run as a program it is the caretaker of a private Ray's folder: it waits until its standard input closes, which happens
+when the command that started it dies, even by SIGKILL, and then ends everything. It is no part of Ray: a process that
+is connected to Ray may be ended by it as soon as the raylet is gone, in the middle of ending the rest.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -42,3 +49,15 @@ def _mentions(process: psutil.Process, name: str) -> bool:
         return any(name in os.readlink(f"/proc/{process.pid}/fd/{stream}") for stream in (1, 2))
     except (psutil.Error, OSError):  # gone meanwhile, or another user's: not ours
         return False
+
+
+def take_care(folder: Path) -> None:
+    """Wait for the end of standard input, then end every process of the folder and remove it."""
+    while os.read(0, 1):
+        pass
+    end_processes(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    take_care(Path(sys.argv[1]))

@@ -7,15 +7,12 @@ the raylet dies; the command that watches it stays in control either way.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
 
 from launch.errors import LaunchError
-from launch.processes import end_processes
 from launch.worker_group import (
     JobOutcome,
     WorkerFailure,
@@ -34,9 +31,8 @@ def main(folder: Path) -> None:
     """Run the job described in the folder.
 
     Args:
-        folder: of the private Ray; standard input stays open for as long as the command that watches us lives.
+        folder: of the private Ray.
     """
-    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     try:
         failures = run_worker_group(read_job(folder), folder)
         outcome = JobOutcome(failures=failures)
@@ -113,15 +109,6 @@ def _describe_failures(by_rank: dict[int, Exception], folder: Path) -> tuple[Wor
     known = {failure.rank for failure in written}
     lost = [WorkerFailure(r, "", str(error), "", time.time()) for r, error in by_rank.items() if r not in known]
     return order_by_cause([*written, *lost])
-
-
-def _end_with_parent(folder: Path) -> None:
-    """Take Ray along when the watching command was killed: its end of our standard input closes with it."""
-    while os.read(0, 1):
-        pass
-    end_processes(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
 
 
 if __name__ == "__main__":

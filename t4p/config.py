@@ -91,6 +91,9 @@ class UNetConfig(Section):
     encoder_blocks: tuple[PositiveInt, ...] | None = None
     decoder_channels: tuple[PositiveInt, ...] | None = None
     decoder_blocks: tuple[PositiveInt, ...] | None = None
+    activation_checkpointing: bool = Field(
+        False, description="Recompute each stage in the backward pass: less memory, about a third more time."
+    )
 
 
 class TextQueryConfig(Section):
@@ -109,7 +112,12 @@ class Decoder2dConfig(Section):
 class ModelConfig(Section):
     sparse_backend: Literal["auto", "native", "minkowski"] = "auto"
     voxel_size: PositiveFloat = Field(0.025, description="Edge of a voxel, metres.")
-    norm: Literal["batch"] = "batch"
+    norm: Literal["sync_batch", "batch", "layer"] = Field(
+        "sync_batch", description="Statistics over the voxels of all ranks, of this rank, or of each voxel alone."
+    )
+    norm_group_size: PositiveInt | None = Field(
+        None, description="sync_batch: ranks that share statistics, a divisor of the world size; all by default."
+    )
     point_features: tuple[Literal["one", "color", "position"], ...] = Field(("color",), min_length=1)
     labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
     embed_dim_d: PositiveInt = Field(64, description="C: channels of z2D and z3D, where L_d compares them.")
@@ -122,6 +130,12 @@ class ModelConfig(Section):
     def _point_features_differ(self) -> Self:
         if len(set(self.point_features)) != len(self.point_features):
             raise ValueError(f"point_features names one twice: {list(self.point_features)}")
+        return self
+
+    @model_validator(mode="after")
+    def _group_has_a_norm(self) -> Self:
+        if self.norm_group_size is not None and self.norm != "sync_batch":
+            raise ValueError(f"norm_group_size is for norm sync_batch, not for {self.norm}; leave it out")
         return self
 
 
@@ -152,8 +166,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
     precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[0, 1] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
     checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = Field(3, description="Whole checkpoints that stay; older ones are deleted.")
     validate_every: int = Field(0, ge=0, description="0 validates before the first and after the last step only.")
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
     deterministic: bool = False
@@ -170,6 +185,20 @@ class TrainConfig(Section):
         return self
 
 
+class ClusterConfig(Section):
+    """Where `t4p launch` places the workers, and what it puts up with. `t4p plan` sizes a run by it."""
+
+    num_nodes: PositiveInt = 1
+    gpus_per_node: int = Field(0, ge=0, description="Workers of a node, one GPU each; 0 is one worker on the CPU.")
+    cpus_per_worker: PositiveInt = 1
+    max_restarts: int = Field(3, ge=0, description="Times a run begins again after a lost worker or node.")
+
+    @property
+    def num_workers(self) -> int:
+        """The world size."""
+        return self.num_nodes * max(1, self.gpus_per_node)
+
+
 class PretrainConfig(Section):
     """Everything `t4p pretrain` reads. Saved, resolved, as `config.yaml` in the run folder."""
 
@@ -178,6 +207,7 @@ class PretrainConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> PretrainConfig:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from t4p.config import ModelConfig, TextQueryConfig, UNetConfig
 from t4p.data.transforms import num_channels
 from t4p.errors import ConfigError
-from t4p.models.norm import NormKind
+from t4p.models.norm import NormFactory, build_norm
 from t4p.models.sparse.pyramid import SparseBackend, build_pyramid, require_backend
 from t4p.models.text_query import TextQuerying
 from t4p.models.unet import PLANS, SparseUNet, UNetPlan
@@ -29,7 +29,7 @@ class Text4Point(nn.Module):
         *,
         in_channels: int,
         plan: UNetPlan,
-        norm: NormKind,
+        norm: NormFactory,
         sparse_backend: SparseBackend,
         clip_dim: int,
         out_dim: int,
@@ -91,10 +91,14 @@ def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
         require_backend(model.sparse_backend)
     except ImportError as error:
         raise ConfigError(f"model.sparse_backend is {model.sparse_backend!r}: {error}") from error
+    try:
+        norm = build_norm(model.norm, model.norm_group_size)
+    except ValueError as error:
+        raise ConfigError(f"model.norm: {error}") from error
     return Text4Point(
         in_channels=num_channels(model.point_features),
         plan=plan,
-        norm=model.norm,
+        norm=norm,
         sparse_backend=model.sparse_backend,
         clip_dim=clip_dim,
         out_dim=model.embed_dim_d,
@@ -126,7 +130,7 @@ def build_plan(unet: UNetConfig) -> UNetPlan:
     """
     if unet.plan not in PLANS:
         raise ConfigError(f"model.unet.plan is {unet.plan!r}; known: {', '.join(PLANS)}")
-    given = unet.model_dump(exclude={"plan", "num_strides"}, exclude_none=True)
+    given = unet.model_dump(exclude={"plan", "num_strides", "activation_checkpointing"}, exclude_none=True)
     try:
         return replace(PLANS[unet.plan].truncated(unet.num_strides), **given)
     except ValueError as error:

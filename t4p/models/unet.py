@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t4p.models.norm import NormKind, build_norm
+from t4p.models.norm import NormFactory, RowBatchNorm
 from t4p.models.sparse.layers import Downsample, SubmanifoldConv, Upsample
 from t4p.models.sparse.pyramid import SparsePyramid
 
@@ -102,14 +102,14 @@ class SparseUNet(nn.Module):
     A pyramid is not a tensor: under ZeRO-3 this module has to be a leaf (its parameters are gathered together).
     """
 
-    def __init__(self, in_channels: int, plan: UNetPlan, norm: NormKind = "batch") -> None:
+    def __init__(self, in_channels: int, plan: UNetPlan, norm: NormFactory = RowBatchNorm) -> None:
         super().__init__()
         self.plan = plan
         self.num_levels = plan.num_strides + 1
         self.bottleneck_channels = plan.encoder_channels[-1]
         self.out_channels = plan.decoder_channels[-1]
         self.stem = SubmanifoldConv(in_channels, plan.stem_channels, plan.stem_kernel_size)
-        self.stem_norm = build_norm(norm, plan.stem_channels)
+        self.stem_norm = norm(plan.stem_channels)
         level_channels = (plan.stem_channels, *plan.encoder_channels)
         self.encoder = nn.ModuleList(
             EncoderStage(below, channels, num_blocks, norm)
@@ -163,10 +163,10 @@ class SparseUNet(nn.Module):
 class EncoderStage(nn.Module):
     """Halve the resolution, keeping the width, then residual blocks at the new width."""
 
-    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, norm: NormKind) -> None:
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, norm: NormFactory) -> None:
         super().__init__()
         self.down = Downsample(in_channels, in_channels)
-        self.norm = build_norm(norm, in_channels)
+        self.norm = norm(in_channels)
         self.blocks = _residual_blocks(in_channels, out_channels, num_blocks, norm)
 
     def forward(self, pyramid: SparsePyramid, features: Tensor, level: int) -> Tensor:
@@ -181,11 +181,11 @@ class DecoderStage(nn.Module):
     """Double the resolution, set the encoder's features of that level beside it, then residual blocks."""
 
     def __init__(
-        self, in_channels: int, skip_channels: int, out_channels: int, num_blocks: int, norm: NormKind
+        self, in_channels: int, skip_channels: int, out_channels: int, num_blocks: int, norm: NormFactory
     ) -> None:
         super().__init__()
         self.up = Upsample(in_channels, out_channels)
-        self.norm = build_norm(norm, out_channels)
+        self.norm = norm(out_channels)
         self.blocks = _residual_blocks(out_channels + skip_channels, out_channels, num_blocks, norm)
 
     def forward(self, pyramid: SparsePyramid, features: Tensor, skip: Tensor, level: int) -> Tensor:
@@ -197,7 +197,7 @@ class DecoderStage(nn.Module):
         return features
 
 
-def _residual_blocks(in_channels: int, out_channels: int, num_blocks: int, norm: NormKind) -> nn.ModuleList:
+def _residual_blocks(in_channels: int, out_channels: int, num_blocks: int, norm: NormFactory) -> nn.ModuleList:
     widths = [in_channels] + [out_channels] * (num_blocks - 1)
     return nn.ModuleList(ResidualBlock(width, out_channels, norm) for width in widths)
 
@@ -205,14 +205,14 @@ def _residual_blocks(in_channels: int, out_channels: int, num_blocks: int, norm:
 class ResidualBlock(nn.Module):
     """conv 3, norm, ReLU, conv 3, norm, plus the input (projected where the width changes), ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: NormKind) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: NormFactory) -> None:
         super().__init__()
         self.conv1 = SubmanifoldConv(in_channels, out_channels, 3)
-        self.norm1 = build_norm(norm, out_channels)
+        self.norm1 = norm(out_channels)
         self.conv2 = SubmanifoldConv(out_channels, out_channels, 3)
-        self.norm2 = build_norm(norm, out_channels)
+        self.norm2 = norm(out_channels)
         self.projection = SubmanifoldConv(in_channels, out_channels, 1) if in_channels != out_channels else None
-        self.projection_norm = build_norm(norm, out_channels) if in_channels != out_channels else None
+        self.projection_norm = norm(out_channels) if in_channels != out_channels else None
 
     def forward(self, pyramid: SparsePyramid, features: Tensor, level: int) -> Tensor:
         """(V_level, Cin) to (V_level, Cout)."""

@@ -30,6 +30,8 @@ FREE_KEYS = (
     "train.checkpoint_every",
     "train.validate_every",
     "train.resume",
+    "train.keep_checkpoints",
+    "model.unet.activation_checkpointing",
     "data.num_workers",
     "data.validation_shards",
     "data.shards",  # datasets may move; what is in them is compared by the hash of the shard tables
@@ -149,7 +151,7 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
     Raises:
         CheckpointError: names every key that differs, and the next move.
     """
-    changes = [line for line in changed_keys(saved.config, now.config) if line.partition(":")[0] not in FREE_KEYS]
+    changes = [line for line in changed_keys(saved.config, now.config) if not _is_free(line.partition(":")[0])]
     if saved.shards_sha256 != now.shards_sha256:
         changes.append("data.shards: the datasets hold other samples than those it was trained on")
     if saved.towers_sha256 != now.towers_sha256:
@@ -166,6 +168,10 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
             f"{directory}: written by {saved.world_size} rank(s), and this run has {now.world_size}; "
             f"start it with {saved.world_size} worker(s)"
         )
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_KEYS or key.startswith("cluster.")
 
 
 def write_atomically(path: Path, text: str) -> None:

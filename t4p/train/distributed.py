@@ -80,10 +80,18 @@ def reduce_scatter_rows(contributions: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum over ranks, in place; returns the tensor. Collective."""
+def all_gather_equal(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Every rank's tensor, of one shape and dtype on all of them: (W, ...). Collective in the group; None is all."""
+    everyone = tensor.new_empty(dist.get_world_size(group), *tensor.shape)
+    dist.all_gather_into_tensor(everyone, tensor.contiguous()[None], group=group)
+    return everyone
+
+
+@torch.no_grad()
+def all_reduce_sum(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum over ranks, in place; returns the tensor. Collective in the group; None is all ranks."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 
@@ -93,6 +101,16 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def subgroup(size: int) -> dist.ProcessGroup:
+    """This rank's group when the world is cut into groups of `size` consecutive ranks. Collective.
+
+    Args:
+        size: divides the world size.
+    """
+    own, _ = dist.new_subgroups(size)
+    return own
 
 
 def barrier() -> None:

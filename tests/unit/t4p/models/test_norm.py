@@ -8,7 +8,7 @@ from t4p.models.norm import build_norm
 
 
 def test_batch_norm_equals_torchs_own_and_moves_the_running_statistics():
-    norm, expected = build_norm("batch", 5), nn.BatchNorm1d(5, eps=1e-5)
+    norm, expected = build_norm("batch")(5), nn.BatchNorm1d(5, eps=1e-5)
     features = torch.randn(30, 5) * 3 + 1
     torch.testing.assert_close(norm(features), expected(features))
     torch.testing.assert_close(norm.running_var, expected.running_var)
@@ -17,7 +17,7 @@ def test_batch_norm_equals_torchs_own_and_moves_the_running_statistics():
 
 @pytest.mark.parametrize("num_rows", [0, 1])
 def test_too_few_rows_use_the_running_statistics_and_leave_them_alone(num_rows):
-    norm = build_norm("batch", 3)
+    norm = build_norm("batch")(3)
     norm.running_mean.fill_(2.0)
     norm.running_var.fill_(4.0)
     output = norm(torch.full((num_rows, 3), 6.0))
@@ -35,11 +35,11 @@ def test_too_few_rows_use_the_running_statistics_and_leave_them_alone(num_rows):
     [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
 )
 def test_norm_computes_in_float32_or_better_under_autocast(found, wanted):
-    norm = build_norm("batch", 3).to(torch.float64 if found == torch.float64 else torch.float32)
+    norm = build_norm("batch")(3).to(torch.float64 if found == torch.float64 else torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert norm(torch.randn(8, 3).to(found)).dtype == wanted
 
 
 def test_unknown_norm_is_named():
-    with pytest.raises(ValueError, match="unknown norm 'group'; choose batch"):
-        build_norm("group", 3)
+    with pytest.raises(ValueError, match="unknown norm 'group'; choose sync_batch, batch or layer"):
+        build_norm("group")
