@@ -27,14 +27,18 @@ class S3Server:
 
     Attributes:
         url: http://127.0.0.1:PORT.
-        access_key: of the one identity it knows.
+        access_key: of an identity that may do everything.
         secret_key: of that identity.
+        reader_access_key: of an identity that may read and list, and write nothing.
+        reader_secret_key: of that identity.
         process: the server, ended by `stop`.
     """
 
     url: str
     access_key: str
     secret_key: str
+    reader_access_key: str
+    reader_secret_key: str
     process: subprocess.Popen
 
     def environ(self) -> dict[str, str]:
@@ -85,12 +89,12 @@ def find_binary() -> str | None:
 def start_s3_server(folder: Path) -> S3Server:
     """Start a server that keeps its data in `folder`, and wait until it has stored an object."""
     access_key, secret_key = f"key-{secrets.token_hex(6)}", secrets.token_hex(20)
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    reader_access_key, reader_secret_key = f"key-{secrets.token_hex(6)}", secrets.token_hex(20)
+    identities = [
+        _identity("writer", access_key, secret_key, ["Admin", "Read", "Write", "List", "Tagging"]),
+        _identity("reader", reader_access_key, reader_secret_key, ["Read", "List"]),
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     ports = _free_ports(2 * len(_PORTS))
     # Every port is given: servers that run side by side collide on the defaults. Nothing listens beyond loopback.
     command = [
@@ -113,13 +117,20 @@ def start_s3_server(folder: Path) -> S3Server:
         command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc_port}"]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=dict(os.environ))
-    server = S3Server(f"http://127.0.0.1:{ports[0]}", access_key, secret_key, process)
+    server = S3Server(
+        f"http://127.0.0.1:{ports[0]}", access_key, secret_key, reader_access_key, reader_secret_key, process
+    )
     try:
         _wait_until_it_stores(server, ports[0], folder)
     except BaseException:
         server.stop()
         raise
     return server
+
+
+def _identity(name: str, access_key: str, secret_key: str, actions: list[str]) -> dict:
+    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
+    return {"name": name, "credentials": credentials, "actions": actions}
 
 
 def _wait_until_it_stores(server: S3Server, port: int, folder: Path) -> None:

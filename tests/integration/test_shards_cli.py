@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,4 +215,21 @@ def test_s3_mistakes_are_told_apart(
         environment.setenv("AWS_ENDPOINT_URL", closed)
         unreachable = call("pack", "tum", tum_sample, s3_bucket)
     assert_refused(unreachable, 1, f"cannot reach {closed}", "is the server up, and AWS_ENDPOINT_URL right?")
+    assert s3_server.client().list_objects_v2(Bucket=bucket, Prefix="other").get("KeyCount", 0) == 0
+
+
+def test_who_may_only_read_can_use_a_dataset_and_is_told_that_packing_needs_more(
+    call: Run, s3_server, s3_bucket: str, tum_sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = s3_bucket.removeprefix("s3://").split("/")[0]
+    assert call("pack", "tum", tum_sample, s3_bucket, "--frames", ":2").returncode == 0
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.reader_access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.reader_secret_key)
+    for command in (("verify", s3_bucket), ("info", s3_bucket)):
+        outcome = call(*command)
+        assert outcome.returncode == 0, outcome.stderr
+    started = time.monotonic()
+    refusal = call("pack", "tum", tum_sample, f"s3://{bucket}/other")
+    assert time.monotonic() - started < 10, "before the frames are read, not after"
+    assert_refused(refusal, 1, f"s3://{bucket}/other", "AccessDenied", "ask for permission on the bucket")
     assert s3_server.client().list_objects_v2(Bucket=bucket, Prefix="other").get("KeyCount", 0) == 0
