@@ -1,0 +1,165 @@
+"""A Ray cluster of several nodes on this machine: real `ray start`, token authentication, ended to its last process.
+
+One head without room for workers (the dashboard, the job server and the drivers of jobs live there) and as many worker
+nodes as asked for. All nodes share this machine's address; each has a folder of its own, by which its processes are
+known.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from launch.processes import end_processes, processes_of
+
+START_PATIENCE = 180  # seconds; a node takes 5 to 8 on two idle cores
+OBJECT_STORE_BYTES = 80 * 2**20
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """One node of the cluster.
+
+    Attributes:
+        folder: Ray's temporary folder of this node; stands on the command line of each of its processes.
+    """
+
+    folder: Path
+
+    def raylet(self) -> psutil.Process:
+        """The one process without which the node is gone."""
+        (raylet,) = [process for process in processes_of(self.folder) if process.name() == "raylet"]
+        return raylet
+
+    def kill(self) -> None:
+        """Take the node away as a power cut would: its raylet gets SIGKILL, and Ray's own rules end the rest."""
+        self.raylet().send_signal(signal.SIGKILL)
+
+
+class RayCluster:
+    """Started by `start_ray_cluster`.
+
+    Attributes:
+        address: host:port of the head's GCS, for RAY_ADDRESS.
+        dashboard_url: http://127.0.0.1:port, where jobs are submitted.
+        token_path: file with the token that every request needs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._num_nodes = 0
+        self.token_path = folder / "token"
+        self.token_path.touch(mode=0o600)
+        self.token_path.write_text(secrets.token_hex(32))
+        self._gcs_port, self._dashboard_port, self._client_port = free_ports(3)
+        self.address = f"127.0.0.1:{self._gcs_port}"
+        self.dashboard_url = f"http://127.0.0.1:{self._dashboard_port}"
+
+    def environ(self) -> dict[str, str]:
+        """What a process needs in its environment to join the cluster or to talk to it."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token_path),
+            "RAY_ADDRESS": self.address,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def start_head(self) -> None:
+        """Start the node that holds the cluster together."""
+        self._start_nodes(
+            [
+                "--head",
+                "--num-cpus=0",
+                f"--port={self._gcs_port}",
+                "--include-dashboard=true",
+                "--dashboard-host=127.0.0.1",
+                f"--dashboard-port={self._dashboard_port}",
+                f"--ray-client-server-port={self._client_port}",
+            ]
+        )
+
+    def add_nodes(self, num_cpus: Sequence[int]) -> list[RayNode]:
+        """Start one worker node for each number, all at once; returns when Ray says that they are up."""
+        return self._start_nodes(*[[f"--address={self.address}", f"--num-cpus={count}"] for count in num_cpus])
+
+    def end(self) -> None:
+        """End every process of the cluster, and no other."""
+        end_processes(self._folder)
+
+    def _start_nodes(self, *arguments: list[str]) -> list[RayNode]:
+        nodes, starts = [], []
+        for own_arguments in arguments:
+            node = RayNode(self._folder / f"n{self._num_nodes:02d}")
+            self._num_nodes += 1
+            node.folder.mkdir()
+            nodes.append(node)
+            starts.append(self._start(node, own_arguments))
+        end = time.monotonic() + START_PATIENCE
+        for node, start in zip(nodes, starts, strict=True):
+            status = start.wait(timeout=max(1.0, end - time.monotonic()))
+            if status:
+                raise RuntimeError(
+                    f"`ray start` ended with status {status}:\n{(node.folder / 'start.log').read_text()}"
+                )
+        return nodes
+
+    def _start(self, node: RayNode, arguments: list[str]) -> subprocess.Popen:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        # A lost node is noticed after 5 missed looks, 3 s apart: too long for a test.
+        environment |= self.environ() | {"RAY_health_check_period_ms": "1000"}
+        del environment["RAY_ADDRESS"]  # `ray start --head` would take it for a cluster to join
+        command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *arguments]
+        common = [
+            f"--temp-dir={node.folder}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            "--disable-usage-stats",
+            "--dashboard-agent-listen-port=0",  # several nodes share this machine
+        ]
+        with (node.folder / "start.log").open("wb") as log:
+            return subprocess.Popen(
+                [*command, *common], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+
+@contextmanager
+def start_ray_cluster(num_cpus: Sequence[int]) -> Iterator[RayCluster]:
+    """A head without CPUs for workers and one worker node for each number.
+
+    Yields:
+        The cluster; all of it is ended afterwards.
+    """
+    # Ray's sockets lie some 65 characters below a node's folder, and a path of AF_UNIX ends at 107.
+    folder = Path(tempfile.mkdtemp(prefix="t4p-ray-", dir="/tmp"))
+    cluster = RayCluster(folder)
+    try:
+        cluster.start_head()
+        cluster.add_nodes(num_cpus)
+        yield cluster
+    finally:
+        cluster.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody uses at this moment, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
