@@ -9,6 +9,9 @@ import logging
 import os
 import socket
 import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +26,19 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+import deepspeed.utils
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+# Numbers that travel in one collective of stages 1 to 3. DeepSpeed's default of 500 million allocates a buffer of 2 GB
+# at stages 2 and 3 and puts a network like this one (38 million) into a single bucket, of which nothing can overlap.
+BUCKET_SIZE = 2**23
+# At stage 3 smaller parameters stay whole on every rank: biases, norms and temperatures, which are a thousandth of the
+# memory and would be most of the messages.
+STAGE_3_WHOLE_BELOW = 10_000
+
+ParameterGroups = list[dict[str, Any]]
+OptimizerFactory = Callable[[ParameterGroups], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -66,15 +82,39 @@ def local_device() -> torch.device:
     return torch.device("cpu")
 
 
+def adamw(groups: ParameterGroups) -> torch.optim.Optimizer:
+    """The optimizer of every run. torch's: the one that DeepSpeed builds would compile FusedAdam (143 s)."""
+    return torch.optim.AdamW(groups, lr=0.0)
+
+
 class Engine:
     """A module under DeepSpeed: forward, backward, step, save, load.
 
     Attributes:
-        module: the wrapped module, for what does not train (validation).
+        module: the wrapped module. At stage 3 its parameters are empty but inside `whole_module` and `forward`.
     """
 
-    def __init__(self, module: nn.Module, settings: EngineSettings, world_size: int) -> None:
-        """Wrap a module whose parameters are all trainable. Collective."""
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: EngineSettings,
+        world_size: int,
+        *,
+        leaf_classes: Sequence[type[nn.Module]] = (),
+        build_optimizer: OptimizerFactory = adamw,
+        load_universal: bool = False,
+    ) -> None:
+        """Wrap a module whose parameters are all trainable. Collective.
+
+        Args:
+            leaf_classes: modules of these classes are gathered as a whole at stage 3. Needed where the modules inside
+                are not simply called with tensors; they themselves must be, and by nothing but a call.
+            build_optimizer: of groups of parameters with their weight decay.
+            load_universal: what `load` will be given is a universal checkpoint.
+
+        Raises:
+            ValueError: stage 3, and the module contains none of the leaf classes.
+        """
         # DeepSpeed only checks that these three agree; how many frames a rank has is decided in order.py.
         batch_sizes = {
             "train_batch_size": settings.grad_accum_steps * world_size,
@@ -83,20 +123,28 @@ class Engine:
         }
         config: dict[str, Any] = {
             **batch_sizes,
-            "zero_optimization": {"stage": settings.zero_stage},
-            # A torch optimizer: the configured Adam would compile FusedAdam (143 s).
+            "zero_optimization": {
+                "stage": settings.zero_stage,
+                "reduce_bucket_size": BUCKET_SIZE,
+                "allgather_bucket_size": BUCKET_SIZE,
+                "stage3_param_persistence_threshold": STAGE_3_WHOLE_BELOW,
+            },
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": settings.gradient_clipping,  # 0 is off; left out it would be 1.0
             "steps_per_print": sys.maxsize,
             "wall_clock_breakdown": False,
+            "checkpoint": {"load_universal": load_universal},
         }
         if settings.precision == "bf16":
             # Not bf16.enabled, which casts every parameter, norms and temperatures included. The empty list keeps the
             # reduction of Linear gradients in fp32.
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
         self._zero_stage = settings.zero_stage
+        self._load_universal = load_universal
         self._stage_0_norm = 0.0
-        optimizer = torch.optim.AdamW(_decay_groups(module, settings.weight_decay), lr=0.0)
+        if settings.zero_stage == 3 and leaf_classes:
+            _make_leaves(module, leaf_classes)
+        optimizer = build_optimizer(_decay_groups(module, settings.weight_decay))
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -105,6 +153,19 @@ class Engine:
     def module(self) -> nn.Module:
         """The wrapped module."""
         return self._engine.module
+
+    @contextmanager
+    def whole_module(self) -> Iterator[nn.Module]:
+        """The wrapped module with all of its parameters in place, to be used without gradients. Collective to enter.
+
+        Inside, ranks may call it, or any method or part of it, as often as each of them likes: no parameter travels.
+        """
+        if self._zero_stage < 3:
+            yield self.module
+            return
+        # The hooks would give back the parameters after the first call and wait for every rank at the second.
+        with deepspeed.zero.GatheredParameters(list(self.module.parameters())), _forward_hooks_removed(self.module):
+            yield self.module
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The module's losses; the first is the one to minimise."""
@@ -133,11 +194,100 @@ class Engine:
         self._engine.save_checkpoint(str(checkpoints), tag=name, save_latest=False)
 
     def load(self, checkpoints: Path, name: str) -> None:
-        """Restore module and optimizer. Collective; the world size must be the saved one."""
+        """Restore module and optimizer. Collective.
+
+        The world size must be the saved one, unless the checkpoint is universal or of stage 0.
+        """
         self._engine.load_checkpoint(str(checkpoints), tag=name)
+        if self._load_universal:
+            # DeepSpeed restores parameters and optimizer; buffers would keep their initial values.
+            saved = _saved_module(checkpoints / name)
+            with torch.no_grad():
+                for buffer_name, buffer in self.module.named_buffers():
+                    buffer.copy_(saved[buffer_name])
 
 
-def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def convert_to_universal(checkpoint: Path, destination: Path) -> None:
+    """Write the universal form of a checkpoint of stage 1, 2 or 3 into a folder. One process alone; not atomic.
+
+    Leaves a file `latest_universal` beside the destination, which nobody here reads.
+    """
+    arguments = Namespace(
+        input_folder=str(checkpoint),
+        output_folder=str(destination),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    with _silence():
+        ds_to_universal.main(arguments)
+
+
+def saved_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
+    """The module's parameters (fp32) and buffers by name, of a checkpoint that `Engine.save` wrote. One process alone.
+
+    Args:
+        zero_stage: that wrote it.
+    """
+    saved = _saved_module(checkpoint)
+    if zero_stage == 0:
+        return saved
+    with _silence():
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    return {name: weights.get(name, value) for name, value in saved.items()}
+
+
+def _saved_module(directory: Path) -> dict[str, Tensor]:
+    """What rank 0 wrote of the module: its buffers at least, and its parameters unless stage 3 keeps them apart."""
+    files = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")  # stages 0 to 2, stage 3
+    path = next(directory / name for name in files if (directory / name).is_file())
+    # Not weights_only: DeepSpeed keeps objects of its own in there. What has a marker of ours is ours.
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """DeepSpeed's converters print a line per file, and draw progress bars."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _make_leaves(module: nn.Module, leaf_classes: Sequence[type[nn.Module]]) -> None:
+    for leaf in deepspeed.utils.set_z3_leaf_modules(module, list(leaf_classes)):
+        # Before DeepSpeed's own hooks, which see what this one returns.
+        leaf.register_forward_pre_hook(_require_gradients)
+
+
+def _require_gradients(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A leaf's parameters come back and its gradients are reduced when the gradients of its inputs are ready.
+
+    So all inputs must have one: without any, backward meets empty parameters; with some, it may end too early.
+    """
+    if not torch.is_grad_enabled():
+        return inputs
+    return tuple(
+        value.detach().requires_grad_()
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
+        else value
+        for value in inputs
+    )
+
+
+@contextmanager
+def _forward_hooks_removed(module: nn.Module) -> Iterator[None]:
+    kept = [(part, part._forward_pre_hooks, part._forward_hooks) for part in module.modules()]
+    for part, before, after in kept:
+        part._forward_pre_hooks, part._forward_hooks = type(before)(), type(after)()
+    try:
+        yield
+    finally:
+        for part, before, after in kept:
+            part._forward_pre_hooks, part._forward_hooks = before, after
+
+
+def _decay_groups(module: nn.Module, weight_decay: float) -> ParameterGroups:
     """Matrices decay; biases, norms and temperatures do not."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [

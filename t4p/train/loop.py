@@ -15,10 +15,20 @@ from torch import Tensor, nn
 from t4p.config import TrainConfig
 from t4p.data.batch import Batch
 from t4p.data.stream import TrainingStream
-from t4p.train.checkpoint import CheckpointState, checkpoint_name, make_room, write_marker, write_state
+from t4p.errors import CheckpointError
+from t4p.train.checkpoint import (
+    CheckpointState,
+    checkpoint_name,
+    first_line,
+    free_space,
+    make_room,
+    write_marker,
+    write_state,
+)
 from t4p.train.distributed import all_reduce_sum, barrier, rank, world_size
 from t4p.train.engine import Engine, local_device
 from t4p.train.logging import RunLog, StepRecord
+from t4p.train.retention import delete_expired
 
 
 class Task(Protocol):
@@ -109,7 +119,7 @@ def train(
         if last or (config.validate_every and step % config.validate_every == 0):
             _validate(engine, task, step, log)
         if last or step % config.checkpoint_every == 0:
-            save_checkpoint(engine, settings.checkpoints, settings.describe(step))
+            save_checkpoint(engine, settings.checkpoints, settings.describe(step), config.keep_checkpoints)
 
 
 def scheduled_learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
@@ -124,23 +134,40 @@ def scheduled_learning_rate(step: int, num_steps: int, warmup_steps: int, peak: 
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState) -> None:
-    """Write one checkpoint, its marker last. Collective."""
+def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, keep: int) -> None:
+    """Write one checkpoint, its marker last, and delete whole ones beyond the newest `keep`. Collective.
+
+    Raises:
+        CheckpointError: a file cannot be written, here or on another rank. No collective follows: the process should
+            end, and the others' wait for it with it.
+    """
     name = checkpoint_name(state.step)
+    directory = checkpoints / name
+    try:
+        if rank() == 0:
+            make_room(directory)
+            checkpoints.mkdir(parents=True, exist_ok=True)
+        barrier()
+        engine.save(checkpoints, name)
+        barrier()  # every rank's files are there
+        if rank() == 0:
+            write_state(directory, state)
+            write_marker(directory)
+        barrier()  # nobody goes on, and perhaps dies, before the checkpoint counts
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError, and a lost rank too
+        raise CheckpointError(
+            f"{directory}: rank {rank()} could not write it ({first_line(error)}); {free_space(checkpoints)}. If the "
+            "connection was lost, another rank failed first. It has no marker, so it will not be used; make room and "
+            "start again: the run resumes from the last whole checkpoint"
+        ) from error
     if rank() == 0:
-        make_room(checkpoints / name)
-        checkpoints.mkdir(parents=True, exist_ok=True)
-    barrier()
-    engine.save(checkpoints, name)
-    barrier()  # every rank's files are there
-    if rank() == 0:
-        write_state(checkpoints / name, state)
-        write_marker(checkpoints / name)
-    barrier()  # nobody goes on, and perhaps dies, before the checkpoint counts
+        for sentence in delete_expired(checkpoints, state.step, keep):
+            print(sentence, flush=True)  # noqa: T201
 
 
 def _validate(engine: Engine, task: Task, step: int, log: RunLog | None) -> None:
-    scores = task.validate(engine.module)
+    with engine.whole_module() as module:
+        scores = task.validate(module)
     if scores and log is not None:
         log.validation(step, scores)
 
