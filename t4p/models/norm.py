@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ def build_norm(kind: NormKind, group_size: int | None = None) -> NormFactory:
     """What makes the norms of one network: num_channels to a module over rows (V, num_channels).
 
     Every norm computes in float32 also under autocast (in float64 for float64), and takes any number of rows, 0 too.
+    All kinds but layer have the same entries in a state dict. Running statistics are equal on all ranks only with
+    sync_batch over all of them: with batch, and with a group size, each rank (group) has its own.
 
     Args:
         group_size: sync_batch: so many consecutive ranks share statistics; None is all of them. Collective when given.
@@ -44,18 +46,26 @@ def build_norm(kind: NormKind, group_size: int | None = None) -> NormFactory:
     if group_size is None or group_size == world_size():
         return RowBatchNorm if world_size() == 1 else SyncRowBatchNorm
     if world_size() % group_size:
-        raise ValueError(f"norm_group_size is {group_size}, which does not divide the world size, {world_size()}")
+        raise ValueError(
+            f"norm_group_size is {group_size}, which does not divide the world size, {world_size()}; choose a divisor, "
+            "or leave it out for all ranks"
+        )
     return RowBatchNorm if group_size == 1 else partial(SyncRowBatchNorm, group=subgroup(group_size))
 
 
-@contextmanager
-def recomputation() -> Iterator[None]:
-    """Leave running statistics alone: what runs in here ran before, with the same input."""
-    token = _recomputing.set(True)
-    try:
-        yield
-    finally:
-        _recomputing.reset(token)
+class Recomputation(AbstractContextManager[None]):
+    """Leave running statistics alone: what runs in here ran before, with the same input.
+
+    A class, not a generator: a graph that is kept for a second backward pass enters the same object again.
+    """
+
+    _token: Token[bool]
+
+    def __enter__(self) -> None:
+        self._token = _recomputing.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _recomputing.reset(self._token)
 
 
 class RowLayerNorm(nn.LayerNorm):
@@ -75,6 +85,12 @@ class RowBatchNorm(nn.BatchNorm1d):
     statistics, which then stay as they are; every parameter still gets a gradient, zero for no rows.
     """
 
+    # nn.BatchNorm1d allows None, which is not built here.
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features (V, C), V >= 0."""
         with torch.autocast(features.device.type, enabled=False):
@@ -82,11 +98,11 @@ class RowBatchNorm(nn.BatchNorm1d):
 
     def _normalise(self, features: Tensor) -> Tensor:
         of_batch = self.training and len(features) >= 2
-        momentum = 0.0  # moves nothing
-        if of_batch and not _recomputing.get():
-            assert self.num_batches_tracked is not None
+        moves = of_batch and not _recomputing.get()
+        if moves:
             self.num_batches_tracked += 1
-            momentum = self.momentum or 0.0
+        # Momentum 0 keeps the statistics; leaving them out would save other tensors than the first forward did.
+        momentum = self.momentum if moves else 0.0
         return F.batch_norm(
             features, self.running_mean, self.running_var, self.weight, self.bias, of_batch, momentum, self.eps
         )
@@ -97,6 +113,9 @@ class SyncRowBatchNorm(RowBatchNorm):
 
     Ranks may hold different numbers of rows, or none. torch's SyncBatchNorm refuses tensors on a CPU. Fewer than two
     rows in the whole group are treated as RowBatchNorm does. Collective in training, forward and backward.
+
+    Each rank's loss counts: features get the gradient of the sum of the losses of the group, weight and bias this
+    rank's share of it. Averaged over ranks, as DeepSpeed does, that is the gradient of the mean loss.
     """
 
     def __init__(self, num_channels: int, group: ProcessGroup | None = None) -> None:
@@ -110,25 +129,28 @@ class SyncRowBatchNorm(RowBatchNorm):
     def _normalise(self, features: Tensor) -> Tensor:
         if not self.training:
             return super()._normalise(features)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         normalised, mean, variance, count = _SyncBatchNorm.apply(
             features, self.weight, self.bias, self.running_mean, self.running_var, self.eps, self._group
         )
         if not _recomputing.get():
-            with torch.no_grad():
-                # No branch on the count, which would make the host wait for the device at every norm.
-                momentum = (count >= 2) * self.momentum
-                unbiased = variance * (count / (count - 1).clamp_min(1))
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-                self.num_batches_tracked += (count >= 2).to(self.num_batches_tracked.dtype)
+            self._move_running_statistics(mean, variance, count)
         return normalised
+
+    @torch.no_grad()
+    def _move_running_statistics(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        # No branch on the count, which would make the host wait for the device at every norm.
+        enough = (count >= 2).to(count.dtype)
+        unbiased = variance * (count / (count - 1).clamp_min(1))
+        self.running_mean.lerp_(mean, enough * self.momentum)
+        self.running_var.lerp_(unbiased, enough * self.momentum)
+        self.num_batches_tracked += enough.to(self.num_batches_tracked.dtype)
 
 
 class _SyncBatchNorm(Function):
-    """Ranks gather each other's count, mean and sum of squared deviations, and merge them (Chan et al. 1979)."""
+    """Ranks gather each other's count, mean and variance, and merge them (Chan et al. 1979).
+
+    F.batch_norm with the merged statistics, in evaluation mode, is the fused (x - mean) / std * weight + bias.
+    """
 
     @staticmethod
     def forward(
@@ -141,34 +163,46 @@ class _SyncBatchNorm(Function):
         eps: float,
         group: ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        num_rows = len(features)
-        own_mean = features.sum(0) / max(num_rows, 1)
-        own_squares = (features - own_mean).square().sum(0)
-        own = torch.cat([features.new_tensor([num_rows]), own_mean, own_squares])
-        counts, means, squares = all_gather_equal(own, group).split([1, len(own_mean), len(own_mean)], dim=1)
-        count = counts.sum()
-        enough = count >= 2
-        mean = (counts * means).sum(0) / count.clamp_min(1)
-        variance = (squares + counts * (means - mean).square()).sum(0) / count.clamp_min(1)
-        used_mean = torch.where(enough, mean, running_mean.to(mean.dtype))
-        inverse_std = torch.where(enough, variance, running_var.to(mean.dtype)).add(eps).rsqrt()
-        normalised = (features - used_mean) * inverse_std
-        ctx.save_for_backward(normalised, weight, inverse_std, count)
-        ctx.group = group
+        mean, variance, count = _merge(all_gather_equal(_own_statistics(features), group))
+        used_mean = torch.where(count >= 2, mean, running_mean)
+        used_variance = torch.where(count >= 2, variance, running_var)
+        ctx.save_for_backward(features, weight, used_mean, used_variance, count)
+        ctx.eps, ctx.group = eps, group
         ctx.mark_non_differentiable(mean, variance, count)
-        return normalised * weight + bias, mean, variance, count
+        normalised = F.batch_norm(features, used_mean, used_variance, weight, bias, False, 0.0, eps)
+        return normalised, mean, variance, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
-        normalised, weight, inverse_std, count = ctx.saved_tensors
-        # The gradients of weight and bias are those of the local rows: DeepSpeed sums them over ranks.
+        features, weight, mean, variance, count = ctx.saved_tensors
+        normalised = F.batch_norm(features, mean, variance, None, None, False, 0.0, ctx.eps)
         own = torch.stack([gradient.sum(0), (gradient * normalised).sum(0)])
         of_all = all_reduce_sum(own.clone(), ctx.group)
         # Running statistics do not depend on the features: then nothing flows back through them.
         mean_gradient, mean_product = of_all * (count >= 2) / count.clamp_min(1)
-        grad_features = (gradient - mean_gradient - normalised * mean_product) * (weight * inverse_std)
+        grad_features = torch.addcmul(gradient - mean_gradient, normalised, mean_product, value=-1)
+        grad_features *= weight * (variance + ctx.eps).rsqrt()
         return grad_features, own[1], own[0], None, None, None, None
+
+
+def _own_statistics(features: Tensor) -> Tensor:
+    """(1 + 2 C,) of features (V, C): V, then the mean and the variance of each channel, 0 where there is no row."""
+    num_rows, num_channels = features.shape
+    if num_rows == 0:
+        return features.new_zeros(1 + 2 * num_channels)
+    mean, variance = torch.batch_norm_update_stats(features, None, None, 0.0)
+    return torch.cat([features.new_full((1,), num_rows), mean, variance])
+
+
+def _merge(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), variance (C,) and count () of the rows of all ranks, from _own_statistics of each, (W, 1 + 2 C)."""
+    num_channels = statistics.shape[1] // 2
+    counts, means, variances = statistics.split([1, num_channels, num_channels], dim=1)
+    count = counts.sum()
+    shares = counts / count.clamp_min(1)
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0), count
 
 
 def _at_least_float32(features: Tensor) -> Tensor:

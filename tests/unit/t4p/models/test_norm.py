@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from t4p.models.norm import build_norm
+from t4p.models.norm import Recomputation, build_norm
 
 
 def test_batch_norm_equals_torchs_own_and_moves_the_running_statistics():
@@ -38,6 +38,20 @@ def test_norm_computes_in_float32_or_better_under_autocast(found, wanted):
     norm = build_norm("batch")(3).to(torch.float64 if found == torch.float64 else torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         assert norm(torch.randn(8, 3).to(found)).dtype == wanted
+
+
+def test_a_recomputation_may_be_entered_again_and_leaves_the_running_statistics_alone():
+    norm = build_norm("batch")(3)
+    features = torch.randn(8, 3)
+    expected = norm(features)
+    moved = [buffer.clone() for buffer in norm.buffers()]
+    again = Recomputation()
+    for _ in range(2):
+        with again:
+            assert torch.equal(norm(features), expected)
+    assert all(torch.equal(a, b) for a, b in zip(norm.buffers(), moved, strict=True))
+    norm(features)
+    assert norm.num_batches_tracked == 2
 
 
 def test_unknown_norm_is_named():
