@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(directory: Path) -> int:
+    """The step in the name of a checkpoint's directory."""
+    return int(directory.name.removeprefix("step_"))
+
+
 def write_state(directory: Path, state: CheckpointState) -> None:
     """Write `state.json`; the marker comes later."""
     write_atomically(directory / STATE, json.dumps(asdict(state), indent=1))
@@ -88,32 +94,54 @@ def write_marker(directory: Path) -> None:
     _sync_folder(directory.parent)
 
 
-def verify_marker(directory: Path) -> None:
-    """Check that a checkpoint is whole.
+def check_sizes(directory: Path) -> Mapping[str, str]:
+    """Check that a checkpoint has its marker, and every file its size; quick, since nothing large is read.
+
+    Returns:
+        The sha256 that each file should have.
 
     Raises:
-        CheckpointError: there is no marker, or a file is missing or not what the marker says.
+        CheckpointError: there is no marker, or a file is missing or not as long as the marker says.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
     try:
         files = json.loads((directory / MARKER).read_text())["files"]
+        sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
+        digests = {str(name): str(file["sha256"]) for name, file in files.items()}
     except FileNotFoundError:
         raise CheckpointError(
             f"{directory}: no {MARKER}, so it was not written to its end and cannot be used; "
             "name an older one, or set train.resume=auto for the newest whole one"
         ) from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory / MARKER}: not a marker ({error}); name an older checkpoint") from error
-    for name, wanted in files.items():
+    for name, wanted in sizes.items():
         path = directory / name
         size = path.stat().st_size if path.is_file() else None
-        if size != wanted["size_bytes"]:
+        if size != wanted:
             found = "missing" if size is None else f"{size} bytes"
-            raise CheckpointError(f"{path}: {found}, wanted {wanted['size_bytes']} bytes; name an older checkpoint")
+            raise CheckpointError(f"{path}: {found}, wanted {wanted} bytes; name an older checkpoint")
+    return digests
+
+
+def verify_marker(directory: Path) -> None:
+    """Check that a checkpoint is whole, by reading all of it.
+
+    Raises:
+        CheckpointError: there is no marker, or a file is missing or not what the marker says.
+    """
+    for name, wanted in check_sizes(directory).items():
+        path = directory / name
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != wanted["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
                 raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
+
+
+def checkpoints_in(checkpoints: Path) -> list[Path]:
+    """The directories that are named as checkpoints, whole or not, by step."""
+    named = [path for path in checkpoints.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(named, key=step_of)
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
@@ -123,8 +151,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
         The directory or None, and a sentence for each newer one that does not count.
     """
     passed_over = []
-    named = [path for path in checkpoints.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
-    for directory in sorted(named, key=lambda path: int(path.name.removeprefix("step_")), reverse=True):
+    for directory in reversed(checkpoints_in(checkpoints)):
         try:
             verify_marker(directory)
         except CheckpointError as error:
@@ -146,7 +173,7 @@ def make_room(directory: Path) -> Path | None:
 
 
 def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path) -> None:
-    """Refuse to go on from a checkpoint with something else than what wrote it.
+    """Refuse to go on from a checkpoint with something else than what wrote it. Another world size is fine.
 
     Raises:
         CheckpointError: names every key that differs, and the next move.
@@ -159,19 +186,32 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
         changes.append(f"model.clip: the weights of the towers are not the same (sha256 {before} -> {after})")
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
+        hint = ""
+        if any(line.startswith("train.zero_stage:") for line in changes):
+            stage = saved.config["train"]["zero_stage"]
+            hint = (
+                "\nthe optimizer's state cannot move to another ZeRO stage: keep train.zero_stage="
+                f"{stage}; the number of ranks may change"
+            )
         raise CheckpointError(
             f"{directory}: cannot resume, the configuration has changed:\n{listed}\n"
-            "take the changes back, or start a new run in another run.dir"
-        )
-    if saved.world_size != now.world_size:
-        raise CheckpointError(
-            f"{directory}: written by {saved.world_size} rank(s), and this run has {now.world_size}; "
-            f"start it with {saved.world_size} worker(s)"
+            f"take the changes back, or start a new run in another run.dir{hint}"
         )
 
 
 def _is_free(key: str) -> bool:
     return key in FREE_KEYS or key.startswith("cluster.")
+
+
+def free_space(folder: Path) -> str:
+    """A clause about the bytes left on a file system; the folder may not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB are free there"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: torch's go on with a stack of C++ calls."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 
 from t4p.config import PretrainConfig, dump_config
-from t4p.errors import ConfigError, RunError
+from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.train.checkpoint import (
     CheckpointState,
     newest_checkpoint,
@@ -25,9 +25,10 @@ from t4p.train.checkpoint import (
     write_atomically,
 )
 from t4p.train.distributed import all_reduce_sum, barrier, broadcast_object, rank, world_size
-from t4p.train.engine import Engine, local_device
+from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
+from t4p.train.universal import is_universal, make_universal, universal_of
 
 # Seconds that a rank waits for a file of rank 0 to show up: a network file system may be slow to.
 SHARED_FOLDER_PATIENCE = 10.0
@@ -37,18 +38,23 @@ RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4poi
 @contextmanager
 def open_run(
     config: PretrainConfig,
-    engine: Engine,
+    build_engine: Callable[[bool], Engine],
     shards_sha256: tuple[str, ...],
     towers_sha256: str,
     on_step: Callable[[StepRecord], None] | None,
-) -> Iterator[tuple[LoopSettings, RunLog | None]]:
+) -> Iterator[tuple[Engine, LoopSettings, RunLog | None]]:
     """Begin or resume a run in `run.dir`. Collective.
 
+    Args:
+        build_engine: given whether the engine will load a universal checkpoint.
+
     Yields:
-        Where the loop starts, and rank 0's log (None on the others), which is closed at the end.
+        The engine in the state to go on from, where the loop starts, and rank 0's log (None on the others), which is
+        closed at the end.
 
     Raises:
-        CheckpointError: the checkpoint to resume from is damaged, or does not fit this configuration.
+        CheckpointError: the checkpoint to resume from is damaged, does not fit this configuration, or cannot be
+            converted for this number of ranks.
         RunError: not all ranks see the same folder, or another run is in it.
     """
     run_dir = Path(config.run.dir)
@@ -62,12 +68,14 @@ def open_run(
         versions = {name: version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
         return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
 
-    start_step = 0
-    if checkpoint is not None:
+    if checkpoint is None:
+        engine, start_step = build_engine(False), 0
+    else:
         saved = read_state(checkpoint)
         refuse_changes(saved, describe(saved.step), checkpoint)
-        engine.load(checkpoint.parent, checkpoint.name)
-        start_step = saved.step
+        loadable = fit_to_world(checkpoint, saved)
+        engine, start_step = build_engine(is_universal(loadable)), saved.step
+        engine.load(loadable.parent, loadable.name)
     log = None
     if rank() == 0:
         write_atomically(run_dir / "config.yaml", dump_config(config))
@@ -75,12 +83,36 @@ def open_run(
         share = f"{config.train.global_batch_size / world_size() / config.train.grad_accum_steps:g}"
         say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, steps {start_step + 1} on")
     try:
-        yield LoopSettings(start_step, config.run.seed, checkpoints, describe, on_step), log
+        yield engine, LoopSettings(start_step, config.run.seed, checkpoints, describe, on_step), log
     finally:
         if log is not None:
             log.close()
         if lock is not None:
             lock.close()
+
+
+def fit_to_world(checkpoint: Path, saved: CheckpointState) -> Path:
+    """What this number of ranks can load: the checkpoint, or the universal one that rank 0 makes of it. Collective.
+
+    The other ranks wait for rank 0 in a collective: as long as the process group lets them, 30 minutes.
+
+    Raises:
+        CheckpointError: on every rank, if the conversion fails.
+    """
+    if saved.world_size == world_size() or saved.config["train"]["zero_stage"] == 0 or is_universal(checkpoint):
+        return checkpoint
+    universal = universal_of(checkpoint)
+    problem: CheckpointError | None = None
+    if rank() == 0:
+        say(f"{checkpoint} was written by {saved.world_size} rank(s), this run has {world_size()}")
+        try:
+            make_universal(checkpoint, universal, convert_to_universal, say)
+        except CheckpointError as error:
+            problem = error
+    problem = broadcast_object(problem)
+    if problem is not None:
+        raise problem
+    return universal
 
 
 def claim(run_dir: Path) -> IO[str] | None:

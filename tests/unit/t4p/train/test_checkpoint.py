@@ -22,7 +22,7 @@ from t4p.train.checkpoint import (
 STATE = CheckpointState(
     step=3,
     world_size=1,
-    config={"run": {"seed": 0, "dir": "a"}, "train": {"num_steps": 5, "learning_rate": 0.1}},
+    config={"run": {"seed": 0, "dir": "a"}, "train": {"num_steps": 5, "learning_rate": 0.1, "zero_stage": 1}},
     shards_sha256=("aa",),
     towers_sha256="f" * 64,
     versions={"torch": "2"},
@@ -104,21 +104,37 @@ def changed(**updates):
     return CheckpointState(**{**vars(STATE), **updates})
 
 
-def test_the_same_run_may_go_on_and_longer(tmp_path):
-    config = {"run": {"seed": 0, "dir": "elsewhere"}, "train": {"num_steps": 500, "learning_rate": 0.1}}
-    refuse_changes(STATE, changed(config=config, versions={}), tmp_path)
+def test_the_same_run_may_go_on_longer_and_with_another_number_of_ranks(tmp_path):
+    config = {
+        "run": {"seed": 0, "dir": "elsewhere"},
+        "train": {"num_steps": 500, "learning_rate": 0.1, "zero_stage": 1},
+    }
+    refuse_changes(STATE, changed(config=config, world_size=3, versions={}), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("updates", "message"),
     [
         (
-            {"config": {"run": {"seed": 1, "dir": "a"}, "train": {"num_steps": 5, "learning_rate": 0.2}}},
+            {
+                "config": {
+                    "run": {"seed": 1, "dir": "a"},
+                    "train": {"num_steps": 5, "learning_rate": 0.2, "zero_stage": 1},
+                }
+            },
             r"run.seed: 0 -> 1\n  train.learning_rate: 0.1 -> 0.2",
         ),
         ({"shards_sha256": ("bb",)}, "the datasets hold other samples"),
         ({"towers_sha256": "e" * 64}, "weights of the towers are not the same"),
-        ({"world_size": 2}, r"written by 1 rank\(s\), and this run has 2"),
+        (
+            {
+                "config": {
+                    "run": {"seed": 0, "dir": "a"},
+                    "train": {"num_steps": 5, "learning_rate": 0.1, "zero_stage": 2},
+                }
+            },
+            r"train.zero_stage: 1 -> 2\n(.*\n)*.*keep train.zero_stage=1; the number of ranks may change",
+        ),
     ],
 )
 def test_what_changed_is_named(tmp_path, updates, message):
