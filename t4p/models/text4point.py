@@ -30,6 +30,7 @@ class Text4Point(nn.Module):
         in_channels: int,
         plan: UNetPlan,
         norm: NormFactory,
+        activation_checkpointing: bool,
         sparse_backend: SparseBackend,
         clip_dim: int,
         out_dim: int,
@@ -42,6 +43,7 @@ class Text4Point(nn.Module):
 
         Args:
             in_channels: input features of a voxel.
+            activation_checkpointing: of the U-Net's stages.
             clip_dim: d, the width of CLIP's joint space.
             out_dim: C, the width of z3D.
             alpha, beta: h3D_aggr = alpha * h3D + beta * h3D_text_hat. beta = 0 is the plain U-Net, bit for bit.
@@ -50,7 +52,7 @@ class Text4Point(nn.Module):
         self.sparse_backend = sparse_backend
         self.alpha = alpha
         self.beta = beta
-        self.unet = SparseUNet(in_channels, plan, norm)
+        self.unet = SparseUNet(in_channels, plan, norm, activation_checkpointing=activation_checkpointing)
         self.expand = nn.Linear(self.unet.bottleneck_channels, clip_dim)
         self.text_query = TextQuerying(clip_dim, num_heads, mlp_ratio)
         self.reduce = nn.Linear(clip_dim, self.unet.bottleneck_channels)
@@ -83,7 +85,8 @@ def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
 
     Raises:
         ConfigError: the plan of the U-Net is unknown, or its lists do not fit together; the Text Querying Module does
-            not fit the width of CLIP; the sparse backend is not installed.
+            not fit the width of CLIP; the sparse backend is not installed; model.norm_group_size does not divide the
+            world size.
     """
     plan = build_plan(model.unet)
     _check_text_query(model.text_query, clip_dim)
@@ -94,11 +97,12 @@ def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
     try:
         norm = build_norm(model.norm, model.norm_group_size)
     except ValueError as error:
-        raise ConfigError(f"model.norm: {error}") from error
+        raise ConfigError(f"model.{error}") from error
     return Text4Point(
         in_channels=num_channels(model.point_features),
         plan=plan,
         norm=norm,
+        activation_checkpointing=model.unet.activation_checkpointing,
         sparse_backend=model.sparse_backend,
         clip_dim=clip_dim,
         out_dim=model.embed_dim_d,

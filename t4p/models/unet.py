@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from t4p.models.norm import NormFactory, RowBatchNorm
+from t4p.models.norm import NormFactory, Recomputation, RowBatchNorm
 from t4p.models.sparse.layers import Downsample, SubmanifoldConv, Upsample
 from t4p.models.sparse.pyramid import SparsePyramid
 
@@ -102,9 +104,22 @@ class SparseUNet(nn.Module):
     A pyramid is not a tensor: under ZeRO-3 this module has to be a leaf (its parameters are gathered together).
     """
 
-    def __init__(self, in_channels: int, plan: UNetPlan, norm: NormFactory = RowBatchNorm) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        plan: UNetPlan,
+        norm: NormFactory = RowBatchNorm,
+        *,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """
+        Args:
+            activation_checkpointing: keep for the backward pass only what goes into each stage (stem, encoder and
+                decoder stages) and compute the rest again there. Same losses, gradients and buffers, bit for bit.
+        """
         super().__init__()
         self.plan = plan
+        self.activation_checkpointing = activation_checkpointing
         self.num_levels = plan.num_strides + 1
         self.bottleneck_channels = plan.encoder_channels[-1]
         self.out_channels = plan.decoder_channels[-1]
@@ -147,17 +162,34 @@ class SparseUNet(nn.Module):
                 f"the pyramid has {pyramid.num_levels} levels but the network {self.num_levels}; pass num_levels="
                 f"{self.num_levels} to build_pyramid"
             )
-        level_features = [F.relu(self.stem_norm(self.stem(pyramid, features, 0)))]
+        level_features = [self._run(self._stem_stage, pyramid, features)]
         for level, stage in enumerate(self.encoder):
-            level_features.append(stage(pyramid, level_features[-1], level))
+            level_features.append(self._run(stage, pyramid, level_features[-1], level))
         return tuple(level_features)
 
     def decode(self, pyramid: SparsePyramid, level_features: tuple[Tensor, ...]) -> Tensor:
         """From the levels of encode, the bottleneck possibly replaced, to (V, out_channels), z3D."""
         features = level_features[-1]
         for level, stage in zip(range(self.num_levels - 1, 0, -1), self.decoder, strict=True):
-            features = stage(pyramid, features, level_features[level - 1], level)
+            features = self._run(stage, pyramid, features, level_features[level - 1], level)
         return features
+
+    def _stem_stage(self, pyramid: SparsePyramid, features: Tensor) -> Tensor:
+        return F.relu(self.stem_norm(self.stem(pyramid, features, 0)))
+
+    def _run(self, stage: Callable[..., Tensor], *arguments: SparsePyramid | Tensor | int) -> Tensor:
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return stage(*arguments)
+        # No stage draws random numbers. The collectives of a synchronised norm run again too, in the same order on
+        # every rank: a stage is computed again when the backward pass reaches it.
+        return checkpoint(
+            stage, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=_recomputation_contexts
+        )
+
+
+def _recomputation_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of a stage's first forward and of the one in the backward pass."""
+    return nullcontext(), Recomputation()
 
 
 class EncoderStage(nn.Module):

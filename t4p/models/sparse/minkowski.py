@@ -6,11 +6,13 @@ import collections
 import collections.abc
 import warnings
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from t4p.models.sparse.coordinates import halve_coords
 from t4p.models.sparse.operands import check_level, check_operands, check_strided_weight, odd_kernel_size
@@ -128,12 +130,37 @@ class MinkowskiPyramid:
                 return features.float() @ weight[0].float()
         generator = self._engine.KernelGenerator(kernel_size=kernel_size, stride=stride, dimension=3)
         with torch.autocast("cpu", enabled=False):
-            return function.apply(
+            return _SavedTensors.apply(
                 features.float(),
                 weight.float(),
+                function,
                 generator,
                 self._convolution_mode,
                 self._keys[source],
                 self._keys[target],
                 self._manager,
             )
+
+
+class _SavedTensors(Function):
+    """A function of MinkowskiEngine whose tensors are saved as torch wants it.
+
+    Its own hang on the graph as plain attributes, where torch's hooks for saved tensors never see them: activation
+    checkpointing would keep every one of them. So the attributes are put on a stand-in for its context.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, function: Any, *arguments: Any) -> Tensor:
+        stand_in = SimpleNamespace()
+        output = function.forward(stand_in, features, weight, *arguments)
+        ctx.save_for_backward(stand_in.input_features, stand_in.kernel_weights)
+        ctx.function, ctx.misc = function, stand_in.misc
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight = ctx.saved_tensors
+        stand_in = SimpleNamespace(input_features=features, kernel_weights=weight, misc=ctx.misc)
+        grad_features, grad_weight, *nothing = ctx.function.backward(stand_in, gradient)
+        return grad_features, grad_weight, None, *nothing

@@ -14,9 +14,10 @@ from t4p.models.text4point import build_plan, build_text4point
 CLIP_DIM = 16
 
 
-def build(sparse_backend="auto", **text_query):
+def build(sparse_backend="auto", activation_checkpointing=False, **text_query):
     overrides = [f"model.text_query.{key}={value}" for key, value in text_query.items()]
     overrides.append(f"model.sparse_backend={sparse_backend}")
+    overrides.append(f"model.unet.activation_checkpointing={activation_checkpointing}")
     config = load_config(
         ["configs/smoke.yaml"],
         [
@@ -76,6 +77,17 @@ def test_with_beta_the_text_reaches_the_decoder_but_not_the_aligned_features():
     aligned_b, decoded_b = net(coords, features, text(5, seed=2))
     assert torch.equal(aligned_a, aligned_b)
     assert (decoded_a - decoded_b).abs().max() > 1e-3
+
+
+def test_activation_checkpointing_is_passed_on_and_changes_no_gradient():
+    coords, features = scene()
+    plain, checkpointed = build(), build(activation_checkpointing=True)
+    assert checkpointed.unet.activation_checkpointing
+    for net in (plain, checkpointed):
+        aligned, decoded = net(coords, features, text(5))
+        (aligned.square().mean() + decoded.square().mean()).backward()
+    for (name, parameter), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(parameter.grad, other.grad), name
 
 
 def test_alpha_scales_what_the_encoder_contributes():

@@ -1,6 +1,7 @@
 """The sparse U-Net: shapes, backends, invariances and the cut at the bottleneck."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -37,9 +38,9 @@ def surface_coords(num_frames: int = 2, extent: int = 24) -> torch.Tensor:
     return torch.unique(torch.cat(frames).int(), dim=0)
 
 
-def build_network(plan=SMALL, in_channels=3, dtype=torch.float32) -> SparseUNet:
+def build_network(plan=SMALL, in_channels=3, dtype=torch.float32, **options) -> SparseUNet:
     torch.manual_seed(0)
-    return SparseUNet(in_channels, plan).to(dtype)
+    return SparseUNet(in_channels, plan, **options).to(dtype)
 
 
 def random_features(coords, num_channels=3, dtype=torch.float32) -> torch.Tensor:
@@ -259,3 +260,99 @@ def test_initial_weights_keep_the_second_moment_on_surfaces():
         SubmanifoldConv(64, 64, 1)(pyramid, fine, 0),
     ):
         assert 1.3 < float(output.detach().square().mean()) < 2.8
+
+
+BACKENDS = [
+    "native",
+    pytest.param("minkowski", marks=pytest.mark.skipif(not has_minkowski(), reason="MinkowskiEngine is not installed")),
+]
+
+
+@pytest.fixture
+def one_thread():
+    """MinkowskiEngine's weight gradients differ in the last bits from one run to the next with more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def step_of(network, backend, coords, precision="fp32") -> list[torch.Tensor]:
+    """Loss, gradients and buffers of two training steps, the second in a graph that is used twice."""
+    results = []
+    for num_backwards in (1, 2):
+        with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+            output = network(build_pyramid(backend, coords, network.num_levels), random_features(coords))
+            loss = output.square().sum()
+        for index in range(num_backwards):
+            loss.backward(retain_graph=index + 1 < num_backwards)
+        results += [loss.detach(), *(p.grad.clone() for p in network.parameters())]
+        results += [buffer.clone() for buffer in network.buffers()]
+    return results
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("num_voxels", [None, 0, 1])
+def test_activation_checkpointing_changes_no_bit_and_moves_running_statistics_once(
+    backend, precision, num_voxels, one_thread
+):
+    coords = surface_coords(1, extent=10)[:num_voxels]
+    plain, checkpointed = (
+        step_of(build_network(activation_checkpointing=value), backend, coords, precision) for value in (False, True)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
+
+
+def saved_bytes(network, backend, coords, features) -> int:
+    """What autograd keeps for the backward pass, parameters and input aside, every storage once."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers(), features)}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage  # held, so that its address is not given to another
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(build_pyramid(backend, coords, network.num_levels), features)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_activation_checkpointing_keeps_little_more_than_what_goes_into_the_stages(backend):
+    coords = surface_coords()
+    features = random_features(coords)
+    plan = UNetPlan(8, 3, (8, 16), (2, 3), (16, 8), (2, 2))
+    plain = saved_bytes(build_network(plan), backend, coords, features)
+    checkpointed = saved_bytes(build_network(plan, activation_checkpointing=True), backend, coords, features)
+    pyramid = build_pyramid(backend, coords, 3)
+    # Into the encoder stages go levels 0 and 1; into the decoder stages 2 and 1, then the first decoder's output and 0.
+    channels_of_level = [(0, 8), (1, 8), (2, 16), (1, 16)]
+    wanted = sum(4 * channels * len(pyramid.coords(level)) for level, channels in channels_of_level)
+    assert wanted <= checkpointed <= 1.02 * wanted
+    assert checkpointed < plain / 8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_convolution_saves_its_input_where_activation_checkpointing_can_drop_it(backend):
+    pyramid = build_pyramid(backend, surface_coords(1, extent=8), 2)
+    features = torch.randn(len(pyramid.coords(0)), 4, requires_grad=True)
+    seen = []
+
+    def pack(tensor):
+        seen.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        SubmanifoldConv(4, 4, 3)(pyramid, features, 0)
+    assert features.data_ptr() in seen
+
+
+def test_activation_checkpointing_runs_every_stage_once_without_gradients(monkeypatch):
+    network = build_network(activation_checkpointing=True)
+    monkeypatch.setattr("t4p.models.unet.checkpoint", None)  # calling it would fail
+    coords = surface_coords(1)
+    with torch.no_grad():
+        network(build_pyramid("native", coords, network.num_levels), random_features(coords))
