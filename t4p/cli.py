@@ -11,6 +11,7 @@ import typer
 
 from shards import cli as shards_cli
 from shards.schema import CallError, ShardError
+from t4p import checkpoint_cli
 from t4p.config import load_config
 from t4p.errors import ConfigError, RunError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 launch_app = typer.Typer(help="Start jobs on Ray.", no_args_is_help=True)
 app.add_typer(shards_cli.app, name="shards")
+app.add_typer(checkpoint_cli.app, name="checkpoint")
 app.add_typer(launch_app, name="launch")
 
 ConfigArguments = Annotated[
@@ -48,9 +50,11 @@ def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
     config = load_config(*_split(arguments))
     from t4p.tasks.pretrain import run
+    from t4p.train.engine import stop_process_group
 
     try:
         run(config)
+        stop_process_group()
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
         raise typer.Exit(130) from None

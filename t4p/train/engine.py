@@ -69,6 +69,12 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
 
 
+def stop_process_group() -> None:
+    """Leave the process group, at the end of a run that went well: some stage-3 processes abort at exit with it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def make_deterministic() -> None:
     """Make every operation of torch repeat its bits, or raise. Before the first use of CUDA."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from t4p.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,23 @@ class RunLog:
         self._write(self._validation, "validation", step, {"step": step, **scores})
 
     def close(self) -> None:
-        """Flush everything."""
-        self._metrics.close()
-        self._validation.close()
-        self._board.close()
+        """Close everything, whatever the disk still takes: a line that it did not take was told when it was written."""
+        for file in (self._metrics, self._validation, self._board):
+            with suppress(OSError):
+                file.close()
 
     def _write(self, file: Any, prefix: str, step: int, values: Mapping[str, float]) -> None:
-        file.write(json.dumps(values, allow_nan=False) + "\n")  # repr of a float: every bit comes back
-        file.flush()
-        for name, value in values.items():
-            if name != "step":
-                self._board.add_scalar(f"{prefix}/{name}", value, step)
+        try:
+            file.write(json.dumps(values, allow_nan=False) + "\n")  # repr of a float: every bit comes back
+            file.flush()
+            for name, value in values.items():
+                if name != "step":
+                    self._board.add_scalar(f"{prefix}/{name}", value, step)
+        except OSError as error:
+            raise RunError(
+                f"{file.name}: cannot be written ({error}); make room and start again: the run resumes from its last "
+                "checkpoint"
+            ) from error
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -24,7 +24,7 @@ from t4p.train.checkpoint import (
     verify_marker,
     write_atomically,
 )
-from t4p.train.distributed import all_reduce_sum, barrier, broadcast_object, rank, world_size
+from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_size
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
@@ -78,8 +78,11 @@ def open_run(
         engine.load(loadable.parent, loadable.name)
     log = None
     if rank() == 0:
-        write_atomically(run_dir / "config.yaml", dump_config(config))
-        log = RunLog(run_dir, start_step)
+        try:
+            write_atomically(run_dir / "config.yaml", dump_config(config))
+            log = RunLog(run_dir, start_step)
+        except OSError as error:
+            raise _unwritable(run_dir, error) from error
         share = f"{config.train.global_batch_size / world_size() / config.train.grad_accum_steps:g}"
         say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, steps {start_step + 1} on")
     try:
@@ -136,7 +139,7 @@ def claim(run_dir: Path) -> IO[str] | None:
         except BlockingIOError:
             problem = RunError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
         except OSError as error:
-            problem = ConfigError(f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can")
+            problem = _unwritable(run_dir, error)
     problem = broadcast_object(problem)
     if problem is not None:
         raise problem
@@ -147,14 +150,21 @@ def prove_shared(run_dir: Path) -> None:
     """Check that every rank sees what rank 0 writes into the run folder. Collective.
 
     Raises:
+        ConfigError: rank 0 cannot write into it.
         RunError: it is not the same folder on all ranks.
     """
     # A new name each time: a network file system may show another node the old content of a name for some seconds.
-    token = broadcast_object(uuid4().hex)
-    proof = run_dir / f".shared-{token}"
+    token = uuid4().hex
+    problem: ConfigError | None = None
     if rank() == 0:
-        write_atomically(proof, token)
-    barrier()
+        try:
+            write_atomically(run_dir / f".shared-{token}", token)
+        except OSError as error:
+            problem = _unwritable(run_dir, error)
+    token, problem = broadcast_object((token, problem))
+    if problem is not None:
+        raise problem
+    proof = run_dir / f".shared-{token}"
     deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
     while not (seen := _holds(proof, token)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -166,6 +176,10 @@ def prove_shared(run_dir: Path) -> None:
             f"run.dir {run_dir}: {num_seen} of {world_size()} ranks see the same folder; "
             "set it to one that all nodes share (NFS, Lustre, FSx)"
         )
+
+
+def _unwritable(run_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"run.dir {run_dir}: cannot be written ({error}); make room, or set run.dir to another folder")
 
 
 def _holds(path: Path, content: str) -> bool:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from t4p.train.logging import StepRecord, cut_back
+from t4p.errors import RunError
+from t4p.train.logging import RunLog, StepRecord, cut_back
 from t4p.train.loop import scheduled_learning_rate
 
 
@@ -35,3 +36,13 @@ def test_warm_up_rises_to_the_peak_and_the_cosine_falls_towards_zero(num_steps, 
     assert rates[warmup_steps:] == sorted(rates[warmup_steps:], reverse=True)
     assert min(rates) > 0
     assert scheduled_learning_rate(num_steps + 1, num_steps, warmup_steps, 0.5) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    log = RunLog(tmp_path, 0)
+    log._metrics.close()
+    log._metrics = open("/dev/full", "a")  # noqa: SIM115
+    with pytest.raises(RunError, match=r"/dev/full: cannot be written \(.*No space left.*resumes from its last"):
+        log.step(StepRecord(1, {"loss": 1.0}, 1e-3, 2.0, 14, 0, 10.0, 0.2, 0.01))
+    log.close()

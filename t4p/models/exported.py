@@ -1,0 +1,152 @@
+"""The file that `t4p checkpoint export` writes: one safetensors file with all that inference needs, and its reader.
+
+Tensors: the module's parameters (fp32) and buffers under their own names (`net.`, `decoder2d.`, both temperatures), and
+`label_embeddings`. The header holds the resolved configuration and where the weights come from, as JSON. Nothing here
+needs DeepSpeed, the towers or the dataset.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from t4p.config import PretrainConfig
+from t4p.errors import CheckpointError
+from t4p.losses.logit_scale import clamped_logit_scale
+from t4p.models.decoder2d import Decoder2d
+from t4p.models.text4point import Text4Point, build_text4point
+
+FORMAT = "text4point-export-1"
+LABEL_EMBEDDINGS = "label_embeddings"
+TEMPERATURES = ("log_logit_scale_e", "log_logit_scale_d")
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """Trained weights, ready for inference.
+
+    Attributes:
+        config: of the run, resolved.
+        step: optimizer steps taken.
+        net: the 3D network, in eval mode.
+        decoder2d: the 2D decoder on top of CLIP's dense features, in eval mode.
+        logit_scale_e, logit_scale_d: multipliers of cosine similarities.
+        labels: K' names, and
+        label_embeddings: (K', d) what the text tower made of them: the third argument of `net`.
+        towers_sha256: of the CLIP towers that it was trained against.
+        versions: of Python and the packages that trained it.
+    """
+
+    config: PretrainConfig
+    step: int
+    net: Text4Point
+    decoder2d: Decoder2d
+    logit_scale_e: float
+    logit_scale_d: float
+    labels: tuple[str, ...]
+    label_embeddings: Tensor
+    towers_sha256: str
+    versions: Mapping[str, str]
+
+
+def write_exported(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    label_embeddings: Tensor,
+    config: PretrainConfig,
+    step: int,
+    towers_sha256: str,
+    versions: Mapping[str, str],
+) -> None:
+    """Write the file, whole or not at all.
+
+    Args:
+        weights: parameters and buffers of the pre-training module.
+        label_embeddings: (K', d) of `config.model.labels`.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(config.model_dump(mode="json")),
+        "step": json.dumps(step),
+        "labels": json.dumps(config.model.labels),
+        "towers_sha256": json.dumps(towers_sha256),
+        "versions": json.dumps(dict(versions)),
+    }
+    # Copies: safetensors refuses tensors that share memory.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
+    tensors[LABEL_EMBEDDINGS] = label_embeddings.detach().cpu().float().contiguous()
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial, header)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error}); make room, or name another file") from error
+
+
+def load_exported(path: Path | str, device: torch.device | str = "cpu") -> ExportedModel:
+    """Read an exported file into networks ready for inference.
+
+    Raises:
+        CheckpointError: the file is not an export, is damaged, or does not hold exactly the weights of its
+            configuration.
+        ConfigError: the configuration in it needs something that is not here (the sparse backend).
+    """
+    tensors, header = _read(Path(path), device)
+    config = PretrainConfig.model_validate(header["config"])
+    embeddings = tensors.pop(LABEL_EMBEDDINGS)
+    clip_dim = embeddings.shape[1]
+    # In eval mode ranks do not share statistics, and the group may not even fit this process's world.
+    net = build_text4point(config.model.model_copy(update={"norm_group_size": None}), clip_dim)
+    decoder = config.model.decoder2d
+    decoder2d = Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample)
+    scales = [tensors.pop(name, None) for name in TEMPERATURES]
+    parts = torch.nn.ModuleDict({"net": net, "decoder2d": decoder2d})
+    try:
+        parts.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights are not those of its configuration: {error}") from error
+    parts.to(device).eval().requires_grad_(False)
+    scale_e, scale_d = (
+        float(clamped_logit_scale(scale, 1.0, config.loss.logit_scale_max)) if scale is not None else None
+        for scale in scales
+    )
+    if scale_e is None or scale_d is None:
+        raise CheckpointError(f"{path}: holds no temperatures ({', '.join(TEMPERATURES)}); export it again")
+    return ExportedModel(
+        config=config,
+        step=header["step"],
+        net=net,
+        decoder2d=decoder2d,
+        logit_scale_e=scale_e,
+        logit_scale_d=scale_d,
+        labels=tuple(header["labels"]),
+        label_embeddings=embeddings,
+        towers_sha256=header["towers_sha256"],
+        versions=header["versions"],
+    )
+
+
+def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and the header's entries parsed."""
+    wanted = f"wanted a file that `t4p checkpoint export` wrote ({FORMAT})"
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}; {wanted}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {wanted}") from error
+    return tensors, {name: json.loads(text) for name, text in metadata.items() if name != "format"}

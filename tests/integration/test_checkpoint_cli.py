@@ -1,0 +1,115 @@
+"""`t4p checkpoint list | verify | convert`: what they say of whole, damaged and unfinished checkpoints.
+
+Converting and exporting real ones is in test_resume_worlds.py.
+"""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from t4p.checkpoint_cli import app
+from t4p.errors import CheckpointError, ConfigError
+from t4p.train.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
+
+
+def call(*arguments):
+    """The command's output; what the user is told as an error comes as the exception that `main` prints."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+    if isinstance(result.exception, (ConfigError, CheckpointError)):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def make(run_dir, step, *, marker=True, stage=1, name=None):
+    directory = run_dir / "checkpoints" / (name or checkpoint_name(step))
+    directory.mkdir(parents=True)
+    (directory / "model.pt").write_bytes(bytes(2_000_000))
+    config = {"train": {"zero_stage": stage}}
+    write_state(directory, CheckpointState(step, 2, config, (), "f" * 64, {}))
+    if marker:
+        write_marker(directory)
+    return directory
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    make(tmp_path, 10)
+    make(tmp_path, 20, marker=False)
+    make(tmp_path, 30, stage=3)
+    (make(tmp_path, 40) / "model.pt").write_bytes(b"short")
+    make(tmp_path, 50, marker=False, name="step_00000050.incomplete-0")
+    (tmp_path / "checkpoints" / "step_00000060").mkdir()
+    universal = tmp_path / "checkpoints" / "step_00000030.universal"
+    shutil.copytree(tmp_path / "checkpoints" / "step_00000010", universal)
+    (universal / "zero").mkdir()
+    (universal / MARKER).unlink()
+    write_marker(universal)
+    return tmp_path
+
+
+def test_list_tells_what_counts_and_why_the_others_do_not(run_dir):
+    entries = {entry["name"]: entry for entry in json.loads(call("list", run_dir, "--json"))["checkpoints"]}
+    assert list(entries) == [
+        "step_00000010",
+        "step_00000020",
+        "step_00000030",
+        "step_00000040",
+        "step_00000050.incomplete-0",
+        "step_00000060",
+    ]
+    first = entries["step_00000010"]
+    assert (first["step"], first["world_size"], first["zero_stage"]) == (10, 2, 1)
+    assert first["problem"] is None
+    assert first["size_bytes"] > 2_000_000
+    assert [name for name, entry in entries.items() if entry["universal"]] == ["step_00000030"]
+    assert "no COMPLETE.json" in entries["step_00000020"]["problem"]
+    assert "model.pt: 5 bytes, wanted 2000000 bytes" in entries["step_00000040"]["problem"]
+    assert "no COMPLETE.json" in entries["step_00000060"]["problem"]
+    assert entries["step_00000060"]["step"] is None
+
+
+def test_list_as_a_table_has_a_row_for_each(run_dir):
+    rows = call("list", run_dir).splitlines()
+    assert len(rows) == 7
+    assert rows[1].split() == ["step_00000010", "10", "2", "1", "2.0", "whole"]
+    assert rows[3].rstrip().endswith("whole, and universal")
+
+
+def test_list_of_something_else_is_a_wrong_call(tmp_path):
+    with pytest.raises(ConfigError, match="no run folder; wanted one that holds checkpoints/"):
+        call("list", tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    assert "no checkpoint yet" in call("list", tmp_path)
+
+
+def test_verify_reads_every_byte(run_dir):
+    directory = run_dir / "checkpoints" / "step_00000010"
+    assert "whole; checkpoint of 2 rank(s), step 10, 2.0 MB" in call("verify", directory)
+    content = bytearray((directory / "model.pt").read_bytes())
+    content[12345] ^= 1
+    (directory / "model.pt").write_bytes(content)
+    assert json.loads(call("list", run_dir, "--json"))["checkpoints"][0]["problem"] is None
+    with pytest.raises(CheckpointError, match=r"model.pt: its sha256 is not the one in COMPLETE.json"):
+        call("verify", directory)
+
+
+def test_convert_refuses_what_needs_no_conversion_or_cannot_have_one(run_dir):
+    stage_0 = make(run_dir, 70, stage=0)
+    with pytest.raises(ConfigError, match="which any number of ranks loads as it is"):
+        call("convert", stage_0)
+    with pytest.raises(ConfigError, match="universal checkpoint already"):
+        call("convert", run_dir / "checkpoints" / "step_00000030.universal")
+    with pytest.raises(CheckpointError, match=r"no COMPLETE\.json"):
+        call("convert", run_dir / "checkpoints" / "step_00000020")
+    with pytest.raises(ConfigError, match="exists, and is no universal checkpoint"):
+        call("convert", run_dir / "checkpoints" / "step_00000010", "--out", run_dir)
+
+
+def test_export_refuses_a_path_that_cannot_be_a_file_and_a_checkpoint_that_is_not_whole(run_dir):
+    with pytest.raises(ConfigError, match="wanted the path of a file in a folder that exists"):
+        call("export", run_dir / "checkpoints" / "step_00000010", run_dir / "nowhere" / "out.safetensors")
+    with pytest.raises(CheckpointError, match=r"no COMPLETE\.json"):
+        call("export", run_dir / "checkpoints" / "step_00000020", run_dir / "out.safetensors")
