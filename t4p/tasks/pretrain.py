@@ -61,19 +61,17 @@ class PretrainModule(nn.Module):
         voxel_features: Tensor,
         clip_features: Tensor,
         text: Tensor,
-        voxel_of_pair_e: Tensor,
-        cell_of_pair_e: Tensor,
-        voxel_of_pair_d: Tensor,
-        pixel_of_pair_d: Tensor,
+        pairs_e: Tensor,
+        pairs_d: Tensor,
     ) -> PairEmbeddings:
         """The two ends of every pair; arguments as in `forward`."""
         expanded, decoded = self.net(voxel_coords, voxel_features, text)
         pixels = self.decoder2d(clip_features)
         return PairEmbeddings(
-            points_e=_unit(expanded[voxel_of_pair_e]),
-            cells_e=_unit(_rows_of(clip_features)[cell_of_pair_e]),
-            points_d=_unit(decoded[voxel_of_pair_d]),
-            pixels_d=_unit(_rows_of(pixels)[pixel_of_pair_d]),
+            points_e=_unit(expanded[pairs_e[0]]),
+            cells_e=_unit(_rows_of(clip_features)[pairs_e[1]]),
+            points_d=_unit(decoded[pairs_d[0]]),
+            pixels_d=_unit(_rows_of(pixels)[pairs_d[1]]),
         )
 
     def forward(
@@ -82,40 +80,31 @@ class PretrainModule(nn.Module):
         voxel_features: Tensor,
         clip_features: Tensor,
         text: Tensor,
-        voxel_of_pair_e: Tensor,
-        cell_of_pair_e: Tensor,
-        voxel_of_pair_d: Tensor,
-        pixel_of_pair_d: Tensor,
+        pairs_e: Tensor,
+        pairs_d: Tensor,
     ) -> tuple[Tensor, ...]:
         """Both losses over the pairs of all ranks. Collective.
+
+        Plain tensors in and out, because DeepSpeed's hooks see nothing else.
 
         Args:
             voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in Batch.
             clip_features: (F, d, Hc, Wc) of the frozen image tower.
             text: (K', d) of the frozen text tower.
-            voxel_of_pair_e, cell_of_pair_e: (Pe,) rows of the bottleneck and of the flattened CLIP cells.
-            voxel_of_pair_d, pixel_of_pair_d: (Pd,) rows of the voxels and of the flattened decoder pixels.
+            pairs_e: (2, Pe) rows of the bottleneck, and of the flattened CLIP cells.
+            pairs_d: (2, Pd) rows of the voxels, and of the flattened decoder pixels.
 
         Returns:
             loss, loss_e, loss_d, logit_scale_e, logit_scale_d: scalars; averaged over ranks they are the global ones.
-            pairs_e, pairs_d: pairs of this rank.
+            num_pairs_e, num_pairs_d: pairs of this rank.
         """
-        pairs = self.embed(
-            voxel_coords,
-            voxel_features,
-            clip_features,
-            text,
-            voxel_of_pair_e,
-            cell_of_pair_e,
-            voxel_of_pair_d,
-            pixel_of_pair_d,
-        )
+        pairs = self.embed(voxel_coords, voxel_features, clip_features, text, pairs_e, pairs_d)
         scale_e = clamped_logit_scale(self.log_logit_scale_e, 1.0, self._loss.logit_scale_max)
         scale_d = clamped_logit_scale(self.log_logit_scale_d, 1.0, self._loss.logit_scale_max)
-        loss_e = contrastive_loss(pairs.points_e, pairs.cells_e, scale_e, voxel_of_pair_e, cell_of_pair_e)
-        loss_d = contrastive_loss(pairs.points_d, pairs.pixels_d, scale_d, voxel_of_pair_d, pixel_of_pair_d)
+        loss_e = contrastive_loss(pairs.points_e, pairs.cells_e, scale_e, *pairs_e)
+        loss_d = contrastive_loss(pairs.points_d, pairs.pixels_d, scale_d, *pairs_d)
         loss = self._loss.weight_e * loss_e + self._loss.weight_d * loss_d
-        num_pairs = loss.new_tensor([len(voxel_of_pair_e), len(voxel_of_pair_d)])
+        num_pairs = loss.new_tensor([pairs_e.shape[1], pairs_d.shape[1]])
         return loss, loss_e, loss_d, scale_e.squeeze(), scale_d.squeeze(), num_pairs[0], num_pairs[1]
 
 
@@ -143,18 +132,23 @@ class PretrainTask:
             batch.voxel_features,
             self._towers.dense_features((images - self._mean) / self._std),
             self._text,
-            batch.voxel_of_pair_e,
-            batch.cell_of_pair_e,
-            batch.voxel_of_pair_d,
-            batch.pixel_of_pair_d,
+            torch.stack([batch.voxel_of_pair_e, batch.cell_of_pair_e]),
+            torch.stack([batch.voxel_of_pair_d, batch.pixel_of_pair_d]),
         )
 
     def check(self, record: StepRecord) -> None:
-        """Refuse to go on from a loss that is not finite, and from a step in which no frame had a pair."""
+        """Refuse to go on from a loss or gradient that is not finite, and from a step in which no frame had a pair."""
         if not math.isfinite(record.terms["loss"]):
             raise RunError(
                 f"step {record.step}: the loss is {record.terms['loss']}; lower train.learning_rate, or lengthen "
                 "train.warmup_steps, and start again: it resumes from the last checkpoint"
+            )
+        if not math.isfinite(record.gradient_norm):
+            # DeepSpeed leaves such a step out (stage 0 takes it) and says nothing.
+            raise RunError(
+                f"step {record.step}: the loss is {record.terms['loss']:g}, but its gradient is not finite; lower "
+                "train.learning_rate, or lengthen train.warmup_steps, and start again: it resumes from the last "
+                "checkpoint"
             )
         if not record.terms["pairs_e"] or not record.terms["pairs_d"]:
             raise RunError(

@@ -10,8 +10,9 @@ from t4p.config import load_config
 from t4p.data.batch import collate
 from t4p.data.decode import DecodedFrame
 from t4p.data.sample import build_sample
-from t4p.errors import ConfigError
+from t4p.errors import ConfigError, RunError
 from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings, load_towers_from
+from t4p.train.logging import StepRecord
 
 OVERRIDES = [
     "data.shards=[a]",
@@ -153,6 +154,23 @@ def test_bf16_stays_close_to_fp32(config, towers):
         assert rounded[index].dtype == torch.float32
         assert rounded[index].item() == pytest.approx(exact[index].item(), rel=0.03)
         assert rounded[index].item() != exact[index].item()
+
+
+@pytest.mark.parametrize(
+    ("changed_terms", "gradient_norm", "message"),
+    [
+        ({"loss": float("nan")}, 1.0, "step 7: the loss is nan; lower train.learning_rate"),
+        ({}, float("inf"), "step 7: the loss is 3, but its gradient is not finite; lower train.learning_rate"),
+        ({"pairs_d": 0.0}, 1.0, "no frame of the batch has a point that the image sees"),
+    ],
+)
+def test_a_step_from_which_nothing_good_can_come_ends_the_run(config, towers, changed_terms, gradient_norm, message):
+    _, task = module_and_task(config, towers)
+    terms = {"loss": 3.0, "pairs_e": 1.0, "pairs_d": 1.0}
+    record = StepRecord(7, terms, 0.1, 1.0, 14, 0, 2.0, 1.0, 0.0)
+    task.check(record)
+    with pytest.raises(RunError, match=message):
+        task.check(replace(record, terms=terms | changed_terms, gradient_norm=gradient_norm))
 
 
 def test_an_image_size_that_does_not_fit_the_tower_is_refused(towers):
