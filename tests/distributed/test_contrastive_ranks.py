@@ -1,4 +1,4 @@
-"""Several gloo processes must give the loss and the gradients of one process that holds all pairs.
+"""One to four gloo processes must give the loss and the gradients of one process with the whole matrix of pairs.
 
 The file is its own worker: `python test_contrastive_ranks.py RANK FOLDER` runs every case below as that rank of one
 world after the other (importing torch takes longer than the cases) and writes what it found to the folder, as JSON.
@@ -6,11 +6,8 @@ world after the other (importing torch takes longer than the cases) and writes w
 
 import json
 import math
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from rank_processes import joined_world, replaced, run_ranks
 from torch import Tensor
 
 import t4p.losses.contrastive as contrastive
@@ -26,10 +24,10 @@ from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.train.distributed import all_gather_ints, all_gather_rows, all_reduce_sum, reduce_scatter_rows
 
-REPOSITORY = Path(contrastive.__file__).parents[2]
 TOLERANCE = 1e-9
 BOUNDS = (1.0, 100.0)
-WORLD_SIZES = (2, 3, 4)
+WORLD_SIZES = (1, 2, 3, 4)
+SEVERAL = WORLD_SIZES[1:]  # alone there is nothing to gather and nothing to scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,16 +152,6 @@ def averaging_gather(contributions: Tensor, counts: list[int]) -> Tensor:
     return reduce_scatter_rows(contributions, counts) / len(counts)
 
 
-@contextmanager
-def replaced(target: object, name: str, value: object) -> Iterator[None]:
-    original = getattr(target, name)
-    setattr(target, name, value)
-    try:
-        yield
-    finally:
-        setattr(target, name, original)
-
-
 def unscaled(self: contrastive._Layout) -> float:
     return 0.5 / max(sum(self.counts), 1)
 
@@ -226,6 +214,8 @@ def run_world(rank: int, world_size: int) -> dict:
     check_collectives(rank, world_size)
     cases = make_cases(world_size)
     report: dict = {"right": [worst_errors(case, rank) for case in cases]}
+    if world_size == 1:
+        return report
     for name, plant in PLANTED_BUGS.items():
         with plant():
             report[name] = [worst_errors(case, rank) for case in cases[:10]]
@@ -234,43 +224,21 @@ def run_world(rank: int, world_size: int) -> dict:
     return report
 
 
-def run_worker(rank: int, folder: Path) -> None:
-    for world_size in WORLD_SIZES:
-        if rank < world_size:
-            store = f"file://{folder}/store_{world_size}"
-            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-            report = run_world(rank, world_size)
-            dist.barrier()
-            dist.destroy_process_group()
-            (folder / f"report_{world_size}_{rank}.json").write_text(json.dumps(report))
-
-
 @pytest.fixture(scope="module")
 def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True, env=environment
-        )
-        for rank in range(max(WORLD_SIZES))
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    failed = [text for process, text in zip(processes, errors, strict=True) if process.returncode]
-    assert not failed, "\n\n".join(failed)
+    run_ranks(__file__, max(WORLD_SIZES), folder)
     return folder
 
 
-@pytest.fixture(params=WORLD_SIZES)
+@pytest.fixture(params=SEVERAL)
 def reports(request: pytest.FixtureRequest, report_folder: Path) -> list[dict]:
     """What every rank of one world found."""
-    files = (report_folder / f"report_{request.param}_{rank}.json" for rank in range(request.param))
-    return [json.loads(file.read_text()) for file in files]
+    return read_reports(report_folder, request.param)
+
+
+def read_reports(folder: Path, world_size: int) -> list[dict]:
+    return [json.loads((folder / f"report_{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
 
 
 def accepted(errors_of_cases: list[list[float]]) -> bool:
@@ -278,8 +246,9 @@ def accepted(errors_of_cases: list[list[float]]) -> bool:
     return all(error < TOLERANCE for errors in errors_of_cases for error in errors)
 
 
-def test_loss_and_gradients_averaged_over_ranks_equal_one_process_with_all_pairs(reports):
-    for report in reports:
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_loss_and_gradients_averaged_over_ranks_equal_one_process_with_all_pairs(report_folder, world_size):
+    for report in read_reports(report_folder, world_size):
         assert accepted(report["right"]), report["right"]
 
 
@@ -306,4 +275,9 @@ def test_an_empty_rank_whose_pixels_are_detached_neither_hangs_nor_changes_the_g
 
 
 if __name__ == "__main__":
-    run_worker(int(sys.argv[1]), Path(sys.argv[2]))
+    own_rank, own_folder = int(sys.argv[1]), Path(sys.argv[2])
+    for size in WORLD_SIZES:
+        if own_rank < size:
+            with joined_world(own_rank, size, own_folder):
+                found = run_world(own_rank, size)
+            (own_folder / f"report_{size}_{own_rank}.json").write_text(json.dumps(found))

@@ -286,8 +286,9 @@ def test_the_check_rejects_a_planted_bug(report_folder, bug):
 
 
 if __name__ == "__main__":
+    own_rank, own_folder = int(sys.argv[1]), Path(sys.argv[2])
     for size in WORLD_SIZES:
-        if int(sys.argv[1]) < size:
-            with joined_world(int(sys.argv[1]), size, Path(sys.argv[2])):
-                found_here = run_world(int(sys.argv[1]), size)
-            Path(sys.argv[2], f"report_{size}_{sys.argv[1]}.json").write_text(json.dumps(found_here))
+        if own_rank < size:
+            with joined_world(own_rank, size, own_folder):
+                found_here = run_world(own_rank, size)
+            (own_folder / f"report_{size}_{own_rank}.json").write_text(json.dumps(found_here))
