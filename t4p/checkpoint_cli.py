@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from t4p.errors import CheckpointError, ConfigError
-from t4p.train.checkpoint import check_sizes, read_state, verify_marker
+from t4p.train.checkpoint import check_sizes, checkpoints_in, read_state, verify_marker
+from t4p.train.retention import DELETED
 from t4p.train.universal import is_universal, make_universal, universal_of
 
 app = typer.Typer(
@@ -125,21 +126,22 @@ def list_checkpoints(run_dir: Path) -> list[Listed]:
         if (run_dir / "config.yaml").is_file():
             return []
         raise ConfigError(f"{run_dir}: no run folder; wanted one that holds checkpoints/ (run.dir of a run)")
-    directories = sorted(path for path in checkpoints.glob("step_*") if path.is_dir())
-    return [_look_at(path) for path in directories if not is_universal_name(path)]
+    found = sorted(path for path in checkpoints.glob("step_*") if path.is_dir())
+    named = set(checkpoints_in(checkpoints))
+    # A universal checkpoint is listed with the one it was made from.
+    return [_look_at(path, path in named) for path in found if ".universal" not in path.name]
 
 
-def is_universal_name(directory: Path) -> bool:
-    """Whether a name is that of a universal checkpoint or of a conversion: listed with the one it was made from."""
-    return ".universal" in directory.name
-
-
-def _look_at(directory: Path) -> Listed:
+def _look_at(directory: Path, named_as_checkpoint: bool) -> Listed:
     problem = None
-    try:
-        check_sizes(directory)
-    except CheckpointError as error:
-        problem = str(error).removeprefix(f"{directory}: ").partition(";")[0]
+    if not named_as_checkpoint:
+        cut_short = directory.name.endswith(DELETED)
+        problem = "being deleted; the next deletion finishes it" if cut_short else "moved aside, never used"
+    else:
+        try:
+            check_sizes(directory)
+        except CheckpointError as error:
+            problem = str(error).removeprefix(f"{directory}: ").partition(";")[0]
     step = world_size = stage = None
     try:
         state = read_state(directory)

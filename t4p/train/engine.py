@@ -207,10 +207,11 @@ class Engine:
         self._engine.load_checkpoint(str(checkpoints), tag=name)
         if self._load_universal:
             # DeepSpeed restores parameters and optimizer; buffers would keep their initial values.
-            saved = _saved_module(checkpoints / name)
+            saved = _saved_states(checkpoints / name)
+            buffers = dict(self.module.named_buffers())
             with torch.no_grad():
-                for buffer_name, buffer in self.module.named_buffers():
-                    buffer.copy_(saved[buffer_name])
+                for buffer_name in saved["buffer_names"]:
+                    buffers[buffer_name].copy_(saved["module"][buffer_name])
 
 
 def convert_to_universal(checkpoint: Path, destination: Path) -> None:
@@ -237,20 +238,21 @@ def saved_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
     Args:
         zero_stage: that wrote it.
     """
-    saved = _saved_module(checkpoint)
+    saved = _saved_states(checkpoint)
     if zero_stage == 0:
-        return saved
+        return saved["module"]
     with _silence():
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    return {name: weights.get(name, value) for name, value in saved.items()}
+    # The buffers as they are: DeepSpeed makes them fp32.
+    return {**weights, **{name: saved["module"][name] for name in saved["buffer_names"]}}
 
 
-def _saved_module(directory: Path) -> dict[str, Tensor]:
+def _saved_states(directory: Path) -> dict[str, Any]:
     """What rank 0 wrote of the module: its buffers at least, and its parameters unless stage 3 keeps them apart."""
     files = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")  # stages 0 to 2, stage 3
     path = next(directory / name for name in files if (directory / name).is_file())
     # Not weights_only: DeepSpeed keeps objects of its own in there. What has a marker of ours is ours.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
 
 @contextmanager

@@ -40,7 +40,8 @@ def run_dir(tmp_path):
     make(tmp_path, 20, marker=False)
     make(tmp_path, 30, stage=3)
     (make(tmp_path, 40) / "model.pt").write_bytes(b"short")
-    make(tmp_path, 50, marker=False, name="step_00000050.incomplete-0")
+    make(tmp_path, 50, name="step_00000050.incomplete-0")
+    make(tmp_path, 5, name="step_00000005.deleted")
     (tmp_path / "checkpoints" / "step_00000060").mkdir()
     universal = tmp_path / "checkpoints" / "step_00000030.universal"
     shutil.copytree(tmp_path / "checkpoints" / "step_00000010", universal)
@@ -53,6 +54,7 @@ def run_dir(tmp_path):
 def test_list_tells_what_counts_and_why_the_others_do_not(run_dir):
     entries = {entry["name"]: entry for entry in json.loads(call("list", run_dir, "--json"))["checkpoints"]}
     assert list(entries) == [
+        "step_00000005.deleted",
         "step_00000010",
         "step_00000020",
         "step_00000030",
@@ -68,14 +70,16 @@ def test_list_tells_what_counts_and_why_the_others_do_not(run_dir):
     assert "no COMPLETE.json" in entries["step_00000020"]["problem"]
     assert "model.pt: 5 bytes, wanted 2000000 bytes" in entries["step_00000040"]["problem"]
     assert "no COMPLETE.json" in entries["step_00000060"]["problem"]
+    assert "moved aside" in entries["step_00000050.incomplete-0"]["problem"]
+    assert "being deleted" in entries["step_00000005.deleted"]["problem"]
     assert entries["step_00000060"]["step"] is None
 
 
 def test_list_as_a_table_has_a_row_for_each(run_dir):
     rows = call("list", run_dir).splitlines()
-    assert len(rows) == 7
-    assert rows[1].split() == ["step_00000010", "10", "2", "1", "2.0", "whole"]
-    assert rows[3].rstrip().endswith("whole, and universal")
+    assert len(rows) == 8
+    assert rows[2].split() == ["step_00000010", "10", "2", "1", "2.0", "whole"]
+    assert rows[4].rstrip().endswith("whole, and universal")
 
 
 def test_list_of_something_else_is_a_wrong_call(tmp_path):
@@ -91,7 +95,7 @@ def test_verify_reads_every_byte(run_dir):
     content = bytearray((directory / "model.pt").read_bytes())
     content[12345] ^= 1
     (directory / "model.pt").write_bytes(content)
-    assert json.loads(call("list", run_dir, "--json"))["checkpoints"][0]["problem"] is None
+    assert json.loads(call("list", run_dir, "--json"))["checkpoints"][1]["problem"] is None
     with pytest.raises(CheckpointError, match=r"model.pt: its sha256 is not the one in COMPLETE.json"):
         call("verify", directory)
 

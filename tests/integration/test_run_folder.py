@@ -60,28 +60,31 @@ def run_all(shards, *runs):
     return json.loads(done.stdout.rpartition("OUTCOMES")[2]), done.stdout
 
 
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.glob("step_*"))
+
+
 def lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def test_runs_that_would_mix_are_refused_and_what_is_there_is_kept(shards, tmp_path):
     run_dir, other = tmp_path / "run", tmp_path / "other"
-    older = run_dir / "checkpoints" / "step_00000001"
+    older = run_dir / "checkpoints" / "step_00000002"
     outcomes, output = run_all(
         shards,
-        [f"run.dir={run_dir}", "train.num_steps=3"],
+        [f"run.dir={run_dir}", "train.num_steps=3", "train.keep_checkpoints=2"],
         [f"run.dir={run_dir}", "train.num_steps=4", f"train.resume={older}"],
-        [f"run.dir={other}", "train.num_steps=2", f"train.resume={older}"],
+        [f"run.dir={other}", "train.num_steps=3", "train.keep_checkpoints=1", f"train.resume={older}"],
     )
     assert outcomes[0] == ""
     assert outcomes[1].startswith(f"ConfigError: train.resume is {older}, but ")
     assert "step_00000003" in outcomes[1]
     assert [line["step"] for line in lines(run_dir / "metrics.jsonl")] == [1, 2, 3]
-    assert {path.name for path in (run_dir / "checkpoints").glob("step_*")} == {
-        "step_00000001",
-        "step_00000002",
-        "step_00000003",
-    }
+    assert outcomes[2] == ""
+    # Each run has deleted its own older ones, and nothing of the other run, from which the second began.
+    assert names(run_dir / "checkpoints") == ["step_00000002", "step_00000003"]
+    assert names(other / "checkpoints") == ["step_00000003"]
     assert "1 rank(s), 2 frame(s) each per micro-batch, steps 1 on" in output
 
 
