@@ -26,6 +26,7 @@ VERSION_KEY = "t4p_version"
 RUN_DIR_KEY = "run_dir"
 WORKERS_KEY = "num_workers"
 CONFIG_KEY = "config_sha256"
+METADATA_KEYS = (VERSION_KEY, RUN_DIR_KEY, WORKERS_KEY, CONFIG_KEY)
 
 _PATH_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
 
