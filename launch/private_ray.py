@@ -1,4 +1,9 @@
-"""A Ray of our own for one job: started with it, watched from outside, gone when it ends, however it ends."""
+"""Running a job through Ray, from outside: in processes of their own, watched, and ended with all that they started.
+
+Each attempt is one process (launch.ray_driver) with a folder of its own. Without an address it owns a private Ray, of
+which nothing is left afterwards; with one it is a guest of a cluster, where Ray ends the workers of a driver that is
+gone, and nothing but the driver is ended from here.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Self
 
-from launch.errors import LaunchError
+from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
 from launch.processes import end_processes
-from launch.worker_group import JobOutcome, WorkerJob, log_path, read_failures, read_outcome, write_job
+from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT
+from launch.worker_group import Attempt, WorkerJob, log_path, write_attempt
 
 # Ray's sockets lie some 65 characters below its folder, and a path of AF_UNIX ends at 107.
 LONGEST_FOLDER = 40
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
 
 
 class Stopped(BaseException):
@@ -31,79 +41,140 @@ class Stopped(BaseException):
         self.signal_number = signal_number
 
 
-def run_job(job: WorkerJob, on_tick: Callable[[], None], keep_logs: Path | None = None) -> JobOutcome:
-    """Run a job on a private Ray and wait for it. No process and no file of that Ray is left afterwards.
+def run_job(
+    job: WorkerJob,
+    on_tick: Callable[[], None],
+    keep_logs: Path | None = None,
+    address: str | None = None,
+    max_restarts: int = 0,
+    before_restart: Callable[[JobOutcome, str], WorkerJob] | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> JobOutcome:
+    """Run a job and wait for it; begin again where something was lost and nothing was wrong.
+
+    Restarts are counted over the whole call, and progress since the last one does not give any back: so the
+    configuration says what a run may cost at most, and a leak that kills a worker every thousand steps comes to light
+    instead of going on at twice the price. Launching again is a new budget, and resumes.
 
     Args:
         on_tick: called a few times per second while the job runs.
-        keep_logs: folder for `rank-0.log`, ...; made when there is something to keep.
+        keep_logs: folder for `rank-0.log`, ...; made when there is something to keep. On a cluster the ranks write
+            there (in a folder per attempt until it ends), so all nodes must share it.
+        address: None for a private Ray, "auto" for the cluster that this process runs in.
+        max_restarts: how often a lost attempt is followed by another.
+        before_restart: told of the lost attempt, and what was lost; gives the job to go on with (default: the same).
+        say: told in one line what the job waits for.
 
     Returns:
-        The outcome; with failures where ranks failed.
+        The outcome of the last attempt; with failures where ranks failed.
 
     Raises:
-        LaunchError: Ray could not be started, or ended without an outcome.
         Stopped: on SIGINT, SIGTERM or SIGHUP, after everything has been ended.
     """
-    with _private_folder() as folder, _caretaker(folder), _stop_signals_raise():
+    if address is not None and keep_logs is None:
+        raise ValueError("on a cluster the ranks need a shared folder for their logs: keep_logs")
+    with _StopSignals() as stops:
+        for number in count(1):
+            outcome = replace(_run_attempt(job, number, address, on_tick, keep_logs, say, stops), attempt=number)
+            lost = worth_restarting(outcome)
+            if lost is None or number > max_restarts:
+                return outcome
+            stops.raise_waiting()
+            if before_restart is not None:
+                job = before_restart(outcome, lost)
+    raise AssertionError("count() has no end")
+
+
+def _run_attempt(
+    job: WorkerJob,
+    number: int,
+    address: str | None,
+    on_tick: Callable[[], None],
+    keep_logs: Path | None,
+    say: Callable[[str], None],
+    stops: _StopSignals,
+) -> JobOutcome:
+    with _private_folder() as folder, _caretaker(folder):
+        # Ranks on other nodes do not see the folder. A folder per attempt: a straggler of a lost one spoils no other.
+        notes = folder if address is None or keep_logs is None else keep_logs / folder.name
         try:
-            write_job(folder, job)
-            status = _watch_driver(folder, on_tick)
-            outcome = read_outcome(folder) or _outcome_of_lost_driver(folder, status)
+            notes.mkdir(parents=True, exist_ok=True)
+            write_attempt(folder, Attempt(job, number, address, notes))
+            status = _watch_driver(folder, _environment(folder, address), on_tick, say)
+            return read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
         finally:
-            with _stop_signals_ignored():
+            with stops.held():
                 end_processes(folder)
                 if keep_logs is not None:
-                    _keep(folder, job.num_workers, keep_logs)
-    return outcome
+                    _keep(notes, job.num_workers, keep_logs, append=number > 1)
+                if notes != folder:
+                    shutil.rmtree(notes, ignore_errors=True)
 
 
-def _watch_driver(folder: Path, on_tick: Callable[[], None]) -> int:
-    """Start the process that owns Ray, wait until it ends, return its exit status."""
+def _watch_driver(
+    folder: Path, environment: dict[str, str], on_tick: Callable[[], None], say: Callable[[str], None]
+) -> int:
+    """Start the process that talks to Ray, wait until it ends, return its exit status."""
     with (folder / "driver.log").open("wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "launch.ray_driver", str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_driver_environment(folder),
+            env=environment,
             start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone
         )
+    num_said = 0
     while True:
         try:
             return driver.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             on_tick()
+            if (folder / SAID).exists():
+                lines = (folder / SAID).read_text(encoding="utf-8").splitlines()
+                for line in lines[num_said:]:
+                    say(line)
+                num_said = len(lines)
 
 
-def _driver_environment(folder: Path) -> dict[str, str]:
-    """The caller's environment (AWS_* included), with what a private Ray needs; workers inherit it."""
+def _environment(folder: Path, address: str | None) -> dict[str, str]:
+    """The caller's environment (AWS_* included), with what Ray needs; the workers of a private Ray inherit it."""
+    environment = {
+        START_TIMEOUT: START_PATIENCE_S,
+        **os.environ,
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same in the workers
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a failure and the end of the job are seen
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice where output goes to a file
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it would wait for workers to finish; ours begin again
+        "PYTHONUNBUFFERED": "1",
+    }
+    if address is not None:
+        return environment
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    return {
-        **os.environ,
+    return environment | {
         # Any local user could otherwise submit work to it. Left to itself Ray writes a token to the home directory.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same in the workers
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a failure and the end of the job are seen
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice where output goes to a file
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine: nobody takes a node away
-        "PYTHONUNBUFFERED": "1",
     }
 
 
-def _outcome_of_lost_driver(folder: Path, status: int) -> JobOutcome:
-    """What can be said when the driver process ended without an outcome."""
-    failures = read_failures(folder)
+def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcome:
+    """What can be said when the driver process ended without an outcome.
+
+    It is taken for lost when a signal killed it, or when it had come as far as Ray: Ray ends a driver whose raylet is
+    gone. One that ended before would do so again.
+    """
+    failures = read_failures(notes)
     if failures:
         return JobOutcome(failures=failures)
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     log = (folder / "driver.log").read_text(encoding="utf-8", errors="replace")
-    raise LaunchError(
-        f"the process that runs Ray {how} before the job was over; its last lines:\n{last_lines(log, 15)}"
+    return JobOutcome(
+        problem=f"the process that runs Ray {how} before the job was over; its last lines:\n{last_lines(log, 15)}",
+        problem_is_loss=status < 0 or (folder / CONNECTED).exists(),
     )
 
 
@@ -112,13 +183,14 @@ def last_lines(text: str, count: int) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
-def _keep(folder: Path, num_workers: int, keep_logs: Path) -> None:
+def _keep(notes: Path, num_workers: int, keep_logs: Path, append: bool) -> None:
     with suppress(OSError):  # this runs while errors pass through, and must not take their place
         for rank in range(num_workers):
-            log = log_path(folder, rank)
+            log = log_path(notes, rank)
             if log.exists():
                 keep_logs.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(log, keep_logs / log.name)
+                with log.open("rb") as source, (keep_logs / log.name).open("ab" if append else "wb") as kept:
+                    shutil.copyfileobj(source, kept)
 
 
 @contextmanager
@@ -150,25 +222,38 @@ def _caretaker(folder: Path) -> Iterator[None]:
         caretaker.communicate()
 
 
-@contextmanager
-def _stop_signals_raise() -> Iterator[None]:
-    def stop(signal_number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal_number)
+class _StopSignals:
+    """Turns the signals that ask the command to end into Stopped; those that come while held wait."""
 
-    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting: int | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._take) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For the seconds in which processes are ended: a second Ctrl-C must not leave half of them behind."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
 
-@contextmanager
-def _stop_signals_ignored() -> Iterator[None]:
-    """For the seconds in which processes are ended: a second Ctrl-C must not leave half of them behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def raise_waiting(self) -> None:
+        """Stop now if a signal came while they were held."""
+        if self._waiting is not None:
+            raise Stopped(self._waiting)
+
+    def _take(self, signal_number: int, frame: FrameType | None) -> None:
+        if not self._held:
+            raise Stopped(signal_number)
+        self._waiting = signal_number

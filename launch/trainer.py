@@ -1,4 +1,4 @@
-"""Pre-training on a private Ray in the foreground: `t4p launch pretrain CONFIG --workers N`."""
+"""Pre-training through Ray in the foreground, on a private Ray or from inside a cluster: `t4p launch pretrain`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 from rich.console import Console
 
 from launch.errors import LaunchError
+from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
+from launch.placement import worker_resources
 from launch.private_ray import Stopped, run_job
 from launch.progress import RunProgress
-from launch.worker_group import JobOutcome, Report, WorkerFailure, WorkerJob
+from launch.worker_group import Report, WorkerJob
 from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
+from t4p.train.checkpoint import MARKER, newest_checkpoint
 
-# Errors of these packages are written for users: their message is the whole story, the class name adds nothing.
-OWN_PACKAGES = ("shards.", "t4p.", "launch.")
-# Of these, the ones that blame the call (exit status 2) and not the run.
+# The errors that blame the call (exit status 2) and not the run.
 WRONG_CALLS = (
     "t4p.errors.ConfigError",
     "t4p.models.dense_clip.ClipError",
@@ -26,37 +27,60 @@ WRONG_CALLS = (
 )
 
 
-def launch_pretrain(config: PretrainConfig, num_workers: int, console: Console | None = None) -> None:
-    """Run pre-training with `num_workers` workers on this machine and wait for it.
+def launch_pretrain(
+    config: PretrainConfig, num_workers: int, console: Console | None = None, address: str | None = None
+) -> None:
+    """Run pre-training with `num_workers` workers and wait for it; begin again where something was lost.
 
     Args:
         num_workers: ranks; on a machine with GPUs each has one, otherwise they share the cores.
         console: where the progress goes; standard output by default.
+        address: None for a private Ray on this machine; "auto" for the Ray cluster that this process runs in.
 
     Raises:
         ConfigError: the call cannot work. Nothing has been started where this could be seen beforehand.
-        LaunchError: a worker failed or was lost; the full story is in `error.txt` in the run folder.
+        LaunchError: a worker failed, or something was lost more often than `cluster.max_restarts` puts up with; the
+            full story is in `error.txt` in the run folder.
         SystemExit: the command was told to stop (Ctrl-C, SIGTERM); every process has been ended.
     """
-    check_call(config, num_workers)
+    check_call(config, num_workers, address)
     console = console or Console()
     run_dir = Path(config.run.dir).absolute()
-    job = WorkerJob("launch.trainer:pretrain_worker", config.model_dump(mode="json"), num_workers)
-    console.print(f"run folder: {config.run.dir}", soft_wrap=True, highlight=False)
+    max_restarts = config.cluster.max_restarts
+
+    def say(message: str) -> None:
+        console.print(message, soft_wrap=True, highlight=False, markup=False)
+
+    def before_restart(outcome: JobOutcome, lost: str) -> WorkerJob:
+        write_story(outcome, run_dir / "error.txt")
+        step = newest_step(run_dir / "checkpoints")
+        whence = f"from step {step}" if step else "from the beginning"
+        say(f"lost {lost}; restart {outcome.attempt} of {max_restarts} goes on {whence}")
+        return job_of(config_of_restart(config), num_workers)
+
+    say(f"run folder: {config.run.dir}")
     try:
         with RunProgress(run_dir / "metrics.jsonl", config.train.num_steps, console) as progress:
-            outcome = run_job(job, progress.update, keep_logs=run_dir / "logs")
+            outcome = run_job(
+                job_of(config, num_workers),
+                progress.update,
+                keep_logs=run_dir / "logs",
+                address=address,
+                max_restarts=max_restarts,
+                before_restart=before_restart,
+                say=say,
+            )
     except Stopped as stop:
-        console.print(f"stopped by {stop}; the same command resumes from the last checkpoint", highlight=False)
+        say(f"stopped by {stop}; the same command resumes from the last checkpoint")
         raise SystemExit(128 + stop.signal_number) from None
     raise_failure(outcome, num_workers, run_dir)
 
 
-def check_call(config: PretrainConfig, num_workers: int) -> None:
+def check_call(config: PretrainConfig, num_workers: int, address: str | None = None) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ConfigError: names the numbers that do not fit, or the run folder that cannot be written.
+        ConfigError: names the numbers that do not fit, or the run folder that cannot be written or shared.
     """
     if num_workers < 1:
         raise ConfigError(f"--workers is {num_workers}; at least 1 is wanted")
@@ -64,6 +88,11 @@ def check_call(config: PretrainConfig, num_workers: int) -> None:
         raise ConfigError(
             f"--workers is {num_workers}, but train.global_batch_size is {config.train.global_batch_size}: every "
             "worker takes at least one frame of each batch; use fewer workers, or a larger batch"
+        )
+    if address is not None and not Path(config.run.dir).is_absolute():
+        raise ConfigError(
+            f"run.dir is {config.run.dir}, which is another folder on every node of a cluster (and gone with the job); "
+            "set it to the absolute path of a folder that all nodes share"
         )
     run_dir = Path(config.run.dir).absolute()
     try:
@@ -74,6 +103,39 @@ def check_call(config: PretrainConfig, num_workers: int) -> None:
         raise ConfigError(
             f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can"
         ) from error
+
+
+def job_of(config: PretrainConfig, num_workers: int) -> WorkerJob:
+    """Pre-training as a job for a worker group."""
+    worker = worker_resources(config.cluster)
+    return WorkerJob(
+        "launch.trainer:pretrain_worker",
+        config.model_dump(mode="json"),
+        num_workers,
+        cpus_per_worker=worker.num_cpus,
+        gpus_per_worker=worker.num_gpus,
+    )
+
+
+def config_of_restart(config: PretrainConfig) -> PretrainConfig:
+    """The configuration that goes on where a lost attempt ended.
+
+    With `train.resume` never, or naming a checkpoint, the lost attempt may have left checkpoints of its own, and those
+    are newer. Where it left none, a named checkpoint is still the place to begin.
+    """
+    resume = config.train.resume
+    named = resume not in ("auto", "never")
+    if named and newest_checkpoint(Path(config.run.dir).absolute() / "checkpoints")[0] is None:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"resume": "auto"})})
+
+
+def newest_step(checkpoints: Path) -> int:
+    """The step of the newest checkpoint with a marker, 0 without any. Its files are not read: that is for the ranks."""
+    return max(
+        (int(marker.parent.name.removeprefix("step_")) for marker in checkpoints.glob(f"step_????????*/{MARKER}")),
+        default=0,
+    )
 
 
 def pretrain_worker(worker_config: dict[str, Any], report: Report) -> None:
@@ -98,36 +160,35 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
     """
     if not outcome.failures and not outcome.problem:
         return
-    where = _write_story(outcome, run_dir / "error.txt")
-    if outcome.problem:
-        raise LaunchError(f"{outcome.problem}\n{where}")
-    first = outcome.failures[0]
-    if first.error_type in WRONG_CALLS:
-        raise ConfigError(first.message)
-    raise LaunchError(f"rank {first.rank} of {num_workers} failed: {_cause(first)}\n{where}")
+    where = write_story(outcome, run_dir / "error.txt")
+    if outcome.failures and outcome.failures[0].error_type in WRONG_CALLS:
+        raise ConfigError(outcome.failures[0].message)
+    what = outcome.problem
+    if outcome.failures:
+        first = outcome.failures[0]
+        what = f"rank {first.rank} of {num_workers} failed: {describe_cause(first)}"
+    if worth_restarting(outcome) is not None and outcome.attempt > 1:
+        what = (
+            f"gave up after {outcome.attempt} attempts (cluster.max_restarts is {outcome.attempt - 1}); the same "
+            f"command resumes from the last checkpoint. The last attempt: {what}"
+        )
+    raise LaunchError(f"{what}\n{where}")
 
 
-def _write_story(outcome: JobOutcome, path: Path) -> str:
-    """Write what every rank says; returns where to find it. A full disk must not hide why the job failed."""
+def write_story(outcome: JobOutcome, path: Path) -> str:
+    """Write what every rank says, after the stories of earlier attempts; a full disk must not hide why a job failed.
+
+    Returns:
+        Where to find it.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         story = outcome.problem_traceback + "".join(_story(failure, path.parent) for failure in outcome.failures)
-        path.write_text(story, encoding="utf-8")
+        with path.open("w" if outcome.attempt == 1 else "a", encoding="utf-8") as file:
+            file.write(f"======== attempt {outcome.attempt}\n{outcome.problem}\n{story}")
     except OSError as error:
         return f"the whole story could not be written to {path}: {error.strerror}"
     return f"the whole story: {path}"
-
-
-def _cause(failure: WorkerFailure) -> str:
-    if not failure.error_type and "low on memory" in failure.message:
-        return "Ray ended it because the machine ran out of memory; use fewer workers or a smaller batch"
-    if not failure.error_type:
-        return (
-            "its process was killed, or crashed without a Python error (the system's memory running out does that too)"
-        )
-    if failure.error_type.startswith(OWN_PACKAGES):
-        return failure.message
-    return f"{failure.error_type.removeprefix('builtins.')}: {failure.message}"
 
 
 def _story(failure: WorkerFailure, run_dir: Path) -> str:

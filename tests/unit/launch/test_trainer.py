@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from launch.errors import LaunchError
-from launch.trainer import check_call, launch_pretrain, raise_failure
-from launch.worker_group import JobOutcome, WorkerFailure
-from t4p.config import DataConfig, PretrainConfig, RunConfig, TrainConfig
+from launch.outcome import JobOutcome, WorkerFailure
+from launch.trainer import check_call, config_of_restart, job_of, launch_pretrain, newest_step, raise_failure
+from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, TrainConfig
 from t4p.errors import ConfigError, RunError
+from t4p.train.checkpoint import write_marker
 
 
 def config_with_batch(global_batch_size: int, run_dir: Path) -> PretrainConfig:
@@ -109,4 +110,82 @@ def test_a_mistake_that_only_a_worker_can_see_is_still_a_mistake_of_the_call(tmp
 def test_a_problem_of_ray_itself_is_told(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="Ray cannot start"):
         raise_failure(JobOutcome(problem="Ray cannot start", problem_traceback="Traceback ..."), 1, tmp_path / "run")
-    assert (tmp_path / "run" / "error.txt").read_text().startswith("Traceback ...")
+    assert "Traceback ..." in (tmp_path / "run" / "error.txt").read_text()
+
+
+def test_the_end_of_the_budget_names_the_attempts_and_the_last_reason(tmp_path: Path) -> None:
+    lost = JobOutcome((WorkerFailure(1, "", "The actor died unexpectedly", "", 1.0),), attempt=4)
+    with pytest.raises(LaunchError) as caught:
+        raise_failure(lost, 2, tmp_path)
+    message, where = str(caught.value).splitlines()
+    assert message.startswith("gave up after 4 attempts (cluster.max_restarts is 3); the same command resumes")
+    assert "rank 1 of 2 failed: its process was killed" in message
+    assert str(tmp_path / "error.txt") in where
+
+
+def test_an_error_after_a_restart_is_told_as_itself(tmp_path: Path) -> None:
+    failed = JobOutcome((WorkerFailure(1, "builtins.ValueError", "boom", "", 1.0),), attempt=2)
+    with pytest.raises(LaunchError, match=r"^rank 1 of 2 failed: ValueError: boom"):
+        raise_failure(failed, 2, tmp_path)
+
+
+def test_the_story_tells_every_attempt_of_the_last_launch(tmp_path: Path) -> None:
+    for attempt, problem in ((1, "an older launch"), (1, "first"), (2, "second")):
+        with pytest.raises(LaunchError):
+            raise_failure(JobOutcome(problem=problem, attempt=attempt), 1, tmp_path)
+    story = (tmp_path / "error.txt").read_text()
+    assert "older" not in story
+    assert story.index("attempt 1\nfirst") < story.index("attempt 2\nsecond")
+
+
+def checkpoint_at(step: int, checkpoints: Path) -> Path:
+    folder = checkpoints / f"step_{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    write_marker(folder)
+    return folder
+
+
+def config_that_resumes(resume: str, run_dir: Path) -> PretrainConfig:
+    config = config_with_batch(4, run_dir)
+    return config.model_copy(update={"train": config.train.model_copy(update={"resume": resume})})
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_restart_goes_on_from_the_newest_checkpoint(tmp_path: Path, resume: str) -> None:
+    assert config_of_restart(config_that_resumes(resume, tmp_path)) == config_that_resumes("auto", tmp_path)
+
+
+def test_a_restart_begins_at_the_named_checkpoint_until_there_is_a_newer_one(tmp_path: Path) -> None:
+    named = checkpoint_at(7, tmp_path / "other" / "checkpoints")
+    config = config_that_resumes(str(named), tmp_path / "run")
+    assert config_of_restart(config) == config
+    checkpoint_at(8, tmp_path / "run" / "checkpoints")
+    assert config_of_restart(config).train.resume == "auto"
+
+
+def test_the_newest_step_is_of_a_checkpoint_with_a_marker(tmp_path: Path) -> None:
+    assert newest_step(tmp_path / "checkpoints") == 0
+    checkpoint_at(4, tmp_path / "checkpoints")
+    checkpoint_at(12, tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "step_00000016").mkdir()
+    assert newest_step(tmp_path / "checkpoints") == 12
+
+
+def test_on_a_cluster_the_run_folder_must_be_the_same_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_call(config_with_batch(4, Path("run")), 2)
+    with pytest.raises(ConfigError, match=r"run\.dir is run, which is another folder on every node"):
+        check_call(config_with_batch(4, Path("run")), 2, "auto")
+    check_call(config_with_batch(4, tmp_path / "run"), 2, "auto")
+
+
+def test_the_job_asks_for_what_the_cluster_section_says(tmp_path: Path) -> None:
+    config = config_with_batch(4, tmp_path).model_copy(
+        update={"cluster": ClusterConfig(gpus_per_node=8, cpus_per_worker=6)}
+    )
+    job = job_of(config, 16)
+    assert (job.num_workers, job.cpus_per_worker, job.gpus_per_worker) == (16, 6, 1)
+    assert job_of(config_with_batch(4, tmp_path), 2).gpus_per_worker == 0

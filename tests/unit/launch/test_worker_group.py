@@ -5,17 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launch.worker_group import (
-    JobOutcome,
-    WorkerFailure,
-    WorkerJob,
-    order_by_cause,
-    read_failures,
-    read_job,
-    read_outcome,
-    write_job,
-    write_outcome,
-)
+import pytest
+
+from launch.outcome import read_failures
+from launch.worker_group import Attempt, WorkerJob, read_attempt, write_attempt
 
 # A module of the test's own: run_rank imports the function by name, on a process whose streams it takes over.
 MODULE = """
@@ -40,21 +33,17 @@ from launch.worker_group import WorkerJob, run_rank
 folder = Path(sys.argv[1])
 reported = []
 try:
-    run_rank(WorkerJob(sys.argv[2], {"steps": 250}, 1), folder, reported.append)
+    run_rank(WorkerJob(sys.argv[2], {"steps": 250}, 1), Path(sys.argv[3]), reported.append)
 finally:
     (folder / "reported.json").write_text(json.dumps(reported))
 """
 
 
-def failure(rank: int, error_type: str, message: str, time: float) -> WorkerFailure:
-    return WorkerFailure(rank, error_type, message, "", time)
-
-
-def run_rank_alone(folder: Path, function: str) -> subprocess.CompletedProcess:
+def run_rank_alone(folder: Path, function: str, notes: Path | None = None) -> subprocess.CompletedProcess:
     (folder / "rank_functions.py").write_text(MODULE)
     root = Path(__file__).resolve().parents[3]
     environment = {"RANK": "3", "PYTHONPATH": f"{folder}:{root}", "PATH": ""}
-    arguments = [sys.executable, "-c", RUN_RANK, str(folder), f"rank_functions:{function}"]
+    arguments = [sys.executable, "-c", RUN_RANK, str(folder), f"rank_functions:{function}", str(notes or folder)]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -75,21 +64,18 @@ def test_a_failing_rank_leaves_its_cause_and_its_output(tmp_path: Path) -> None:
     assert run.stdout == ""
 
 
-def test_a_job_and_its_outcome_survive_the_way_through_files(tmp_path: Path) -> None:
-    job = WorkerJob("module:function", {"list": [1, 2.5, None], "nested": {"text": "ä"}}, 3)
-    write_job(tmp_path, job)
-    assert read_job(tmp_path) == job
-    assert read_outcome(tmp_path) is None
-    outcome = JobOutcome((failure(1, "builtins.ValueError", "boom\nmore", 2.5),), "problem", "traceback")
-    write_outcome(tmp_path, outcome)
-    assert read_outcome(tmp_path) == outcome
+def test_a_rank_that_cannot_write_its_notes_still_raises_its_own_error(tmp_path: Path) -> None:
+    """A node that does not share the run folder: Ray passes the exception on."""
+    run = run_rank_alone(tmp_path, "fail", notes=tmp_path / "not-shared")
+    assert run.returncode == 1
+    assert "not-shared/rank-3.log: cannot be written from here" in run.stderr
+    assert "FloatingPointError: step 7: the loss is nan" in run.stderr
+    assert not (tmp_path / "not-shared").exists()
 
 
-def test_the_likely_cause_comes_first() -> None:
-    closed = "[pair.cc:561] Connection closed by peer [127.0.0.1]:2453"
-    broken_peer = failure(0, "builtins.RuntimeError", closed, 1.0)
-    lost = failure(2, "", "The actor died unexpectedly", 3.0)
-    raised = failure(1, "builtins.ValueError", "boom", 4.0)
-    raised_later = failure(3, "builtins.ValueError", "boom too", 5.0)
-    assert order_by_cause([broken_peer, lost]) == (lost, broken_peer)
-    assert order_by_cause([broken_peer, lost, raised_later, raised]) == (raised, raised_later, lost, broken_peer)
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_an_attempt_survives_the_way_through_a_file(tmp_path: Path, address: str | None) -> None:
+    job = WorkerJob("module:function", {"list": [1, 2.5, None], "nested": {"text": "ä"}}, 3, 2, 1)
+    attempt = Attempt(job, 2, address, tmp_path / "notes")
+    write_attempt(tmp_path, attempt)
+    assert read_attempt(tmp_path) == attempt
