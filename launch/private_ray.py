@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
-from launch.processes import end_processes
+from launch.processes import CARETAKER, end_processes
 from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT
 from launch.worker_group import Attempt, WorkerJob, log_path, write_attempt
 
@@ -209,7 +209,7 @@ def _private_folder() -> Iterator[Path]:
 def _caretaker(folder: Path) -> Iterator[None]:
     """A process that ends what belongs to the folder when this one was killed and cannot."""
     caretaker = subprocess.Popen(
-        [sys.executable, "-m", "launch.processes", str(folder)],
+        [*CARETAKER, str(folder)],
         stdin=subprocess.PIPE,  # closes when this process dies
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -14,13 +14,17 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+# Followed by a folder: starts its caretaker.
+CARETAKER = [sys.executable, "-m", "launch.processes"]
+
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Processes that belong to the Ray living in this folder, whoever their parent is by now.
 
     The folder's name is unique to one launch and stands on the command line (gcs, raylet, dashboard), in the
     environment, or behind the standard output (workers and what they start) of each of its processes. This process
-    itself is left out.
+    itself is left out, and so is the folder's caretaker: it must outlive the rest, in case this process is killed while
+    it ends them.
     """
     name = str(folder)
     return [process for process in psutil.process_iter() if process.pid != os.getpid() and _mentions(process, name)]
@@ -42,7 +46,10 @@ def _mentions(process: psutil.Process, name: str) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        if any(name in argument for argument in process.cmdline()):
+        command = process.cmdline()
+        if command[1:3] == CARETAKER[1:3]:
+            return False
+        if any(name in argument for argument in command):
             return True
         if any(name in value for value in process.environ().values()):
             return True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.processes import end_processes, processes_of
+from launch.processes import CARETAKER, end_processes, processes_of
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
@@ -68,3 +68,32 @@ def test_what_ignores_sigterm_is_killed(tmp_path: Path, started: list[subprocess
     end_processes(tmp_path, patience=0.5)
     assert stubborn.poll() is not None
     assert processes_of(tmp_path) == []
+
+
+def test_the_caretaker_ends_everything_when_the_command_is_gone_and_not_before(
+    tmp_path: Path, started: list[subprocess.Popen]
+) -> None:
+    folder = tmp_path / "t4p-one"
+    folder.mkdir()
+    caretaker = subprocess.Popen([*CARETAKER, str(folder)], stdin=subprocess.PIPE)
+    first, second = (folder / name for name in ("first", "second"))
+    started.append(caretaker)
+
+    def start(log: Path) -> subprocess.Popen:
+        with log.open("wb") as output:
+            process = subprocess.Popen([sys.executable, "-c", SLEEP], stdout=output)
+        started.append(process)
+        wait_for_output(log)
+        return process
+
+    ended_here = start(first)
+    end_processes(folder)
+    assert ended_here.poll() is not None
+    assert caretaker.poll() is None, "a command that is killed while it cleans up still has its caretaker"
+
+    left_behind = start(second)
+    assert caretaker.stdin is not None
+    caretaker.stdin.close()  # as the death of the command would
+    assert left_behind.wait(timeout=60) != 0
+    assert caretaker.wait(timeout=60) == 0
+    assert not folder.exists()

@@ -7,8 +7,11 @@ import pytest
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
 from launch.trainer import check_call, config_of_restart, job_of, launch_pretrain, newest_step, raise_failure
+from shards.schema import CallError
+from shards.store import MissingBucketError
 from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, TrainConfig
 from t4p.errors import ConfigError, RunError
+from t4p.models.dense_clip import ClipError
 from t4p.train.checkpoint import write_marker
 
 
@@ -101,8 +104,12 @@ def test_a_failure_names_the_rank_and_the_cause(tmp_path: Path, error_type: str,
     assert "Traceback ..." in story
 
 
-def test_a_mistake_that_only_a_worker_can_see_is_still_a_mistake_of_the_call(tmp_path: Path) -> None:
-    failure = WorkerFailure(0, "t4p.errors.ConfigError", "data.image_size is 481x640", "Traceback ...", 1.0)
+@pytest.mark.parametrize("mistake", [ConfigError, ClipError, CallError, MissingBucketError])
+def test_a_mistake_that_only_a_worker_can_see_is_still_a_mistake_of_the_call(
+    tmp_path: Path, mistake: type[Exception]
+) -> None:
+    error_type = f"{mistake.__module__}.{mistake.__qualname__}"
+    failure = WorkerFailure(0, error_type, "data.image_size is 481x640", "Traceback ...", 1.0)
     with pytest.raises(ConfigError, match=r"^data\.image_size is 481x640$"):
         raise_failure(JobOutcome((failure,)), 1, tmp_path / "run")
 
