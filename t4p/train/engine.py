@@ -150,9 +150,9 @@ class Engine:
         self._stage_0_norm = 0.0
         if settings.zero_stage == 3 and leaf_classes:
             _make_leaves(module, leaf_classes)
-        optimizer = build_optimizer(_decay_groups(module, settings.weight_decay))
+        self._optimizer = build_optimizer(_decay_groups(module, settings.weight_decay))
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=config, dist_init_required=False
+            model=module, optimizer=self._optimizer, config=config, dist_init_required=False
         )
 
     @property
@@ -204,14 +204,29 @@ class Engine:
 
         The world size must be the saved one, unless the checkpoint is universal or of stage 0.
         """
+        groups = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         self._engine.load_checkpoint(str(checkpoints), tag=name)
         if self._load_universal:
-            # DeepSpeed restores parameters and optimizer; buffers would keep their initial values.
-            saved = _saved_states(checkpoints / name)
-            buffers = dict(self.module.named_buffers())
-            with torch.no_grad():
-                for buffer_name in saved["buffer_names"]:
-                    buffers[buffer_name].copy_(saved["module"][buffer_name])
+            self._mend_universal_load(groups, checkpoints / name)
+
+    def _mend_universal_load(self, groups: Sequence[dict[str, Any]], checkpoint: Path) -> None:
+        """What DeepSpeed 0.19.8 leaves out or gets wrong when it loads a universal checkpoint.
+
+        Args:
+            groups: the hyperparameters of the optimizer's groups, as configured.
+        """
+        # Stage 3 gives every group the hyperparameters of the first, so that norms and biases would decay too, ...
+        for group, own in zip(self._optimizer.param_groups, groups, strict=True):
+            group.update(own)
+        # ... and one step counter to all of them, which then counts once for each.
+        for state in self._optimizer.state.values():
+            state["step"] = torch.as_tensor(state["step"]).clone()
+        # No stage restores buffers: they would keep their initial values.
+        saved = _saved_states(checkpoint)
+        buffers = dict(self.module.named_buffers())
+        with torch.no_grad():
+            for name in saved["buffer_names"]:
+                buffers[name].copy_(saved["module"][name])
 
 
 def convert_to_universal(checkpoint: Path, destination: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,9 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
     """Write one checkpoint, its marker last, and delete whole ones beyond the newest `keep`. Collective.
 
     Raises:
-        CheckpointError: a file cannot be written, here or on another rank. No collective follows: the process should
-            end, and the others' wait for it with it.
+        CheckpointError: this rank cannot write a file. No collective follows: the process should end, and the others'
+            wait for it with it.
+        RuntimeError: another rank was lost meanwhile, as in any collective.
     """
     name = checkpoint_name(state.step)
     directory = checkpoints / name
@@ -154,15 +156,24 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
             write_state(directory, state)
             write_marker(directory)
         barrier()  # nobody goes on, and perhaps dies, before the checkpoint counts
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError, and a lost rank too
+    except (OSError, RuntimeError) as error:
+        if not _is_about_files(error):
+            raise
         raise CheckpointError(
-            f"{directory}: rank {rank()} could not write it ({first_line(error)}); {free_space(checkpoints)}. If the "
-            "connection was lost, another rank failed first. It has no marker, so it will not be used; make room and "
-            "start again: the run resumes from the last whole checkpoint"
+            f"{directory}: rank {rank()} could not write it ({first_line(error)}); {free_space(checkpoints)}. It has "
+            "no marker, so it will not be used; make room and start again: the run resumes from the last whole one"
         ) from error
     if rank() == 0:
         for sentence in delete_expired(checkpoints, state.step, keep):
             print(sentence, flush=True)  # noqa: T201
+
+
+def _is_about_files(error: Exception) -> bool:
+    """torch reports a full disk as a RuntimeError, and a lost rank too: where it was raised tells which."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, OSError) or any(
+        frame.f_code.co_filename == torch.serialization.__file__ for frame, _ in frames
+    )
 
 
 def _validate(engine: Engine, task: Task, step: int, log: RunLog | None) -> None:
