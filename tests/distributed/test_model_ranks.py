@@ -1,0 +1,308 @@
+"""The whole pre-training module on several gloo processes must train as one process that sees every frame.
+
+Plain torch, float64, SGD, gradients averaged over ranks as DeepSpeed does: what remains between worlds is the order of
+sums. The file is its own worker: `python test_model_ranks.py RANK FOLDER` is that rank of every world in turn.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from rank_processes import joined_world, replaced, run_ranks
+from torch import Tensor
+
+import t4p.losses.contrastive as contrastive
+import t4p.models.norm as norm_module
+from t4p.config import AugmentConfig, PretrainConfig, load_config
+from t4p.data.decode import DecodedFrame
+from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.data.stream import join
+from t4p.models.sparse.minkowski import load_minkowski_engine
+from t4p.tasks.pretrain import PretrainModule, PretrainTask
+
+WORLD_SIZES = (1, 2, 3)
+TOLERANCE = 1e-9
+# Float32 over three steps; 4e-7 was measured.
+TOLERANCE_FLOAT32 = 1e-5
+
+CLIP_DIM = 16
+NO_READING = 100  # a frame without any depth
+# The frames of every step; rank r of W takes each W-th. Uneven counts, steps with fewer frames than ranks, a frame
+# without a voxel, a step without a frame. The first three steps have an idle rank in worlds of two and of three.
+FRAMES_OF_STEP: tuple[tuple[int, ...], ...] = (
+    (0, 1, 2, 3, 4),
+    (5,),
+    (6, 7, 8),
+    (),
+    (NO_READING, 9, 10),
+    (11, NO_READING),
+    (12, 13),
+    (14, 15, 16, 17),
+    (0, 6),
+    (1, 2, 3),
+)
+FEW_STEPS = 3
+LEARNING_RATE = 0.05
+
+SETTINGS = SampleSettings(
+    image_size=(48, 64),
+    cell_grid=(3, 4),
+    decoder_grid=(6, 8),
+    pixel_stride=2,
+    max_depth=10.0,
+    in_world=False,
+    voxel_size=0.12,
+    num_strides=2,
+    point_features=("color", "position"),
+    num_pairs_e=20,
+    num_pairs_d=60,
+    augment=AugmentConfig(),
+    seed=0,
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a rank has after each step, in float64.
+
+    Attributes:
+        terms: (steps, 7) what the module returns: losses and logit scales averaged over ranks, pairs summed.
+        parameters: (steps, P).
+        buffers: (steps, B).
+    """
+
+    terms: Tensor
+    parameters: Tensor
+    buffers: Tensor
+
+
+def make_config(**overrides: object) -> PretrainConfig:
+    return load_config(
+        [],
+        [
+            "run.dir=unused",
+            "data.shards=[unused]",
+            "model.sparse_backend=native",
+            "model.point_features=[color, position]",
+            "model.embed_dim_d=8",
+            "model.unet.plan=Res16UNet14A",
+            "model.unet.num_strides=2",
+            "model.unet.stem_channels=8",
+            "model.unet.stem_kernel_size=3",
+            "model.unet.encoder_channels=[8, 12]",
+            "model.unet.decoder_channels=[12, 8]",
+            "model.text_query.num_heads=4",
+            "model.decoder2d.hidden_channels=8",
+            "model.decoder2d.upsample=2",
+            *(f"{key}={value}" for key, value in overrides.items()),
+        ],
+    )
+
+
+@cache
+def make_sample(frame: int) -> FrameSample:
+    """A bumpy wall about 2 m ahead, seen by real code from the depth image on."""
+    rng = np.random.default_rng(frame)
+    height, width = SETTINGS.image_size
+    color = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
+    depth = np.kron(2 + 0.5 * rng.random((6, 8)), np.ones((8, 8))).astype(np.float32)
+    depth[rng.random(depth.shape) < 0.2 * (frame % 4)] = 0  # frames differ in size
+    if frame == NO_READING:
+        depth[:] = 0
+    K = np.array([[55.0, 0, 31.5], [0, 55.0, 23.5], [0, 0, 1]])
+    return build_sample(DecodedFrame(color, depth, K, K, np.eye(4), None), f"room/{frame}", 0, SETTINGS)
+
+
+class StandInTowers:
+    """A frozen tower in float64, so that a frame's features do not depend on the frames beside it."""
+
+    image_mean = image_std = (0.5, 0.5, 0.5)
+
+    def to(self, device: torch.device) -> "StandInTowers":
+        return self
+
+    def encode_labels(self, labels: object, template: str) -> Tensor:
+        return torch.randn(5, CLIP_DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def dense_features(self, images: Tensor) -> Tensor:
+        projection = torch.randn(CLIP_DIM, 3 * 16 * 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        cells = F.unfold(images.double(), 16, stride=16)
+        return (projection @ cells).tanh().unflatten(2, SETTINGS.cell_grid)
+
+
+def inputs_of(task: PretrainTask, frames: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """What PretrainModule takes, floats in the wanted type."""
+    inputs = task.inputs(join([make_sample(frame) for frame in frames], SETTINGS))
+    return [value.to(dtype) if value.is_floating_point() else value for value in inputs]
+
+
+def train(config: PretrainConfig, num_steps: int, dtype: torch.dtype = torch.float64) -> Trained:
+    """Train this rank of the world. Collective."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    module = PretrainModule(config.model, config.loss, CLIP_DIM).to(dtype)
+    task = PretrainTask(StandInTowers(), config.model, torch.device("cpu"), None)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
+    terms, parameters, buffers = [], [], []
+    for frames in FRAMES_OF_STEP[:num_steps]:
+        results = torch.stack(module(*inputs_of(task, frames[rank::world_size], dtype)))
+        optimizer.zero_grad()
+        results[0].backward()
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size
+        optimizer.step()
+        of_all = results.detach().double()
+        dist.all_reduce(of_all)
+        of_all[:5] /= world_size
+        terms.append(of_all)
+        parameters.append(flat(module.parameters()))
+        buffers.append(flat(module.buffers()))
+    return Trained(torch.stack(terms), torch.stack(parameters), torch.stack(buffers))
+
+
+def flat(tensors: object) -> Tensor:
+    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+
+
+# --- planted bugs: each is one that public code has ---------------------------------------------------------------
+
+
+def no_grad_gather(contributions: Tensor, counts: list[int]) -> Tensor:
+    return contributions[dist.get_rank(), : counts[dist.get_rank()]]
+
+
+def weight_of_local_mean(layout: contrastive._Layout) -> float:
+    return 0.5 / max(layout.num_rows, 1)
+
+
+def weight_without_world_size(layout: contrastive._Layout) -> float:
+    return 0.5 / max(sum(layout.counts), 1)
+
+
+PLANTED_BUGS: dict[str, Callable[[], AbstractContextManager]] = {
+    "gather_without_gradient": lambda: replaced(contrastive, "reduce_scatter_rows", no_grad_gather),
+    "loss_scaled_by_the_local_count": lambda: replaced(contrastive._Layout, "weight", property(weight_of_local_mean)),
+    "loss_not_scaled_by_world_size": lambda: replaced(
+        contrastive._Layout, "weight", property(weight_without_world_size)
+    ),
+    "batch_norm_of_each_rank_alone": lambda: replaced(norm_module, "SyncRowBatchNorm", norm_module.RowBatchNorm),
+    "batch_norm_backward_of_each_rank_alone": lambda: replaced(
+        norm_module, "all_reduce_sum", lambda tensor, group: tensor
+    ),
+}
+
+
+# --- workers ------------------------------------------------------------------------------------------------------
+
+
+def has_minkowski() -> bool:
+    try:
+        load_minkowski_engine()
+    except ImportError:
+        return False
+    return True
+
+
+def run_world(world_size: int) -> dict[str, Trained]:
+    config = make_config()
+    found = {"right": train(config, len(FRAMES_OF_STEP))}
+    if has_minkowski():
+        found["minkowski"] = train(make_config(**{"model.sparse_backend": "minkowski"}), FEW_STEPS, torch.float32)
+    if world_size == 2:
+        checkpointing = make_config(**{"model.unet.activation_checkpointing": True})
+        found["checkpointed"] = train(checkpointing, len(FRAMES_OF_STEP))
+        for name, plant in PLANTED_BUGS.items():
+            with plant():
+                found[name] = train(config, FEW_STEPS)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Trained]]]:
+    """By world size, what each of its ranks found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(__file__, max(WORLD_SIZES), folder)
+    return {size: [read(folder / f"found_{size}_{rank}.pt") for rank in range(size)] for size in WORLD_SIZES}
+
+
+def read(path: Path) -> dict[str, Trained]:
+    return {name: Trained(**tensors) for name, tensors in torch.load(path).items()}
+
+
+def largest_error(found: Trained, wanted: Trained) -> float:
+    """Over losses, parameters and buffers after every step, relative to what is larger than 1."""
+    errors = []
+    for name, values in vars(found).items():
+        reference = getattr(wanted, name)[: len(values)]
+        errors.append(((values - reference).abs() / reference.abs().clamp_min(1)).max().nan_to_num(torch.inf))
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_ten_steps_of_several_ranks_equal_those_of_one(found, world_size):
+    (alone,) = found[1]
+    for rank in found[world_size]:
+        assert largest_error(rank["right"], alone["right"]) < TOLERANCE
+
+
+def test_the_steps_are_worth_comparing(found):
+    """Losses of pairs from all frames, parameters and running statistics that move."""
+    (alone,) = found[1]
+    right = alone["right"]
+    with_pairs = [index for index, frames in enumerate(FRAMES_OF_STEP) if set(frames) - {NO_READING}]
+    assert (right.terms[with_pairs, :3] > 0.5).all()
+    for values in (right.parameters, right.buffers):
+        assert all((values[a] - values[b]).abs().max() > 1e-3 for a, b in pairwise(with_pairs))
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_parameters_and_buffers_are_the_same_bits_on_every_rank(found, world_size):
+    first, *others = (rank["right"] for rank in found[world_size])
+    for other in others:
+        assert torch.equal(other.parameters, first.parameters)
+        assert torch.equal(other.buffers, first.buffers)
+
+
+def test_activation_checkpointing_changes_no_bit_of_two_ranks(found):
+    for rank in found[2]:
+        for name, values in vars(rank["checkpointed"]).items():
+            assert torch.equal(values, getattr(rank["right"], name)), name
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_minkowski_trains_on_several_ranks_too(found, world_size):
+    (alone,) = found[1]
+    if "minkowski" not in alone:
+        pytest.skip("MinkowskiEngine is not installed")
+    assert largest_error(alone["minkowski"], alone["right"]) < TOLERANCE_FLOAT32
+    for rank in found[world_size]:
+        assert largest_error(rank["minkowski"], alone["minkowski"]) < TOLERANCE_FLOAT32
+
+
+@pytest.mark.parametrize("bug", PLANTED_BUGS)
+def test_the_comparison_rejects_a_planted_bug(found, bug):
+    (alone,) = found[1]
+    for rank in found[2]:
+        assert largest_error(rank[bug], alone["right"]) > 1000 * TOLERANCE
+
+
+if __name__ == "__main__":
+    own_rank, own_folder = int(sys.argv[1]), Path(sys.argv[2])
+    for size in WORLD_SIZES:
+        if own_rank < size:
+            with joined_world(own_rank, size, own_folder):
+                of_world = run_world(size)
+            torch.save(
+                {name: vars(trained) for name, trained in of_world.items()}, own_folder / f"found_{size}_{own_rank}.pt"
+            )
