@@ -9,23 +9,20 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from launch import cli as launch_cli
 from shards import cli as shards_cli
 from shards.schema import CallError, ShardError
 from t4p import checkpoint_cli
+from t4p.cli_arguments import ConfigArguments, split_arguments
 from t4p.config import load_config
 from t4p.errors import ConfigError, RunError
 
 app = typer.Typer(
     help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-launch_app = typer.Typer(help="Start jobs on Ray.", no_args_is_help=True)
 app.add_typer(shards_cli.app, name="shards")
 app.add_typer(checkpoint_cli.app, name="checkpoint")
-app.add_typer(launch_app, name="launch")
-
-ConfigArguments = Annotated[
-    list[str], typer.Argument(metavar="CONFIG... [section.key=value ...]", help="YAML files, then overrides.")
-]
+app.add_typer(launch_cli.app, name="launch")
 
 
 @app.command()
@@ -48,7 +45,7 @@ def quickstart(
 @app.command()
 def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
-    config = load_config(*_split(arguments))
+    config = load_config(*split_arguments(arguments))
     from t4p.tasks.pretrain import run
     from t4p.train.engine import stop_process_group
 
@@ -58,18 +55,6 @@ def pretrain(arguments: ConfigArguments) -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
         raise typer.Exit(130) from None
-
-
-@launch_app.command("pretrain")
-def launch_pretrain(
-    arguments: ConfigArguments,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes, one per GPU or CPU share.")] = 1,
-) -> None:
-    """Pre-train with several workers on a private Ray that ends with this command."""
-    config = load_config(*_split(arguments))
-    from launch.trainer import launch_pretrain as run_launch
-
-    run_launch(config, workers)
 
 
 @shards_cli.app.command("order")
@@ -118,11 +103,6 @@ def main() -> NoReturn:
     except (RunError, ShardError) as error:
         _fail(error, 1)
     sys.exit(0)
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Files come first, `key=value` overrides after them, in any mixture."""
-    return [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
 
 
 def _fail(error: Exception, status: int) -> NoReturn:
