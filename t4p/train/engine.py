@@ -220,7 +220,8 @@ class Engine:
             group.update(own)
         # ... and one step counter to all of them, which then counts once for each.
         for state in self._optimizer.state.values():
-            state["step"] = torch.as_tensor(state["step"]).clone()
+            if "step" in state:
+                state["step"] = torch.as_tensor(state["step"]).clone()
         # No stage restores buffers: they would keep their initial values.
         saved = _saved_states(checkpoint)
         buffers = dict(self.module.named_buffers())

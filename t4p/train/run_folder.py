@@ -211,14 +211,15 @@ def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
 
 def _choose(resume: str, checkpoints: Path) -> Path | None:
     if resume not in ("auto", "never"):
-        verify_marker(Path(resume))
+        named = Path(resume)
+        verify_marker(named)
         newest, _ = newest_checkpoint(checkpoints)
-        if newest is not None and newest.resolve() != Path(resume).resolve():
+        if newest is not None and not _same_checkpoint(named, newest):
             raise ConfigError(
                 f"train.resume is {resume}, but {checkpoints} holds {newest.name}: going on from another one would mix "
                 "two runs; choose another run.dir (it may begin from this checkpoint), or set train.resume=auto"
             )
-        return Path(resume)
+        return named
     newest, passed_over = newest_checkpoint(checkpoints)
     if resume == "never":
         if newest is not None:
@@ -232,6 +233,13 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
     if newest is not None:
         say(f"resuming from {newest}")
     return newest
+
+
+def _same_checkpoint(named: Path, newest: Path) -> bool:
+    """Whether a path is the newest checkpoint, or its universal form, wherever that was written."""
+    if is_universal(named):
+        return read_state(named) == read_state(newest)
+    return named.resolve() == newest.resolve()
 
 
 def say(message: str) -> None:

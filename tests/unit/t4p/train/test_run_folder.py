@@ -1,0 +1,59 @@
+"""Which checkpoint a run begins from."""
+
+import shutil
+
+import pytest
+
+from t4p.errors import CheckpointError, ConfigError
+from t4p.train.checkpoint import CheckpointState, checkpoint_name, write_marker, write_state
+from t4p.train.run_folder import choose_checkpoint
+from t4p.train.universal import make_universal
+
+
+def make(checkpoints, step):
+    directory = checkpoints / checkpoint_name(step)
+    directory.mkdir(parents=True)
+    (directory / "model.pt").write_bytes(b"weights")
+    write_state(directory, CheckpointState(step, 2, {}, (), "", {}))
+    write_marker(directory)
+    return directory
+
+
+def convert(source, destination):
+    shutil.copytree(source, destination / "zero")
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    make(tmp_path, 1)
+    make(tmp_path, 2)
+    return tmp_path
+
+
+def test_auto_takes_the_newest_whole_one_and_never_a_universal_one(checkpoints):
+    newest = checkpoints / "step_00000002"
+    make_universal(newest, checkpoints / "step_00000002.universal", convert, print)
+    assert choose_checkpoint("auto", checkpoints) == newest
+    (newest / "model.pt").write_bytes(b"Weights")
+    assert choose_checkpoint("auto", checkpoints) == checkpoints / "step_00000001"
+    assert choose_checkpoint("auto", checkpoints / "nothing") is None
+
+
+def test_the_newest_may_be_named_also_in_its_universal_form_elsewhere(checkpoints, tmp_path_factory):
+    newest, elsewhere = checkpoints / "step_00000002", tmp_path_factory.mktemp("other") / "converted"
+    make_universal(newest, elsewhere, convert, print)
+    assert choose_checkpoint(str(newest), checkpoints) == newest
+    assert choose_checkpoint(str(elsewhere), checkpoints) == elsewhere
+    make(checkpoints, 3)
+    for older in (newest, elsewhere):
+        with pytest.raises(ConfigError, match="holds step_00000003: going on from another one would mix two runs"):
+            choose_checkpoint(str(older), checkpoints)
+        assert choose_checkpoint(str(older), checkpoints / "another run") == older
+
+
+def test_what_is_not_whole_cannot_be_named(checkpoints):
+    (checkpoints / "step_00000002" / "model.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.pt: missing"):
+        choose_checkpoint(str(checkpoints / "step_00000002"), checkpoints)
+    with pytest.raises(ConfigError, match=r"train.resume is 'never', but .* holds step_00000001"):
+        choose_checkpoint("never", checkpoints)
