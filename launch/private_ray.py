@@ -173,7 +173,7 @@ def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcom
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     log = (folder / "driver.log").read_text(encoding="utf-8", errors="replace")
     return JobOutcome(
-        problem=f"the process that runs Ray {how} before the job was over; its last lines:\n{last_lines(log, 15)}",
+        problem=f"the process that runs Ray {how} before the job was over\nits last lines:\n{last_lines(log, 15)}",
         problem_is_loss=status < 0 or (folder / CONNECTED).exists(),
     )
 

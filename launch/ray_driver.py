@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -30,6 +31,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics 
 # Seconds until a cluster must have shown nodes that can hold the world. A cluster that just came up announces them one
 # after another; after a lost node, whoever runs the cluster may be putting another in its place.
 FIRST_PATIENCE = 5.0
+REACHABLE_TIMEOUT = 5.0  # seconds for a TCP connection to the head
 # How long Ray Train waits for free places, by its own variable; launch.private_ray gives a default.
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # One line each, for whoever watches: the driver has no terminal.
@@ -47,10 +49,11 @@ def main(folder: Path) -> None:
     try:
         outcome = JobOutcome(failures=run_attempt(attempt, folder))
     except Exception as error:
+        is_loss = follows_loss(error)
         outcome = JobOutcome(
-            problem=str(error),
+            problem=f"a process of Ray's own is gone ({str(error).partition(chr(10))[0]})" if is_loss else str(error),
             problem_traceback=traceback.format_exc(),
-            problem_is_loss=follows_loss(error),
+            problem_is_loss=is_loss,
         )
     write_outcome(folder, outcome)
 
@@ -91,6 +94,40 @@ def worker_env_vars(job: WorkerJob, given: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in given}
 
 
+def check_reachable(ray_address: str) -> None:
+    """Refuse an address that nobody listens at: Ray itself tries for minutes, and then aborts.
+
+    Args:
+        ray_address: of RAY_ADDRESS; anything but host:port is left to Ray.
+
+    Raises:
+        LaunchError: names the address.
+    """
+    host, colon, port = ray_address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=REACHABLE_TIMEOUT).close()
+    except OSError as error:
+        raise LaunchError(
+            f"RAY_ADDRESS is {ray_address}, where no Ray cluster listens ({error}); set it to host:port of the head of "
+            "one, as `ray status` on a node shows it"
+        ) from error
+
+
+def describe_no_cluster(error: BaseException) -> str:
+    """Why Ray did not connect, and the next move."""
+    if "AuthToken" in "".join(traceback.format_exception(error)):
+        return (
+            f"{error}: the token is missing or wrong; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file with "
+            "the token of this cluster"
+        )
+    return (
+        f"there is no Ray cluster to connect to ({str(error).partition(chr(10))[0]}); run it inside a Ray job or on a "
+        "node of the cluster, or set RAY_ADDRESS to host:port of its head"
+    )
+
+
 def _start_private_ray(job: WorkerJob, folder: Path) -> bool:
     """Returns whether the workers have a GPU each."""
     import ray
@@ -124,6 +161,7 @@ def _join_cluster(attempt: Attempt, folder: Path) -> bool:
     import ray
 
     job = attempt.job
+    check_reachable(os.environ.get("RAY_ADDRESS", ""))
     # Inside a Ray job ray.init merges the job's environment (working_dir included) into what it is given.
     of_job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     try:
@@ -134,10 +172,7 @@ def _join_cluster(attempt: Attempt, folder: Path) -> bool:
             logging_level="ERROR",
         )
     except ConnectionError as error:
-        raise LaunchError(
-            f"--address {attempt.address}: no Ray cluster to connect to ({str(error).splitlines()[0]}); run it inside "
-            "a Ray job or on a node of the cluster, or set RAY_ADDRESS to host:port of its head"
-        ) from error
+        raise LaunchError(describe_no_cluster(error)) from error
     _wait_for_nodes(attempt, folder)
     return job.gpus_per_worker > 0
 

@@ -55,7 +55,7 @@ def launch_pretrain(
         write_story(outcome, run_dir / "error.txt")
         step = newest_step(run_dir / "checkpoints")
         whence = f"from step {step}" if step else "from the beginning"
-        say(f"lost {lost}; restart {outcome.attempt} of {max_restarts} goes on {whence}")
+        say(f"{lost}; restart {outcome.attempt} of {max_restarts} goes on {whence}")
         return job_of(config_of_restart(config), num_workers)
 
     say(f"run folder: {config.run.dir}")
