@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from t4p.train.distributed import all_gather_equal, all_reduce_sum, subgroup, world_size
+from t4p.train.distributed import all_gather_equal, all_reduce_max, all_reduce_sum, subgroup, world_size
 
 NormKind = Literal["sync_batch", "batch", "layer"]
 NormFactory = Callable[[int], nn.Module]
@@ -28,14 +28,15 @@ def build_norm(kind: NormKind, group_size: int | None = None) -> NormFactory:
     """What makes the norms of one network: num_channels to a module over rows (V, num_channels).
 
     Every norm computes in float32 also under autocast (in float64 for float64), and takes any number of rows, 0 too.
-    All kinds but layer have the same entries in a state dict. Running statistics are equal on all ranks only with
-    sync_batch over all of them: with batch, and with a group size, each rank (group) has its own.
+    All kinds but layer have the same entries in a state dict. With batch, and with a group size, each rank or group
+    moves running statistics of its own, until merge_running_statistics makes them one.
 
     Args:
         group_size: sync_batch: so many consecutive ranks share statistics; None is all of them. Collective when given.
 
     Raises:
-        ValueError: an unknown kind, or a group size that does not divide the world size.
+        ValueError: an unknown kind, or a group size that does not divide the world size (alone, any will do: that is
+            how `t4p plan` builds the network of a large world).
     """
     if kind == "layer":
         return RowLayerNorm
@@ -43,14 +44,38 @@ def build_norm(kind: NormKind, group_size: int | None = None) -> NormFactory:
         return RowBatchNorm
     if kind != "sync_batch":
         raise ValueError(f"unknown norm {kind!r}; choose sync_batch, batch or layer")
+    if world_size() == 1:
+        return RowBatchNorm
     if group_size is None or group_size == world_size():
-        return RowBatchNorm if world_size() == 1 else SyncRowBatchNorm
+        return SyncRowBatchNorm
     if world_size() % group_size:
         raise ValueError(
             f"norm_group_size is {group_size}, which does not divide the world size, {world_size()}; choose a divisor, "
             "or leave it out for all ranks"
         )
     return RowBatchNorm if group_size == 1 else partial(SyncRowBatchNorm, group=subgroup(group_size))
+
+
+@torch.no_grad()
+def merge_running_statistics(module: nn.Module) -> None:
+    """Give every rank the mean of all ranks' running statistics, as if they had seen equally many rows. Collective.
+
+    For norms over one rank or a group of ranks, before their statistics are used or saved: a checkpoint holds those of
+    rank 0 alone. Where they are equal already nothing changes, and where all norms are over all ranks nothing is sent.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, RowBatchNorm) and not norm.over_all_ranks]
+    if not norms:
+        return
+    sizes = [norm.num_features for norm in norms]
+    own = [torch.cat([getattr(norm, name) for norm in norms]) for name in ("running_mean", "running_var")]
+    # In float64: the mean of equal numbers is then that number.
+    means, variances = all_gather_equal(torch.stack(own).double()).unbind(1)
+    mean = means.mean(0)
+    variance = (variances + (means - mean).square()).mean(0)
+    batches = all_reduce_max(torch.stack([norm.num_batches_tracked for norm in norms]))
+    for norm, *merged in zip(norms, mean.split(sizes), variance.split(sizes), batches, strict=True):
+        for buffer, value in zip((norm.running_mean, norm.running_var, norm.num_batches_tracked), merged, strict=True):
+            buffer.copy_(value)
 
 
 class Recomputation(AbstractContextManager[None]):
@@ -91,6 +116,11 @@ class RowBatchNorm(nn.BatchNorm1d):
     running_var: Tensor
     num_batches_tracked: Tensor
 
+    @property
+    def over_all_ranks(self) -> bool:
+        """All ranks share statistics, so that their running statistics are equal too."""
+        return world_size() == 1
+
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features (V, C), V >= 0."""
         with torch.autocast(features.device.type, enabled=False):
@@ -125,6 +155,10 @@ class SyncRowBatchNorm(RowBatchNorm):
         """
         super().__init__(num_channels)
         self._group = group
+
+    @property
+    def over_all_ranks(self) -> bool:
+        return self._group is None
 
     def _normalise(self, features: Tensor) -> Tensor:
         if not self.training:

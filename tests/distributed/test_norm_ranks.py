@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import t4p.models.norm as norm_module
-from t4p.models.norm import NormFactory, Recomputation, SyncRowBatchNorm, build_norm
+from t4p.models.norm import NormFactory, Recomputation, SyncRowBatchNorm, build_norm, merge_running_statistics
 
 WORLD_SIZES = (1, 2, 3, 4)
 # Relative to the largest entry (at least 1). Features under autocast are bfloat16, and so is their gradient.
@@ -217,6 +217,38 @@ def recomputation_differs(case: Case, build: NormFactory, rank: int) -> bool:
     return not all(torch.equal(a, b) for a, b in pairs)
 
 
+def check_merging(rank: int, world_size: int) -> None:
+    """Ranks with own running statistics get those of all rows, as equally many rows of each rank have them."""
+    rows = torch.randn(world_size, 50, 4, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    rows += torch.arange(world_size)[:, None, None]
+    norms = nn.ModuleList([build_norm("batch")(4), build_norm("sync_batch")(4), build_norm("layer")(4)])
+    norms[0].momentum = 1.0  # the statistics of the one batch
+    for norm in norms:
+        norm(rows[rank])
+    synchronised = [buffer.clone() for buffer in norms[1].buffers()]
+    merge_running_statistics(norms)
+    expected = rows.var(1).mean(0) + rows.mean(1).var(0, correction=0)
+    torch.testing.assert_close(norms[0].running_mean, rows.mean((0, 1)))
+    torch.testing.assert_close(norms[0].running_var, expected)
+    assert norms[0].num_batches_tracked == 1
+    merged = [buffer.clone() for buffer in norms.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(norms[1].buffers(), synchronised, strict=True))
+    for buffer in norms.buffers():
+        assert all(torch.equal(buffer, other) for other in gathered(buffer))
+    merge_running_statistics(norms)
+    assert all(torch.equal(a, b) for a, b in zip(norms.buffers(), merged, strict=True))
+
+
+def check_groups_merge() -> None:
+    """Also norms over groups of ranks; a batch that only the other group had counts."""
+    norm = build_norm("sync_batch", 2)(3)
+    norm(torch.randn(4 if dist.get_rank() >= 2 else 0, 3) + dist.get_rank())
+    merge_running_statistics(norm)
+    assert norm.num_batches_tracked == 1
+    assert norm.running_mean.abs().max() > 0.05
+    assert all(torch.equal(norm.running_mean, other) for other in gathered(norm.running_mean))
+
+
 # --- planted bugs -------------------------------------------------------------------------------------------------
 
 PLANTED_BUGS: dict[str, Callable[[], AbstractContextManager]] = {
@@ -244,8 +276,12 @@ def run_world(rank: int, world_size: int) -> dict:
     for name, plant in PLANTED_BUGS.items():
         with plant():
             report[name] = [errors_of(case, builds[None](case.num_channels), rank) for case in whole_world[:12]]
-    with pytest.raises(ValueError, match=f"norm_group_size is 5, .* the world size, {world_size}; choose"):
-        build_norm("sync_batch", 5)
+    check_merging(rank, world_size)
+    if world_size == 4:
+        check_groups_merge()
+    if world_size > 1:
+        with pytest.raises(ValueError, match=f"norm_group_size is 5, .* the world size, {world_size}; choose"):
+            build_norm("sync_batch", 5)
     return report
 
 

@@ -141,6 +141,14 @@ def test_a_text_query_that_does_not_fit_clip_is_refused_by_its_key(text_query, m
         build(**text_query)
 
 
+def test_a_norm_group_that_does_not_divide_the_world_is_refused_by_its_key(monkeypatch):
+    model = load_config(["configs/smoke.yaml"], ["data.shards=[a]", "model.norm_group_size=3"]).model
+    build_text4point(model, CLIP_DIM)  # alone there is nothing to divide
+    monkeypatch.setattr("t4p.models.norm.world_size", lambda: 4)
+    with pytest.raises(ConfigError, match=r"model\.norm_group_size is 3, which does not divide the world size, 4"):
+        build_text4point(model, CLIP_DIM)
+
+
 def test_a_backend_that_is_not_installed_is_refused_when_the_network_is_built(monkeypatch):
     load_minkowski_engine.cache_clear()
     monkeypatch.setitem(sys.modules, "MinkowskiEngine", None)  # then `import MinkowskiEngine` is an ImportError
