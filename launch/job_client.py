@@ -189,7 +189,7 @@ class Cluster:
                     f"{self.address} wants a token, and RAY_AUTH_MODE is disabled; {TOKEN_HELP}"
                 ) from error
             raise ConfigError(f"{self.address} refused the token from {self._token.origin}; {TOKEN_HELP}") from error
-        except (requests.exceptions.RequestException, ConnectionError, ValueError) as error:
+        except (requests.exceptions.RequestException, ConnectionError, ValueError, LookupError) as error:
             if first:
                 raise ConfigError(
                     f"--address {self.address}: no Ray answers there ({_innermost(error)}); check host, port and "
