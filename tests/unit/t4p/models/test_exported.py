@@ -1,0 +1,102 @@
+"""The exported file: what goes in comes out, and what is not exactly that is refused by name."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from t4p.config import load_config
+from t4p.errors import CheckpointError
+from t4p.models.decoder2d import Decoder2d
+from t4p.models.exported import load_exported, write_exported
+from t4p.models.text4point import build_text4point
+
+CLIP_DIM = 16
+SMALL = [
+    "data.shards=[none]",
+    "model.labels=[chair, table]",
+    "model.norm_group_size=4",  # of the run; it does not fit the one process that reads
+    "model.unet.stem_channels=8",
+    "model.unet.encoder_channels=[8, 12]",
+    "model.unet.decoder_channels=[12, 8]",
+    "model.decoder2d.hidden_channels=8",
+]
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(["configs/smoke.yaml"], SMALL)
+
+
+@pytest.fixture(scope="module")
+def parts(config):
+    torch.manual_seed(0)
+    net = build_text4point(config.model.model_copy(update={"norm_group_size": None}), CLIP_DIM)
+    decoder = config.model.decoder2d
+    return torch.nn.ModuleDict(
+        {
+            "net": net,
+            "decoder2d": Decoder2d(CLIP_DIM, decoder.hidden_channels, config.model.embed_dim_d, decoder.upsample),
+        }
+    )
+
+
+@pytest.fixture
+def path(config, parts, tmp_path):
+    temperatures = {"log_logit_scale_e": torch.tensor([2.0]), "log_logit_scale_d": torch.tensor([99.0])}
+    path = tmp_path / "model.safetensors"
+    embeddings = torch.randn(2, CLIP_DIM, generator=torch.Generator().manual_seed(1))
+    write_exported(path, {**parts.state_dict(), **temperatures}, embeddings, config, 120, "f" * 64, {"text4point": "0"})
+    return path
+
+
+def test_what_goes_in_comes_out_ready_for_inference(path, parts, config):
+    exported = load_exported(path)
+    assert exported.config == config
+    assert exported.labels == ("chair", "table")
+    assert (exported.step, exported.towers_sha256, exported.versions) == (120, "f" * 64, {"text4point": "0"})
+    assert exported.logit_scale_e == pytest.approx(7.389, rel=1e-4)
+    assert exported.logit_scale_d == config.loss.logit_scale_max  # as the loss clamped it
+    for name in ("net", "decoder2d"):
+        part = getattr(exported, name)
+        assert not part.training
+        assert not any(parameter.requires_grad for parameter in part.parameters())
+        for key, value in parts[name].state_dict().items():
+            found = part.state_dict()[key]
+            assert found.dtype == value.dtype
+            assert torch.equal(found, value), key
+    assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_weights_that_are_not_those_of_the_configuration_are_refused(path, change):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    if change == "missing":
+        del tensors["net.head.weight"]
+    elif change == "extra":
+        tensors["net.head.weights"] = torch.zeros(1)
+    else:
+        tensors["net.head.weight"] = torch.zeros(1, 1)
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match=r"not those of its configuration(.|\n)*net\.head\.weight"):
+        load_exported(path)
+
+
+def test_another_file_is_refused(path, tmp_path):
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(1)}, other)
+    with pytest.raises(CheckpointError, match=r"its format is None; wanted a file that `t4p checkpoint export` wrote"):
+        load_exported(other)
+    other.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: cannot be read"):
+        load_exported(other)
+    with pytest.raises(CheckpointError, match=r"nowhere: cannot be read"):
+        load_exported(tmp_path / "nowhere")
+
+
+def test_a_folder_that_takes_no_file_is_named(config, tmp_path):
+    with pytest.raises(CheckpointError, match=r"gone/model\.safetensors: cannot be written"):
+        write_exported(tmp_path / "gone" / "model.safetensors", {}, torch.zeros(1, 2), config, 1, "", {})
