@@ -215,7 +215,8 @@ class _SyncBatchNorm(Function):
         of_all = all_reduce_sum(own.clone(), ctx.group)
         # Running statistics do not depend on the features: then nothing flows back through them.
         mean_gradient, mean_product = of_all * (count >= 2) / count.clamp_min(1)
-        grad_features = torch.addcmul(gradient - mean_gradient, normalised, mean_product, value=-1)
+        through_statistics = normalised.mul_(mean_product).add_(mean_gradient)
+        grad_features = torch.sub(gradient, through_statistics, out=through_statistics)
         grad_features *= weight * (variance + ctx.eps).rsqrt()
         return grad_features, own[1], own[0], None, None, None, None
 
