@@ -67,7 +67,7 @@ class JobOutcome:
         failures: of ranks, the likely cause first; empty after success.
         problem: what went wrong outside the workers; "" where nothing did.
         problem_traceback: as Python prints it.
-        problem_is_loss: the problem is that a process or a node is gone, not that something was wrong.
+        problem_is_loss: the problem is that a process or a node is gone, or did not come up in time: nothing was wrong.
         attempt: which one it was, counting from 1.
     """
 

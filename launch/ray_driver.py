@@ -31,6 +31,8 @@ OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics 
 # Seconds until a cluster must have shown nodes that can hold the world. A cluster that just came up announces them one
 # after another; after a lost node, whoever runs the cluster may be putting another in its place.
 FIRST_PATIENCE = 5.0
+# Ray gives a new node of its own 30 s, whatever else the machine does. It may well come up the next time.
+SLOW_START = "node timed out during startup"
 REACHABLE_TIMEOUT = 5.0  # seconds for a TCP connection to the head
 # How long Ray Train waits for free places, by its own variable; launch.private_ray gives a default.
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -49,11 +51,12 @@ def main(folder: Path) -> None:
     try:
         outcome = JobOutcome(failures=run_attempt(attempt, folder))
     except Exception as error:
-        is_loss = follows_loss(error)
+        first_line = str(error).partition("\n")[0]
+        lost = follows_loss(error)
         outcome = JobOutcome(
-            problem=f"a process of Ray's own is gone ({str(error).partition(chr(10))[0]})" if is_loss else str(error),
+            problem=f"a process of Ray's own is gone ({first_line})" if lost else str(error),
             problem_traceback=traceback.format_exc(),
-            problem_is_loss=is_loss,
+            problem_is_loss=lost or SLOW_START in first_line,
         )
     write_outcome(folder, outcome)
 
