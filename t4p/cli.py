@@ -57,6 +57,32 @@ def pretrain(arguments: ConfigArguments) -> None:
         raise typer.Exit(130) from None
 
 
+@app.command()
+def plan(
+    arguments: ConfigArguments,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Machines. Default: cluster.num_nodes.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="0: one worker on the CPU. Default: cluster.gpus_per_node.")
+    ] = None,
+    gpu_memory: Annotated[float, typer.Option(min=0, help="GiB of one GPU.")] = 80.0,
+    hours: Annotated[float, typer.Option(min=0.01, help="In which train.num_steps are to be done.")] = 40.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Will it fit? Memory, network, storage and checkpoints of a run at each ZeRO stage, before a node is paid for."""
+    config = load_config(*split_arguments(arguments))
+    from t4p.plan.job import plan_job
+
+    num_nodes = config.cluster.num_nodes if nodes is None else nodes
+    num_gpus = config.cluster.gpus_per_node if gpus_per_node is None else gpus_per_node
+    job = plan_job(config, num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
+    if as_json:
+        typer.echo(json.dumps(job.to_json()))
+        return
+    from t4p.plan.report import make_console, print_plan
+
+    print_plan(job, make_console())
+
+
 @shards_cli.app.command("order")
 def shards_order(
     url: Annotated[str, typer.Argument(metavar="DST", help="A packed dataset.")],

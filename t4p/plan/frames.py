@@ -1,0 +1,159 @@
+"""The frames that a plan is made with: real ones of the dataset where it can be read, else one of a drawn room."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.reader import DatasetReader
+from shards.schema import CallError, Frame, ShardError
+from t4p.data.decode import decode_frame
+from t4p.data.fetch import Catalogue
+from t4p.data.sample import FrameSample, SampleSettings, build_sample
+
+MAX_REAL_FRAMES = 8
+# Below ScanNet's own colour size (1296x968), which is resized on loading; its depth has this size, and about this field
+# of view.
+_ROOM_IMAGE = (480, 640)
+_ROOM_FOCAL_LENGTH = 577.0  # pixels
+_DEPTH_NOISE = 0.003  # metres; a noiseless PNG would be a tenth of a real one
+
+
+@dataclass(frozen=True, eq=False)
+class FrameFigures:
+    """What frames are like, for memory and for loading.
+
+    Attributes:
+        source: where they come from, in words.
+        largest: the frame with the most voxels, which memory has to hold.
+        mean_voxels: over the frames looked at.
+        stored_bytes: of a frame in object storage, the mean of the dataset.
+        load_seconds: CPU time to fetch, decode, lift and pair one frame in one process of this machine.
+        num_samples: of the dataset; None without one.
+        problem: why the dataset could not be read; None if it was.
+    """
+
+    source: str
+    largest: FrameSample
+    mean_voxels: float
+    stored_bytes: float
+    load_seconds: float
+    num_samples: int | None
+    problem: str | None
+
+
+def look_at_frames(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
+    """Load a few frames of the datasets as training would; where they cannot be read, a drawn room."""
+    try:
+        return _of_datasets(urls, settings)
+    except (ShardError, CallError, ValueError) as error:
+        return _of_room(settings, problem=str(error).splitlines()[0])
+
+
+def room_frame() -> Frame:
+    """The corner of a room of 5.4 x 4.8 x 2.7 m with a table and a cupboard, as a depth camera at eye level sees it.
+
+    With 2.9 m of mean depth it has 27,000 voxels of 2.5 cm; real frames of rooms had 13,000 to 28,000.
+    """
+    height, width = _ROOM_IMAGE
+    depth = _room_depth(height, width)
+    rng = np.random.default_rng(0)
+    noisy = depth + rng.normal(0, _DEPTH_NOISE, depth.shape) * (depth / 2) ** 2
+    # A pattern and some grain: the size of the JPEG of a photograph.
+    rows, cols = np.mgrid[:height, :width]
+    shade = 128 + 60 * np.sin(depth * 9) + 20 * np.sin(cols / 7) * np.sin(rows / 11)
+    color = np.stack([shade, shade * 0.9 + 10, shade * 0.8 + 20], axis=-1) + rng.normal(0, 5, (height, width, 1))
+    K = np.array([[_ROOM_FOCAL_LENGTH, 0, width / 2], [0, _ROOM_FOCAL_LENGTH, height / 2], [0, 0, 1]])
+    return Frame(
+        dataset="room",
+        scene_id="room",
+        frame_id="0",
+        color=_encode(np.clip(color, 0, 255).astype(np.uint8), "JPEG"),
+        color_format="jpg",
+        depth=_encode(np.rint(noisy * 1000).astype(np.uint16), "PNG"),
+        depth_scale=1000.0,
+        K_depth=K,
+        K_color=K,
+        color_from_depth=np.eye(4),
+    )
+
+
+def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
+    manifests = [DatasetReader(url).manifest for url in urls]
+    catalogue = Catalogue(urls)
+    stops = np.cumsum(catalogue.samples_per_shard)
+    num_frames = min(MAX_REAL_FRAMES, catalogue.num_samples)
+    if num_frames == 0:
+        raise ValueError("the dataset is empty")
+    samples, seconds = [], []
+    for position in np.linspace(0, catalogue.num_samples - 1, num_frames).astype(int):
+        shard = int(np.searchsorted(stops, position, side="right"))
+        index = int(position - stops[shard] + catalogue.samples_per_shard[shard])
+        key = catalogue.key(shard, index)
+        started = time.process_time()
+        samples.append(build_sample(decode_frame(catalogue.fetch(shard, index)), key, 0, settings))
+        seconds.append(time.process_time() - started)
+    total_samples = sum(manifest.num_samples for manifest in manifests)
+    return FrameFigures(
+        source=f"{num_frames} of the {total_samples:,} frames of data.shards",
+        largest=max(samples, key=lambda sample: len(sample.voxel_coords)),
+        mean_voxels=float(np.mean([len(sample.voxel_coords) for sample in samples])),
+        stored_bytes=sum(manifest.size_bytes for manifest in manifests) / total_samples,
+        load_seconds=float(np.median(seconds)),  # the first one also opens connections
+        num_samples=total_samples,
+        problem=None,
+    )
+
+
+def _of_room(settings: SampleSettings, problem: str) -> FrameFigures:
+    frame = room_frame()
+    seconds = []
+    for _ in range(3):
+        started = time.process_time()
+        sample = build_sample(decode_frame(frame), "room/0", 0, settings)
+        seconds.append(time.process_time() - started)
+    return FrameFigures(
+        source="one frame of a drawn room",
+        largest=sample,
+        mean_voxels=float(len(sample.voxel_coords)),
+        stored_bytes=float(len(frame.color) + len(frame.depth)),
+        load_seconds=float(np.median(seconds)),
+        num_samples=None,
+        problem=problem,
+    )
+
+
+def _room_depth(height: int, width: int) -> NDArray[np.float64]:
+    """(H, W) metres along the optical axis: the nearest of the room's inside and the outsides of two boxes."""
+    rows, cols = np.mgrid[:height, :width]
+    right, down = (cols - width / 2) / _ROOM_FOCAL_LENGTH, (rows - height / 2) / _ROOM_FOCAL_LENGTH
+    pitch, yaw = np.deg2rad(25), np.deg2rad(40)  # looking down into a corner
+    ahead, up = np.cos(pitch) - down * np.sin(pitch), -down * np.cos(pitch) - np.sin(pitch)
+    rays = np.stack([right * np.cos(yaw) + ahead * np.sin(yaw), ahead * np.cos(yaw) - right * np.sin(yaw), up], -1)
+    rays = np.where(np.abs(rays) < 1e-9, 1e-9, rays)
+    camera = np.array([2.0, 1.6, 1.6])
+    _, depth = _crossings(camera, rays, np.zeros(3), np.array([5.4, 4.8, 2.7]))
+    for low, high in (((3.3, 3.0, 0.0), (4.3, 3.8, 0.75)), ((4.8, 2.0, 0.0), (5.4, 3.6, 1.9))):
+        enters, leaves = _crossings(camera, rays, np.array(low), np.array(high))
+        depth = np.where((enters < leaves) & (enters > 0), np.minimum(depth, enters), depth)
+    return depth
+
+
+def _crossings(
+    origin: NDArray[np.float64], rays: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where rays enter and leave a box, in multiples of the ray; it is missed where they enter after they leave."""
+    to_low, to_high = (low - origin) / rays, (high - origin) / rays
+    return np.minimum(to_low, to_high).max(-1), np.maximum(to_low, to_high).min(-1)
+
+
+def _encode(pixels: NDArray[np.uint8] | NDArray[np.uint16], format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=format)
+    return buffer.getvalue()
