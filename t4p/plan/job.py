@@ -310,11 +310,14 @@ def rank_memory(
         + micro_batch.batch
         + micro_batch.kept
     )
-    arriving = max(0, min(micro_batch.gradients, state.gradients) - state.standing_gradients)
+    standing = state.standing_gradients
+    arriving = max(0, min(micro_batch.gradients, state.gradients) - standing)
     turns: Mapping[str, int] = {
-        "tower": state.standing_gradients + micro_batch.tower,
-        "passes": state.standing_gradients + state.working + micro_batch.activations + arriving + gathered,
-        "end of backward": state.gradients + state.working,
+        "tower": standing + micro_batch.tower,
+        "forward": standing + state.forward + micro_batch.forward,
+        "losses": standing + state.forward + micro_batch.loss + gathered,
+        "backward": standing + state.backward + micro_batch.backward + arriving,
+        "end of backward": state.gradients + state.backward,
         "step": state.gradients + state.step,
     }
     peak = held + max(turns.values())

@@ -8,7 +8,7 @@ statistics of the norms, and the loss's part is arithmetic (t4p/plan/pairs.py), 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch  # noqa: TID253 - t4p/cli.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
@@ -17,38 +17,48 @@ from t4p.config import PretrainConfig
 from t4p.data.batch import Batch
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.data.stream import join
+from t4p.losses.contrastive import contrastive_loss
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm
 from t4p.plan.live_memory import LiveMemory
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 
+ROW_CHUNK, COLUMN_CHUNK = ((contrastive_loss.__kwdefaults__ or {})[name] for name in ("row_chunk", "column_chunk"))
+
 
 @dataclass(frozen=True)
 class PassBytes:
-    """Bytes alive in one pass over a micro-batch, beside what the engine holds.
+    """Bytes alive in one pass over a micro-batch, beside what the engine holds: the highest of each part of it.
 
     Attributes:
         batch: the batch itself, on the device.
-        tower: the highest while the frozen tower looks at the images.
-        activations: the highest of forward and backward pass, without gradients of parameters.
-        gradients: of parameters, alive at that moment.
+        tower: while the frozen tower looks at the images.
+        forward: while the network computes the features of voxels and pixels.
+        loss: from there to the first gradient of a parameter: the losses' forward pass, and the backward of L_d.
+        tiles: the part of it that is the tiles of L_d's logits, which do not grow with the frames for ever.
+        backward: from the first gradient on, without gradients of parameters.
+        gradients: of parameters, alive when that is highest.
         kept: alive after the backward pass: the loss's graph holds the kernel maps until the next one replaces it.
     """
 
     batch: int
     tower: int
-    activations: int
+    forward: int
+    loss: int
+    tiles: int
+    backward: int
     gradients: int
     kept: int
 
-    def of_frames(self, one_frame: PassBytes, num_frames: int) -> PassBytes:
-        """The same of a micro-batch of so many frames like the one; self is the empty one."""
-        values = {
-            field.name: getattr(self, field.name)
-            + num_frames * (getattr(one_frame, field.name) - getattr(self, field.name))
-            for field in fields(self)
-        }
-        return PassBytes(**values)
+    @property
+    def activations(self) -> int:
+        """The highest of all parts."""
+        return max(self.forward, self.loss, self.backward)
+
+
+def tile_bytes(num_pairs: int) -> int:
+    """Two buffers of logits in fp32 and two masks, for one tile of that many pairs on a rank or fewer."""
+    return (2 * 4 + 2) * min(num_pairs, ROW_CHUNK) * min(num_pairs, COLUMN_CHUNK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +69,7 @@ class NetworkFigures:
         groups: numels of the parameters in the groups of the optimizer: those that decay, those that do not.
         buffer_bytes: running statistics.
         tower_weight_bytes: both frozen towers.
+        num_pairs_d: of the frame.
         norm_channels: of every norm whose statistics can be synchronised, in no order.
         empty, one_frame: passes over no frame and over one.
     """
@@ -66,13 +77,29 @@ class NetworkFigures:
     groups: tuple[tuple[int, ...], ...]
     buffer_bytes: int
     tower_weight_bytes: int
+    num_pairs_d: int
     norm_channels: tuple[int, ...]
     empty: PassBytes
     one_frame: PassBytes
 
     def of_frames(self, num_frames: int) -> PassBytes:
-        """A pass over so many frames."""
-        return self.empty.of_frames(self.one_frame, num_frames)
+        """A pass over so many frames like the one: the empty pass and so many times what the frame added to it."""
+        empty, one = self.empty, self.one_frame
+
+        def scaled(without_frame: int, with_frame: int) -> int:
+            return without_frame + num_frames * (with_frame - without_frame)
+
+        tiles = tile_bytes(num_frames * self.num_pairs_d)
+        return PassBytes(
+            batch=scaled(empty.batch, one.batch),
+            tower=scaled(empty.tower, one.tower),
+            forward=scaled(empty.forward, one.forward),
+            loss=scaled(empty.loss, one.loss - one.tiles) + tiles,
+            tiles=tiles,
+            backward=scaled(empty.backward, one.backward),
+            gradients=one.gradients,
+            kept=scaled(empty.kept, one.kept),
+        )
 
 
 def measure_network(
@@ -92,6 +119,7 @@ def measure_network(
         ),
         buffer_bytes=_size(module.buffers()),
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
+        num_pairs_d=len(sample.pairs_d),
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
         empty=_measure_pass(module, task, join([], settings), precision),
         one_frame=_measure_pass(module, task, join([sample], settings), precision),
@@ -102,21 +130,29 @@ def _measure_pass(module: PretrainModule, task: PretrainTask, batch: Batch, auto
     module.train()
     module.zero_grad(set_to_none=True)
     with LiveMemory() as live:
+        moments = []
+        hook = module.decoder2d.register_forward_hook(lambda *_: moments.append(live.now))  # the last to be called
         inputs = task.inputs(batch)
         inputs_ready = live.now
         with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             loss = module(*inputs)[0]
         loss.backward()
+        hook.remove()
     everything = live.timeline()
     gradients = live.timeline(parameter.grad for parameter in module.parameters() if parameter.grad is not None)
-    beside_gradients = everything - gradients
-    highest = int(beside_gradients[inputs_ready:].argmax()) + inputs_ready
+    beside = everything - gradients
+    (features_ready,) = moments
+    first_gradient = int((gradients > 0).argmax())
+    highest = first_gradient + int(beside[first_gradient:].argmax())
     return PassBytes(
         batch=_size(value for value in vars(batch).values() if isinstance(value, Tensor)),
         tower=int(everything[: inputs_ready + 1].max()),
-        activations=int(beside_gradients[highest]),
+        forward=int(beside[inputs_ready : features_ready + 1].max()),
+        loss=int(beside[features_ready : first_gradient + 1].max()),
+        tiles=tile_bytes(len(batch.voxel_of_pair_d)),
+        backward=int(beside[highest]),
         gradients=int(gradients[highest]),
-        kept=int(beside_gradients[-1] - live.timeline(inputs)[-1]),
+        kept=int(beside[-1] - live.timeline(inputs)[-1]),
     )
 
 

@@ -86,7 +86,7 @@ def _memory_table(plan: JobPlan) -> Table:
     row("parameters", lambda stage: stage.state.parameters)
     row("optimizer (AdamW, and a master copy from stage 1)", lambda stage: stage.state.optimizer)
     row("gradients, at their most", lambda stage: stage.state.gradients)
-    row("bucket and gathered parameters", lambda stage: stage.state.working)
+    row("bucket and gathered parameters", lambda stage: stage.state.backward)
     row(f"activations{' (recomputed)' if on else ''}", lambda stage: micro_batch.activations + micro_batch.kept)
     row("gathered pairs of both losses", lambda stage: gathered)
     row("frozen CLIP, batch, running statistics", lambda stage: _beside(plan))

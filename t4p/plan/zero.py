@@ -42,7 +42,8 @@ class StateBytes:
         optimizer: held from the first step on: AdamW's two moments and, at stages 1 to 3, a master copy.
         gradients: held while backward ends and the step begins.
         standing_gradients: the part of them that is held during the forward pass as well.
-        working: on top of these in the forward and backward pass: bucket, and at stage 3 the gathered parameters.
+        forward: on top of these until the first gradient arrives: at stage 3 the bucket and the whole parameters.
+        backward: on top of these from then on: the bucket, and at stage 3 the whole parameters.
         step: on top of parameters, optimizer and gradients while the optimizer runs.
     """
 
@@ -50,7 +51,8 @@ class StateBytes:
     optimizer: int
     gradients: int
     standing_gradients: int
-    working: int
+    forward: int
+    backward: int
     step: int
 
 
@@ -105,7 +107,8 @@ def state_bytes(groups: Sequence[Sequence[int]], stage: ZeroStage, cluster: Clus
             optimizer=2 * whole,
             gradients=whole,
             standing_gradients=whole if accumulates else 0,
-            working=0,
+            forward=0,
+            backward=0,
             step=whole if foreach else 3 * largest,
         )
     # The owned gradients are copied into one flat tensor; the update is computed beside it.
@@ -120,7 +123,8 @@ def state_bytes(groups: Sequence[Sequence[int]], stage: ZeroStage, cluster: Clus
             optimizer=3 * part,
             gradients=max(part, standing),
             standing_gradients=standing,
-            working=bucket,
+            forward=bucket if stage == 1 and accumulates else 0,  # stage 1 gives its bucket back after the last one
+            backward=bucket,
             step=step,
         )
     small = FP32_BYTES * sum(numel for group in groups for numel in group if numel < cluster.whole_below)
@@ -129,8 +133,9 @@ def state_bytes(groups: Sequence[Sequence[int]], stage: ZeroStage, cluster: Clus
         optimizer=3 * part,
         gradients=part,
         standing_gradients=part,
-        working=bucket + whole - small,
-        step=step,
+        forward=bucket + whole - small,
+        backward=bucket + whole - small,
+        step=bucket + step,
     )
 
 
@@ -145,7 +150,9 @@ def traffic(groups: Sequence[Sequence[int]], stage: ZeroStage, cluster: Cluster)
         return Traffic(all_reduce=2 * once, reduce_scatter=0, all_gather=once)
     if stage == 2:
         return Traffic(all_reduce=2 * once * micro_batches, reduce_scatter=0, all_gather=once)
-    return Traffic(all_reduce=0, reduce_scatter=once * micro_batches, all_gather=2 * once * micro_batches)
+    # What is gathered for the forward pass stays for the backward pass: DeepSpeed gives back only what exceeds a
+    # billion live parameters, or is not used again within as many.
+    return Traffic(all_reduce=0, reduce_scatter=once * micro_batches, all_gather=once * micro_batches)
 
 
 def checkpoint_bytes(groups: Sequence[Sequence[int]], buffer_bytes: int, stage: ZeroStage, cluster: Cluster) -> int:
