@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.processes import end_processes, processes_of
+from launch.processes import CARETAKER, end_processes, processes_of
 
 START_PATIENCE = 180  # seconds; a node takes 3 to 6 on two idle cores
 START_TRIES = 3
@@ -154,12 +154,15 @@ def start_ray_cluster(num_cpus: Sequence[int]) -> Iterator[RayCluster]:
     # Ray's sockets lie some 65 characters below a node's folder, and a path of AF_UNIX ends at 107.
     folder = Path(tempfile.mkdtemp(prefix="t4p-ray-", dir="/tmp"))
     cluster = RayCluster(folder)
+    caretaker = subprocess.Popen([*CARETAKER, str(folder)], stdin=subprocess.PIPE)  # in case the tests are killed
     try:
         cluster.start_head()
         cluster.add_nodes(num_cpus)
         yield cluster
     finally:
         cluster.end()
+        caretaker.kill()
+        caretaker.communicate()
         shutil.rmtree(folder, ignore_errors=True)
 
 
