@@ -27,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,6 +43,7 @@ import typer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "overhead.jsonl"
+FRAMES_PER_STEP = 4  # all that the repository carries
 WARM_UP = 4  # steps; the first ones allocate, and compile products for new shapes
 
 
@@ -110,6 +112,7 @@ def run_worker(contender: Contender, shards: str, num_steps: int, folder: Path) 
         f"run.dir={folder / 'run'}",
         f"data.shards=[{shards}]",
         f"train.num_steps={num_steps}",
+        f"train.global_batch_size={FRAMES_PER_STEP}",
         f"train.checkpoint_every={num_steps}",
     ]
     job = {"contender": contender, "overrides": overrides, "result": str(folder / "result.json")}
@@ -169,12 +172,8 @@ class Clocks:
 
     def __init__(self, result: Path) -> None:
         self._result = result
-        self._calls = self._calls_of_step = 0.0
-        self._training_thread = 0.0
-        self._bare = 0.0
-        self._threads = 0.0
-        self._started = 0.0
-        self._mark = time.thread_time()
+        self._totals = Counter[str]()
+        self._begin_step()
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its time counted among the calls of the current step."""
@@ -184,32 +183,31 @@ class Clocks:
             try:
                 return function(*arguments)
             finally:
-                self._calls_of_step += time.thread_time() - started
+                self._calls += time.thread_time() - started
 
         return call
 
     def our_step_done(self) -> None:
-        self._calls += self._calls_of_step
-        self._training_thread += time.thread_time() - self._mark - self._calls_of_step
-        self._calls_of_step, self._mark = 0.0, time.thread_time()
+        self._totals["training_thread"] += time.thread_time() - self._started - self._calls
+        self._totals["calls"] += self._calls
+        self._totals["wall"] += time.perf_counter() - self._wall_started
+        self._totals["threads"] += seconds_of_other_threads() - self._threads
+        self._calls = 0.0
 
     def bare_step_done(self, step: int, num_steps: int) -> None:
         """Begin to count after the warm-up; write the result after the last step."""
-        self._bare += self._calls_of_step
+        self._totals["bare"] += self._calls
         if step == WARM_UP:
-            self._calls = self._training_thread = self._bare = 0.0
-            self._threads, self._started = seconds_of_other_threads(), time.perf_counter()
+            self._totals.clear()
         if step == num_steps:
-            totals = {
-                "calls": self._calls,
-                "training_thread": self._training_thread,
-                "threads": seconds_of_other_threads() - self._threads,
-                "bare": self._bare,
-                "wall": (time.perf_counter() - self._started) / 2,  # two steps each time
-            }
             counted = num_steps - WARM_UP
-            self._result.write_text(json.dumps({name: seconds / counted for name, seconds in totals.items()}))
-        self._calls_of_step, self._mark = 0.0, time.thread_time()
+            self._result.write_text(json.dumps({name: total / counted for name, total in self._totals.items()}))
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._calls = 0.0
+        self._threads = seconds_of_other_threads()
+        self._wall_started, self._started = time.perf_counter(), time.thread_time()
 
 
 def seconds_of_other_threads() -> float:

@@ -77,15 +77,15 @@ def train(
     Args:
         log: rank 0's; None on the other ranks.
     """
+    engine.module.train()
     if settings.start_step == 0:
         _validate(engine, task, 0, log)
     batches = stream.batches(settings.start_step, config.num_steps)
     for step in range(settings.start_step + 1, config.num_steps + 1):
         # What torch draws in a step belongs to the step: nothing of it needs to be in a checkpoint.
-        torch.manual_seed(settings.seed + step * world_size() + rank())
+        _seed(settings.seed + step * world_size() + rank())
         started, data_wait = time.perf_counter(), 0.0
         learning_rate = scheduled_learning_rate(step, config.num_steps, config.warmup_steps, config.learning_rate)
-        engine.module.train()
         sums = torch.zeros(len(task.term_names) + 1, dtype=torch.float64)
         skipped_before = stream.num_skipped
         for _ in range(config.grad_accum_steps):
@@ -179,8 +179,19 @@ def _is_about_files(error: Exception) -> bool:
 def _validate(engine: Engine, task: Task, step: int, log: RunLog | None) -> None:
     with engine.whole_module() as module:
         scores = task.validate(module)
+        module.train()
     if scores and log is not None:
         log.validation(step, scores)
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators that a step may draw from.
+
+    torch.manual_seed does the same and, for every kind of device that is not there, formats a stack trace.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
 
 
 def _timed_next(batches: Iterator[Batch]) -> tuple[Batch, float]:
