@@ -65,7 +65,13 @@ def plan(
         int | None, typer.Option(min=0, help="0: one worker on the CPU. Default: cluster.gpus_per_node.")
     ] = None,
     gpu_memory: Annotated[float, typer.Option(min=0, help="GiB of one GPU.")] = 80.0,
-    hours: Annotated[float, typer.Option(min=0.01, help="In which train.num_steps are to be done.")] = 40.0,
+    hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="In which train.num_steps are to be done. Default: 0.6 GPU seconds per frame, PointContrast's.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Will it fit? Memory, network, storage and checkpoints of a run at each ZeRO stage, before a node is paid for."""

@@ -28,6 +28,8 @@ from t4p.train.engine import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
 # Estimates, made without a GPU: CUDA's context, cuBLAS and NCCL; and what the caching allocator cannot use.
 RUNTIME_BYTES = 3 * 2**29
 ALLOCATOR_SHARE = 0.1
+# PointContrast's pace, the closest work with a known one: 60,000 steps of 32 frames in 40 hours on 8 V100s.
+GPU_SECONDS_PER_FRAME = 0.6
 
 
 @dataclass(frozen=True)
@@ -166,19 +168,22 @@ class JobPlan:
         }
 
 
-def plan_job(config: PretrainConfig, num_nodes: int, gpus_per_node: int, device_memory: int, hours: float) -> JobPlan:
+def plan_job(
+    config: PretrainConfig, num_nodes: int, gpus_per_node: int, device_memory: int, hours: float | None
+) -> JobPlan:
     """Measure the network on a frame, and work out the rest.
 
     Args:
         gpus_per_node: 0 for one worker per node on the CPU.
         device_memory: bytes of a GPU.
-        hours: in which train.num_steps are to be done.
+        hours: in which train.num_steps are to be done; None is PointContrast's pace.
 
     Raises:
         ConfigError: the batch cannot be spread over the ranks, the dataset is smaller than a batch, ranks do not divide
             into the groups of the norms, or the model cannot be built.
     """
     world = spread(config, num_nodes, gpus_per_node)
+    hours = usual_hours(config, world.size) if hours is None else hours
     # The weights do not matter here, and those of a name like RN50 would be downloaded.
     towers = load_towers_from(
         ClipConfig(name=config.model.clip.name, pretrained="random", dense=config.model.clip.dense), config.run.seed
@@ -218,6 +223,11 @@ def spread(config: PretrainConfig, num_nodes: int, gpus_per_node: int) -> World:
         )
     micro_batch = train.global_batch_size // train.grad_accum_steps
     return World(num_nodes, max(1, gpus_per_node), gpus_per_node == 0, -(-micro_batch // world_size))
+
+
+def usual_hours(config: PretrainConfig, world_size: int) -> float:
+    """How long the steps take at PointContrast's pace, if every rank is as fast as a GPU of its day."""
+    return config.train.num_steps * config.train.global_batch_size * GPU_SECONDS_PER_FRAME / world_size / 3600
 
 
 def with_checkpointing(config: PretrainConfig, on: bool) -> PretrainConfig:

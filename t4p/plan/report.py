@@ -74,33 +74,33 @@ def _heading(plan: JobPlan) -> str:
 
 
 def _memory_table(plan: JobPlan) -> Table:
-    table = _stage_table(plan, "Memory of one rank, GiB")
+    table = _stage_table(plan, "Memory of one rank, MiB")
     micro_batch = plan.micro_batch
     gathered = plan.loss_e.held_bytes + plan.loss_d.held_bytes
     on = plan.config.model.unet.activation_checkpointing
     stages = plan.stages
 
     def row(name: str, value: Callable[[StagePlan], int]) -> None:
-        table.add_row(name, *(_gib(value(stage)) for stage in stages))
+        table.add_row(name, *(_mib(value(stage)) for stage in stages))
 
     row("parameters", lambda stage: stage.state.parameters)
-    row("optimizer (AdamW, and a master copy from stage 1)", lambda stage: stage.state.optimizer)
-    row("gradients, at their most", lambda stage: stage.state.gradients)
+    row("optimizer: AdamW, master copy", lambda stage: stage.state.optimizer)
+    row("gradients, at most", lambda stage: stage.state.gradients)
     row("bucket and gathered parameters", lambda stage: stage.state.backward)
     row(f"activations{' (recomputed)' if on else ''}", lambda stage: micro_batch.activations + micro_batch.kept)
     row("gathered pairs of both losses", lambda stage: gathered)
-    row("frozen CLIP, batch, running statistics", lambda stage: _beside(plan))
+    row("frozen CLIP, batch, statistics", lambda stage: _beside(plan))
     row("highest at one time", lambda stage: stage.memory.peak)
     if not plan.world.cpu:
-        row("CUDA, NCCL, allocator (an estimate)", lambda stage: stage.memory.reserve)
+        row("CUDA, NCCL, allocator (estimate)", lambda stage: stage.memory.reserve)
         table.add_section()
         table.add_row(
-            f"[bold]in all, of {_gib(plan.device_memory)}[/bold]",
+            f"[bold]in all, of {_mib(plan.device_memory)}[/bold]",
             *(_marked(stage.memory.peak + stage.memory.reserve, stage.memory.fits) for stage in stages),
         )
     other = "without" if on else "with"
     table.add_row(
-        f"the same {other} activation checkpointing",
+        f"{other} activation checkpointing",
         *(_marked(stage.memory_other.peak + stage.memory_other.reserve, stage.memory_other.fits) for stage in stages),
     )
     return table
@@ -127,7 +127,7 @@ def _traffic_table(plan: JobPlan) -> Table:
 def _needs_table(plan: JobPlan) -> Table:
     needs, config, world = plan.needs, plan.config, plan.world
     table = Table(
-        title=f"To take {config.train.num_steps:,} steps in {needs.hours:g} hours",
+        title=f"To take {config.train.num_steps:,} steps in {needs.hours:.3g} hours (--hours)",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_header=False,
@@ -172,11 +172,12 @@ def _needs_table(plan: JobPlan) -> Table:
 
 
 def _notes(plan: JobPlan) -> str:
-    notes = [
-        "Parameters, optimizer, gradients, traffic and checkpoints are counted. Activations were measured on this",
-        "machine's CPU on one frame and multiplied; what CUDA kernels use inside one operation is not in them.",
-        "How long a GPU takes for a step is not known here. Loading was timed on one core of this machine.",
-    ]
+    limits = (
+        "Parameters, optimizer, gradients, traffic and checkpoints are counted. Activations were measured on this "
+        "machine's CPU on one frame and multiplied; what a CUDA kernel uses inside one operation is not in them. How "
+        "long a GPU takes for a step is not known here. Loading was timed on one core of this machine."
+    )
+    notes = [limits]
     if plan.frames.problem is not None:
         notes.append(f"data.shards could not be read, so size and rate of frames are guesses: {plan.frames.problem}")
     elif plan.frames.num_samples:
@@ -202,7 +203,11 @@ def _beside(plan: JobPlan) -> int:
 
 
 def _marked(value: int, fits: bool | None) -> str:
-    return f"[red]{_gib(value)} no[/red]" if fits is False else _gib(value)
+    return f"[red]{_mib(value)} no[/red]" if fits is False else _mib(value)
+
+
+def _mib(value: float) -> str:
+    return f"{value / 2**20:,.0f}"
 
 
 def _gib(value: float) -> str:

@@ -13,7 +13,7 @@ from t4p.cli import app
 from t4p.config import load_config
 from t4p.errors import ConfigError
 from t4p.plan.frames import look_at_frames, room_frame
-from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, with_checkpointing
+from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, usual_hours, with_checkpointing
 from t4p.plan.live_memory import LiveMemory
 from t4p.plan.measure import NetworkFigures, PassBytes, tile_bytes
 from t4p.plan.pairs import norm_bytes, pair_gather
@@ -297,6 +297,12 @@ def test_needs_are_rates_over_the_time_given():
     assert (needs.steps_per_second, needs.frames_per_second) == (1, 32)
     assert (needs.stored_bytes_per_second, needs.sent_bytes_per_second) == (32e6, 1000)
     assert needs.loader_processes == pytest.approx(3.2)
+
+
+def test_the_usual_pace_is_pointcontrasts():
+    config = load_config([], [*MINIMAL, "train.num_steps=60000", "train.global_batch_size=32"])
+    assert usual_hours(config, 8) == pytest.approx(40)
+    assert usual_hours(config, 64) == pytest.approx(5)
 
 
 def test_one_process_measures_without_the_norms_of_a_world():
