@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from launch.errors import LaunchError
+from launch.job_spec import world_sizes
 from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
 from launch.placement import worker_resources
 from launch.private_ray import Stopped, run_job
@@ -82,13 +83,7 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
     Raises:
         ConfigError: names the numbers that do not fit, or the run folder that cannot be written or shared.
     """
-    if num_workers < 1:
-        raise ConfigError(f"--workers is {num_workers}; at least 1 is wanted")
-    if num_workers > config.train.global_batch_size:
-        raise ConfigError(
-            f"--workers is {num_workers}, but train.global_batch_size is {config.train.global_batch_size}: every "
-            "worker takes at least one frame of each batch; use fewer workers, or a larger batch"
-        )
+    world_sizes(config, num_workers)
     if address is not None and not Path(config.run.dir).is_absolute():
         raise ConfigError(
             f"run.dir is {config.run.dir}, which is another folder on every node of a cluster (and gone with the job); "

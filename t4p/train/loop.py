@@ -17,6 +17,7 @@ from t4p.config import TrainConfig
 from t4p.data.batch import Batch
 from t4p.data.stream import TrainingStream
 from t4p.errors import CheckpointError
+from t4p.models.norm import merge_running_statistics
 from t4p.train.checkpoint import (
     CheckpointState,
     checkpoint_name,
@@ -145,6 +146,7 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
     """
     name = checkpoint_name(state.step)
     directory = checkpoints / name
+    merge_running_statistics(engine.module)
     try:
         if rank() == 0:
             make_room(directory)
@@ -177,6 +179,7 @@ def _is_about_files(error: Exception) -> bool:
 
 
 def _validate(engine: Engine, task: Task, step: int, log: RunLog | None) -> None:
+    merge_running_statistics(engine.module)
     with engine.whole_module() as module:
         scores = task.validate(module)
         module.train()
