@@ -27,9 +27,7 @@ class _Storage:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows every storage that is made while the mode is on. Matrix products give zeros instead of being computed.
-
-    The sizes of everything are those of a real run; most of its time is not spent.
+    """Follows every storage that is made while the mode is on.
 
     Attributes:
         now: operations seen so far: the clock of `timeline`.
@@ -50,7 +48,7 @@ class LiveMemory(TorchDispatchMode):
     ) -> Any:
         """Run the operation, then look for results that share no storage with its arguments."""
         kwargs = kwargs or {}
-        result = _run(func, args, kwargs)
+        result = self._run(func, args, kwargs)
         self.now += 1
         # 100,000 operations come by here: arguments are looked at only where a result is not known.
         new = [tensor for tensor in _tensors(result) if _key(tensor) not in self._alive]
@@ -75,6 +73,9 @@ class LiveMemory(TorchDispatchMode):
                 change[storage.died] -= storage.size_bytes
         return np.cumsum(change)
 
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return func(*args, **kwargs)
+
     def _watch(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key = _key(tensor)
@@ -88,14 +89,17 @@ class LiveMemory(TorchDispatchMode):
         self._alive.pop(key).died = self.now + 1
 
 
-def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func is torch.ops.aten.mm.default:
-        return args[0].new_zeros(args[0].shape[0], args[1].shape[1])
-    if func is torch.ops.aten.mm.out:
-        return kwargs["out"].zero_()
-    if func is torch.ops.aten.addmm_.default:
-        return args[0]
-    return func(*args, **kwargs)
+class SizesOnly(LiveMemory):
+    """The same with zeros for matrix products: all sizes are those of a real run, most of its time is not spent."""
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func is torch.ops.aten.mm.default:
+            return args[0].new_zeros(args[0].shape[0], args[1].shape[1])
+        if func is torch.ops.aten.mm.out:
+            return kwargs["out"].zero_()
+        if func is torch.ops.aten.addmm_.default:
+            return args[0]
+        return super()._run(func, args, kwargs)
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

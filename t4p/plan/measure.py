@@ -20,7 +20,7 @@ from t4p.data.stream import join
 from t4p.losses.contrastive import contrastive_loss
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm
-from t4p.plan.live_memory import LiveMemory
+from t4p.plan.live_memory import SizesOnly
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 
 ROW_CHUNK, COLUMN_CHUNK = ((contrastive_loss.__kwdefaults__ or {})[name] for name in ("row_chunk", "column_chunk"))
@@ -129,7 +129,7 @@ def measure_network(
 def _measure_pass(module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
-    with LiveMemory() as live:
+    with SizesOnly() as live:
         moments = []
         hook = module.decoder2d.register_forward_hook(lambda *_: moments.append(live.now))  # the last to be called
         inputs = task.inputs(batch)

@@ -14,7 +14,7 @@ from t4p.config import load_config
 from t4p.errors import ConfigError
 from t4p.plan.frames import look_at_frames, room_frame
 from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, usual_hours, with_checkpointing
-from t4p.plan.live_memory import LiveMemory
+from t4p.plan.live_memory import LiveMemory, SizesOnly
 from t4p.plan.measure import NetworkFigures, PassBytes, tile_bytes
 from t4p.plan.pairs import norm_bytes, pair_gather
 from t4p.plan.zero import STAGES, Cluster, checkpoint_bytes, partition_numel, state_bytes, traffic
@@ -183,7 +183,7 @@ def test_what_autograd_keeps_counts_until_the_backward_pass_is_over():
 def test_products_are_zeros_of_their_true_size():
     weight = torch.ones(8, 16, requires_grad=True)
     out = torch.ones(4, 16)
-    with LiveMemory() as live:
+    with SizesOnly() as live:
         product = torch.ones(4, 8) @ weight
         product.sum().backward()
         torch.mm(torch.ones(4, 8), torch.ones(8, 16), out=out)
