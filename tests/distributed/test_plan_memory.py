@@ -1,9 +1,12 @@
 """What `t4p plan` says of memory, network and checkpoints, against the real loop and engine on two gloo ranks.
 
 The file is its own worker: `python test_plan_memory.py FOLDER`, once per rank, trains two steps for every case and
-writes what it saw. Memory is read off torch's CPU allocator (every block it gives and takes back, as its profiler
-reports them): another instrument than the plan's own, which follows tensors. It does not see what oneDNN or gloo take
-from malloc directly, nor the interpreter: those do not exist on a GPU or are part of the plan's reserve there.
+writes what it saw. Memory is read off twice: by following every tensor of the real run, and off torch's CPU allocator
+(every block it gives and takes back, as its profiler reports them). Each may count what is gone already: the profiler
+misses what gloo's threads give back (up to 70 MB, other blocks each time, at stages 2 and 3), and a tensor whose storage
+DeepSpeed emptied still looks full (the module's own parameters at stages 1 and 2). So the smaller one counts; at stage
+0, which has neither, they must agree. Neither sees what oneDNN or gloo take from malloc directly, nor the interpreter:
+those do not exist on a GPU or are part of the plan's reserve there.
 """
 
 import gc
@@ -30,6 +33,7 @@ from t4p.data.stream import join
 from t4p.models.clip import ClipTowers
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, with_checkpointing
+from t4p.plan.live_memory import LiveMemory
 from t4p.plan.measure import measure_network
 from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings, load_towers_from
 
@@ -64,22 +68,25 @@ class Seen:
 
     Attributes:
         parameters, optimizer: storages of the module's parameters, and of the optimizer's states and master copies.
-        standing: everything that is held between two steps.
-        peak: the highest within the step.
+        tensor_peak, allocator_peak: the highest within the step, by both instruments.
         collectives: bytes of all-reduced, gathered (whole) and scattered (whole) tensors.
         checkpoint: of all files, of all ranks.
     """
 
     parameters: int
     optimizer: int
-    standing: int
-    peak: int
+    tensor_peak: int
+    allocator_peak: int
     collectives: dict[str, int]
     checkpoint: int
 
+    @property
+    def peak(self) -> int:
+        return min(self.tensor_peak, self.allocator_peak)
+
 
 def config_of(case: Case) -> PretrainConfig:
-    """Large enough that no part decides alone, in MB: parameters 30, bucket 34, activations 90. Quick all the same: the
+    """Large enough that no part decides alone, in MB: parameters 30, bucket 34, activations 75. Quick all the same: the
     parameters are at the bottleneck, where there are few voxels, and the voxels where the channels are few.
     """
     return load_config(
@@ -91,6 +98,8 @@ def config_of(case: Case) -> PretrainConfig:
             "model.unet.encoder_channels=[32,32,64,384]",
             "model.unet.decoder_channels=[128,64,32,32]",
             f"model.unet.activation_checkpointing={case.checkpointing}",
+            "loss.num_pairs_e=512",
+            "loss.num_pairs_d=1024",
             "model.clip.name=configs/clip/tiny-vit32.json",
             "model.clip.pretrained=random",
             "model.text_query.num_heads=4",
@@ -184,15 +193,17 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
     from t4p.train.loop import LoopSettings, train
 
     moments = []
-    collectives = CountCollectives()
+    operations = []
+    collectives, live = CountCollectives(), LiveMemory()
 
     def on_step(record: Any) -> None:
         moments.append(time.time_ns())
+        operations.append(live.now)
         if record.step == 2:
             raise Enough
         collectives.bytes.clear()
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, live, collectives:
         towers = load_towers_from(config.model.clip, config.run.seed)
         torch.manual_seed(0)
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
@@ -212,7 +223,7 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
         task = PretrainTask(towers, config.model, torch.device("cpu"), None)
         gc.collect()
         settings = LoopSettings(0, 0, checkpoints, lambda step: None, on_step)  # type: ignore[arg-type, return-value]
-        with collectives, pytest.raises(Enough):
+        with pytest.raises(Enough):
             train(engine, task, SameBatch(batch), train_config, settings, None)  # type: ignore[arg-type]
     events = sorted(
         (event.start_ns(), event.nbytes())
@@ -235,8 +246,8 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
     return Seen(
         parameters=_storage_bytes([*parameters, *(getattr(p, "ds_tensor", None) for p in parameters)]),
         optimizer=_storage_bytes([*states, *master]),
-        standing=int(held[first - 1]),
-        peak=int(held[first:last].max()),
+        tensor_peak=int(live.timeline()[operations[0] : operations[1]].max()),
+        allocator_peak=int(held[first:last].max()),
         collectives=dict(collectives.bytes),
         checkpoint=sum(path.stat().st_size for path in (checkpoints / "step").rglob("*") if path.is_file()),
     )
@@ -262,12 +273,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Seen]]:
 @pytest.fixture(scope="module")
 def plans() -> dict[Case, JobPlan]:
     """Planned for two workers on the CPU, by the same road as `t4p plan`."""
-    measured = {}
-    plans = {}
+    towers, settings, _ = the_frame(config_of(CASES[0]))
+    frames = look_at_frames(["/nowhere"], settings)
+    measured, plans = {}, {}
     for case in CASES:
         config = config_of(case)
-        towers, settings, _ = the_frame(config)
-        frames = look_at_frames(config.data.shards, settings)
         for checkpointing in (False, True):
             key = (case.precision, checkpointing)
             if key not in measured:
@@ -299,13 +309,19 @@ def test_memory_of_every_stage_is_what_ranks_were_seen_to_hold(seen, plans):
 
 
 @pytest.mark.slow
+def test_both_instruments_agree_where_neither_is_misled(seen):
+    for rank in seen[Case(0)]:
+        assert rank.allocator_peak == pytest.approx(rank.tensor_peak, rel=0.02)
+
+
+@pytest.mark.slow
 def test_recomputed_activations_are_planned_and_seen_to_be_fewer(seen, plans):
     for stage in (1, 3):
         plain, checkpointed = (Case(stage, checkpointing=on) for on in (False, True))
         saved = seen[plain][0].peak - seen[checkpointed][0].peak
         assert saved > 0.05 * seen[plain][0].peak
         planned = plans[plain].configured.memory.peak - plans[checkpointed].configured.memory.peak
-        assert planned == pytest.approx(saved, rel=0.5)  # a difference of two figures, each good to 15 %
+        assert planned == pytest.approx(saved, rel=0.3)  # a difference of two figures, each good to 15 %
 
 
 @pytest.mark.slow
