@@ -3,7 +3,7 @@
 The file is its own worker: `python test_plan_memory.py FOLDER`, once per rank, trains two steps for every case and
 writes what it saw. Memory is read off twice: by following every tensor of the real run, and off torch's CPU allocator
 (every block it gives and takes back, as its profiler reports them). Each may count what is gone already: the profiler
-misses what gloo's threads give back (up to 70 MB, other blocks each time, at stages 2 and 3), and a tensor whose storage
+misses what gloo's threads give back (up to 70 MB, never the same, at stages 2 and 3), and a tensor whose storage
 DeepSpeed emptied still looks full (the module's own parameters at stages 1 and 2). So the smaller one counts; at stage
 0, which has neither, they must agree. Neither sees what oneDNN or gloo take from malloc directly, nor the interpreter:
 those do not exist on a GPU or are part of the plan's reserve there.
