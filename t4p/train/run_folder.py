@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -61,11 +61,10 @@ def open_run(
     lock = claim(run_dir)
     prove_shared(run_dir)
     checkpoints = run_dir / "checkpoints"
-    dumped = config.model_dump(mode="json")
+    dumped, versions = config.model_dump(mode="json"), installed_versions()
     checkpoint = choose_checkpoint(config.train.resume, checkpoints)
 
     def describe(step: int) -> CheckpointState:
-        versions = {name: version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
         return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
 
     if checkpoint is None:
@@ -92,6 +91,18 @@ def open_run(
             log.close()
         if lock is not None:
             lock.close()
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and the packages that a checkpoint records."""
+    return {name: _version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on a cluster the project's source travels with the job, uninstalled
+        return "not installed"
 
 
 def fit_to_world(checkpoint: Path, saved: CheckpointState) -> Path:

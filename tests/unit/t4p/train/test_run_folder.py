@@ -1,12 +1,15 @@
 """Which checkpoint a run begins from."""
 
+import platform
 import shutil
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
 from t4p.errors import CheckpointError, ConfigError
+from t4p.train import run_folder
 from t4p.train.checkpoint import CheckpointState, checkpoint_name, write_marker, write_state
-from t4p.train.run_folder import choose_checkpoint
+from t4p.train.run_folder import choose_checkpoint, installed_versions
 from t4p.train.universal import make_universal
 
 
@@ -57,3 +60,16 @@ def test_what_is_not_whole_cannot_be_named(checkpoints):
         choose_checkpoint(str(checkpoints / "step_00000002"), checkpoints)
     with pytest.raises(ConfigError, match=r"train.resume is 'never', but .* holds step_00000001"):
         choose_checkpoint("never", checkpoints)
+
+
+def test_a_package_that_is_not_installed_is_recorded_as_such(monkeypatch):
+    def version(name):
+        if name == "text4point":
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(run_folder, "version", version)
+    versions = installed_versions()
+    assert versions["text4point"] == "not installed"
+    assert versions["torch"] == "1.2"
+    assert versions["python"] == platform.python_version()
