@@ -17,7 +17,9 @@ import torch
 from t4p.config import PretrainConfig, dump_config
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.train.checkpoint import (
+    MARKER,
     CheckpointState,
+    checkpoints_in,
     newest_checkpoint,
     read_state,
     refuse_changes,
@@ -204,7 +206,7 @@ def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
     """Rank 0 decides what to resume from, and tells the others. Collective.
 
     Raises:
-        CheckpointError: a named checkpoint is not whole.
+        CheckpointError: a named checkpoint is not whole, or none of those that were once written to their end is.
         ConfigError: `train.resume` is `never`, or names a checkpoint, in a folder that has others.
     """
     choice: Path | None = None
@@ -232,6 +234,13 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
             )
         return named
     newest, passed_over = newest_checkpoint(checkpoints)
+    if newest is None and any(_has_marker(directory) for directory in checkpoints_in(checkpoints)):
+        # To begin anew here would empty the logs of a run that was saved, and perhaps by a mistake that can be undone.
+        listed = "\n".join(f"  {sentence}" for sentence in passed_over)
+        raise CheckpointError(
+            f"{checkpoints}: holds checkpoints, but no whole one to resume from:\n{listed}\n"
+            "restore one from a copy, or choose another run.dir; to begin anew in this one, move its checkpoints away"
+        )
     if resume == "never":
         if newest is not None:
             raise ConfigError(
@@ -244,6 +253,17 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
     if newest is not None:
         say(f"resuming from {newest}")
     return newest
+
+
+def _has_marker(directory: Path) -> bool:
+    """Whether a checkpoint was once written to its end; what cannot be looked at may have been."""
+    try:
+        (directory / MARKER).lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _same_checkpoint(named: Path, newest: Path) -> bool:
