@@ -146,8 +146,8 @@ def _look_at(directory: Path, named_as_checkpoint: bool) -> Listed:
     try:
         state = read_state(directory)
         step, world_size, stage = state.step, state.world_size, state.config["train"]["zero_stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = problem or f"state.json cannot be read ({error})"
+    except (CheckpointError, KeyError, TypeError) as error:  # the last two: a configuration without a ZeRO stage
+        problem = problem or f"state.json: not the state of a run ({error})"
     universal = False
     if (beside := universal_of(directory)).is_dir():
         try:

@@ -76,9 +76,19 @@ def write_state(directory: Path, state: CheckpointState) -> None:
 
 
 def read_state(directory: Path) -> CheckpointState:
-    """Read `state.json` of a checkpoint that `verify_marker` has passed."""
-    fields = json.loads((directory / STATE).read_text())
-    return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+    """Read `state.json` of a checkpoint that `verify_marker` has passed.
+
+    Raises:
+        CheckpointError: it cannot be read, or has other fields.
+    """
+    path = directory / STATE
+    try:
+        fields = json.loads(path.read_text())
+        return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); wanted the state of a checkpoint of this version, name an older one"
+        ) from error
 
 
 def write_marker(directory: Path) -> None:
@@ -101,12 +111,14 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
         The sha256 that each file should have.
 
     Raises:
-        CheckpointError: there is no marker, or a file is missing or not as long as the marker says.
+        CheckpointError: there is no marker or one of another format, or a file is missing, cannot be looked at or is
+            not as long as the marker says.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
     try:
-        files = json.loads((directory / MARKER).read_text())["files"]
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
+        marker = json.loads((directory / MARKER).read_text())
+        found_version, files = marker["format_version"], marker["files"]
         sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
         digests = {str(name): str(file["sha256"]) for name, file in files.items()}
     except FileNotFoundError:
@@ -114,28 +126,47 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
             f"{directory}: no {MARKER}, so it was not written to its end and cannot be used; "
             "name an older one, or set train.resume=auto for the newest whole one"
         ) from None
+    except OSError as error:
+        raise _unreadable(directory / MARKER, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory / MARKER}: not a marker ({error}); name an older checkpoint") from error
+    if found_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory / MARKER}: its format_version is {found_version}, wanted {FORMAT_VERSION}; "
+            "use the version of text4point that wrote it, or name another checkpoint"
+        )
     for name, wanted in sizes.items():
         path = directory / name
-        size = path.stat().st_size if path.is_file() else None
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if size != wanted:
             found = "missing" if size is None else f"{size} bytes"
             raise CheckpointError(f"{path}: {found}, wanted {wanted} bytes; name an older checkpoint")
     return digests
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """A disk that fails and a file of somebody else are damage too: an older checkpoint may be readable."""
+    return CheckpointError(f"{path}: cannot be read ({error}); name an older checkpoint, or make it readable")
+
+
 def verify_marker(directory: Path) -> None:
     """Check that a checkpoint is whole, by reading all of it.
 
     Raises:
-        CheckpointError: there is no marker, or a file is missing or not what the marker says.
+        CheckpointError: as check_sizes, or a file cannot be read or is not what the marker says.
     """
     for name, wanted in check_sizes(directory).items():
         path = directory / name
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
-                raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if found != wanted:
+            raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
 
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:

@@ -1,7 +1,9 @@
 """Markers: what counts as a checkpoint, and what does not."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +91,48 @@ def test_damage_is_found_and_named(tmp_path, damage):
 def test_a_missing_directory_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         verify_marker(tmp_path / "step_00000001")
+
+
+@pytest.mark.parametrize("victim", ["model.pt", MARKER])
+@pytest.mark.parametrize("moment", ["open", "stat"])
+def test_a_file_that_cannot_be_read_is_damage_and_is_passed_over(tmp_path, monkeypatch, victim, moment):
+    older, newer = make_checkpoint(tmp_path, 3), make_checkpoint(tmp_path, 5)
+    victims = {newer / victim} if moment == "open" else {newer / victim, newer}
+    genuine = {name: getattr(Path, name) for name in ("open", "is_dir", "is_file")}
+
+    def fail(name):
+        def method(self, *arguments, **options):
+            if self in victims:
+                raise OSError(errno.EIO, "Input/output error", str(self))
+            return genuine[name](self, *arguments, **options)
+
+        return method
+
+    for name in ["open"] if moment == "open" else ["is_dir", "is_file"]:
+        monkeypatch.setattr(Path, name, fail(name))
+    chosen, passed_over = newest_checkpoint(tmp_path)
+    assert chosen == older
+    assert len(passed_over) == 1
+    assert "cannot be read ([Errno 5] Input/output error" in passed_over[0]
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_marker_of_another_format_is_refused(tmp_path, version):
+    directory = make_checkpoint(tmp_path, 3)
+    marker = json.loads((directory / MARKER).read_text())
+    (directory / MARKER).write_text(json.dumps(marker | {"format_version": version}))
+    with pytest.raises(CheckpointError, match=rf"format_version is {version}, wanted 1; use the version"):
+        verify_marker(directory)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"shards_sha256": []}', None])
+def test_a_state_that_is_none_is_named(tmp_path, content):
+    directory = make_checkpoint(tmp_path, 3)
+    (directory / "state.json").unlink()
+    if content is not None:
+        (directory / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"step_00000003/state\.json: cannot be read"):
+        read_state(directory)
 
 
 def test_leftovers_are_moved_aside_and_never_deleted(tmp_path):
