@@ -12,7 +12,7 @@ import typer
 from t4p.errors import CheckpointError, ConfigError
 from t4p.train.checkpoint import check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.train.retention import DELETED
-from t4p.train.universal import is_universal, make_universal, universal_of
+from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
 app = typer.Typer(
     help="What a run has saved: list, verify, convert for another number of ranks, export.", no_args_is_help=True
@@ -89,6 +89,11 @@ def convert_command(
     destination = out if out is not None else universal_of(checkpoint)
     if destination.exists() and not is_universal(destination):
         raise ConfigError(f"{destination}: exists, and is no universal checkpoint; choose another --out")
+    if out is not None and destination.exists() and not made_from(destination, checkpoint):
+        raise CheckpointError(
+            f"{destination}: holds a universal checkpoint that was not made from {checkpoint} as it is now; "
+            "choose another --out, or delete that one"
+        )
     from t4p.train.engine import convert_to_universal
 
     make_universal(checkpoint, destination, convert_to_universal, typer.echo)

@@ -30,7 +30,7 @@ from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
-from t4p.train.universal import is_universal, make_universal, universal_of
+from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
 # Seconds that a rank waits for a file of rank 0 to show up: a network file system may be slow to.
 SHARED_FOLDER_PATIENCE = 10.0
@@ -269,7 +269,7 @@ def _has_marker(directory: Path) -> bool:
 def _same_checkpoint(named: Path, newest: Path) -> bool:
     """Whether a path is the newest checkpoint, or its universal form, wherever that was written."""
     if is_universal(named):
-        return read_state(named) == read_state(newest)
+        return made_from(named, newest)
     return named.resolve() == newest.resolve()
 
 

@@ -54,6 +54,16 @@ def test_the_newest_may_be_named_also_in_its_universal_form_elsewhere(checkpoint
         assert choose_checkpoint(str(older), checkpoints / "another run") == older
 
 
+def test_a_universal_one_of_an_earlier_save_is_not_the_newest(checkpoints, tmp_path_factory):
+    newest, elsewhere = checkpoints / "step_00000002", tmp_path_factory.mktemp("other") / "converted"
+    make_universal(newest, elsewhere, convert, print)
+    (newest / "model.pt").write_bytes(b"Weights")
+    (newest / MARKER).unlink()
+    write_marker(newest)
+    with pytest.raises(ConfigError, match="holds step_00000002: going on from another one would mix two runs"):
+        choose_checkpoint(str(elsewhere), checkpoints)
+
+
 def test_what_is_not_whole_cannot_be_named(checkpoints):
     (checkpoints / "step_00000002" / "model.pt").unlink()
     with pytest.raises(CheckpointError, match=r"model\.pt: missing"):
