@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from t4p.errors import CheckpointError
 MARKER = "COMPLETE.json"
 STATE = "state.json"
 FORMAT_VERSION = 1
+# Seconds that a rank waits for a file of another one to show up: a network file system may be slow to.
+SHARED_FOLDER_PATIENCE = 10.0
 
 # Keys that may differ between a checkpoint and the run that resumes from it.
 FREE_KEYS = (
@@ -89,6 +92,26 @@ def read_state(directory: Path) -> CheckpointState:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); wanted the state of a checkpoint of this version, name an older one"
         ) from error
+
+
+def await_files(directory: Path, wanted: Mapping[str, int]) -> None:
+    """Wait until a folder shows so many files of each pattern, which are there: the marker lists what can be seen.
+
+    A network file system may show one node an old listing for some seconds after another has written.
+
+    Raises:
+        CheckpointError: they did not show up in SHARED_FOLDER_PATIENCE.
+    """
+    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
+    for pattern, count in wanted.items():
+        while (found := len(list(directory.glob(pattern)))) != count:
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"{directory}: shows {found} files {pattern} after {SHARED_FOLDER_PATIENCE:g} s, wanted {count}, "
+                    "one of each rank. It has no marker, so it will not be used; see that every node writes to the "
+                    "same folder and start again: the run resumes from the last whole one"
+                )
+            time.sleep(0.1)
 
 
 def write_marker(directory: Path) -> None:

@@ -18,6 +18,7 @@ from t4p.config import PretrainConfig, dump_config
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.train.checkpoint import (
     MARKER,
+    SHARED_FOLDER_PATIENCE,
     CheckpointState,
     checkpoints_in,
     newest_checkpoint,
@@ -32,8 +33,6 @@ from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
 from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
-# Seconds that a rank waits for a file of rank 0 to show up: a network file system may be slow to.
-SHARED_FOLDER_PATIENCE = 10.0
 RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4point")
 
 

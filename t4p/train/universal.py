@@ -35,10 +35,8 @@ def leftovers_of(checkpoint: Path) -> list[Path]:
 
 def partials_of(universal: Path) -> list[Path]:
     """Conversions that were to become this universal checkpoint and were cut short, or are still going on."""
-    folder = universal.parent
-    return sorted(
-        path for path in (folder.iterdir() if folder.is_dir() else ()) if path.name.startswith(universal.name + PARTIAL)
-    )
+    beside = universal.parent.iterdir() if universal.parent.is_dir() else iter(())
+    return sorted(path for path in beside if path.name.startswith(universal.name + PARTIAL))
 
 
 def is_universal(directory: Path) -> bool:

@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from t4p.errors import CheckpointError
+from t4p.train import checkpoint as checkpoint_module
 from t4p.train.checkpoint import (
     MARKER,
     CheckpointState,
+    await_files,
     checkpoint_name,
     make_room,
     newest_checkpoint,
@@ -133,6 +136,25 @@ def test_a_state_that_is_none_is_named(tmp_path, content):
         (directory / "state.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"step_00000003/state\.json: cannot be read"):
         read_state(directory)
+
+
+def test_the_files_of_other_ranks_are_waited_for(tmp_path, monkeypatch):
+    for rank in range(2):
+        (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    late = iter([False, False, True])
+
+    def sleep(seconds):
+        if next(late):
+            (tmp_path / "zero_pp_rank_2_mp_rank_00_optim_states.pt").touch()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    await_files(tmp_path, {"*_optim_states.pt": 3})
+    assert next(late, None) is None
+    await_files(tmp_path, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint_module, "SHARED_FOLDER_PATIENCE", 0.0)
+    with pytest.raises(CheckpointError, match=r"shows 3 files \*_optim_states\.pt after 0 s, wanted 4, one of"):
+        await_files(tmp_path, {"*_optim_states.pt": 4})
 
 
 def test_leftovers_are_moved_aside_and_never_deleted(tmp_path):
