@@ -35,6 +35,7 @@ FREE_KEYS = (
     "train.validate_every",
     "train.resume",
     "train.keep_checkpoints",
+    "model.clip.pretrained",  # files may move; the weights in them are compared by hash
     "model.unet.activation_checkpointing",
     "data.num_workers",
     "data.validation_shards",

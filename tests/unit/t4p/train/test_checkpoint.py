@@ -178,6 +178,15 @@ def test_the_same_run_may_go_on_longer_and_with_another_number_of_ranks(tmp_path
     refuse_changes(STATE, changed(config=config, world_size=3, versions={}), tmp_path)
 
 
+def test_the_towers_weights_may_move_but_not_change(tmp_path):
+    before, after = (
+        {**STATE.config, "model": {"clip": {"pretrained": place}}} for place in ("/a/clip.pt", "/b/clip.pt")
+    )
+    refuse_changes(changed(config=before), changed(config=after), tmp_path)
+    with pytest.raises(CheckpointError, match="weights of the towers are not the same"):
+        refuse_changes(changed(config=before), changed(config=after, towers_sha256="e" * 64), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("updates", "message"),
     [
