@@ -111,7 +111,7 @@ def export_command(
     """Write the trained weights, the configuration and the label embeddings into one file; no DeepSpeed to read it."""
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted the path of a file in a folder that exists, such as ./text4point.safetensors")
-    verify_marker(checkpoint)
+    check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte
     from t4p.train.export import export_checkpoint
 
     export_checkpoint(checkpoint, out, pretrained)
