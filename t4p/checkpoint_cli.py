@@ -12,7 +12,7 @@ import typer
 from t4p.errors import CheckpointError, ConfigError
 from t4p.train.checkpoint import check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.train.retention import DELETED
-from t4p.train.universal import is_universal, make_universal, universal_of
+from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
 app = typer.Typer(
     help="What a run has saved: list, verify, convert for another number of ranks, export.", no_args_is_help=True
@@ -89,6 +89,11 @@ def convert_command(
     destination = out if out is not None else universal_of(checkpoint)
     if destination.exists() and not is_universal(destination):
         raise ConfigError(f"{destination}: exists, and is no universal checkpoint; choose another --out")
+    if out is not None and destination.exists() and not made_from(destination, checkpoint):
+        raise CheckpointError(
+            f"{destination}: holds a universal checkpoint that was not made from {checkpoint} as it is now; "
+            "choose another --out, or delete that one"
+        )
     from t4p.train.engine import convert_to_universal
 
     make_universal(checkpoint, destination, convert_to_universal, typer.echo)
@@ -106,7 +111,7 @@ def export_command(
     """Write the trained weights, the configuration and the label embeddings into one file; no DeepSpeed to read it."""
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"{out}: wanted the path of a file in a folder that exists, such as ./text4point.safetensors")
-    verify_marker(checkpoint)
+    check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte
     from t4p.train.export import export_checkpoint
 
     export_checkpoint(checkpoint, out, pretrained)
@@ -146,8 +151,8 @@ def _look_at(directory: Path, named_as_checkpoint: bool) -> Listed:
     try:
         state = read_state(directory)
         step, world_size, stage = state.step, state.world_size, state.config["train"]["zero_stage"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = problem or f"state.json cannot be read ({error})"
+    except (CheckpointError, KeyError, TypeError) as error:  # the last two: a configuration without a ZeRO stage
+        problem = problem or f"state.json: not the state of a run ({error})"
     universal = False
     if (beside := universal_of(directory)).is_dir():
         try:

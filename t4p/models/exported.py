@@ -8,6 +8,7 @@ needs DeepSpeed, the towers or the dataset.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,8 @@ def write_exported(
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, header)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut may leave the name without the bytes
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
@@ -104,9 +107,14 @@ def load_exported(path: Path | str, device: torch.device | str = "cpu") -> Expor
         ConfigError: the configuration in it needs something that is not here (the sparse backend).
     """
     tensors, header = _read(Path(path), device)
-    config = PretrainConfig.model_validate(header["config"])
-    embeddings = tensors.pop(LABEL_EMBEDDINGS)
-    clip_dim = embeddings.shape[1]
+    try:
+        config = PretrainConfig.model_validate(header["config"])
+        embeddings = tensors.pop(LABEL_EMBEDDINGS)
+        clip_dim = embeddings.shape[1]
+        step, labels = int(header["step"]), tuple(header["labels"])
+        towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:  # a ValidationError is a ValueError
+        raise _damaged(path, error) from error
     # In eval mode ranks do not share statistics, and the group may not even fit this process's world.
     net = build_text4point(config.model.model_copy(update={"norm_group_size": None}), clip_dim)
     decoder = config.model.decoder2d
@@ -126,15 +134,15 @@ def load_exported(path: Path | str, device: torch.device | str = "cpu") -> Expor
         raise CheckpointError(f"{path}: holds no temperatures ({', '.join(TEMPERATURES)}); export it again")
     return ExportedModel(
         config=config,
-        step=header["step"],
+        step=step,
         net=net,
         decoder2d=decoder2d,
         logit_scale_e=scale_e,
         logit_scale_d=scale_d,
-        labels=tuple(header["labels"]),
+        labels=labels,
         label_embeddings=embeddings,
-        towers_sha256=header["towers_sha256"],
-        versions=header["versions"],
+        towers_sha256=towers_sha256,
+        versions=versions,
     )
 
 
@@ -149,4 +157,14 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], di
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {wanted}") from error
-    return tensors, {name: json.loads(text) for name, text in metadata.items() if name != "format"}
+    try:
+        return tensors, {name: json.loads(text) for name, text in metadata.items() if name != "format"}
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path | str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: its header is damaged or of another version of text4point ({type(error).__name__}: "
+        f"{' '.join(str(error).split())}); export it again with this version"
+    )

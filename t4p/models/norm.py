@@ -35,8 +35,8 @@ def build_norm(kind: NormKind, group_size: int | None = None) -> NormFactory:
         group_size: sync_batch: so many consecutive ranks share statistics; None is all of them. Collective when given.
 
     Raises:
-        ValueError: an unknown kind, or a group size that does not divide the world size (alone, any will do: that is
-            how `t4p plan` builds the network of a large world).
+        ValueError: an unknown kind, or a group size that does not divide the world size. A process that only measures
+            or reads a network of a larger world (`t4p plan`, load_exported) leaves the group size out.
     """
     if kind == "layer":
         return RowLayerNorm
@@ -44,16 +44,16 @@ def build_norm(kind: NormKind, group_size: int | None = None) -> NormFactory:
         return RowBatchNorm
     if kind != "sync_batch":
         raise ValueError(f"unknown norm {kind!r}; choose sync_batch, batch or layer")
-    if world_size() == 1:
-        return RowBatchNorm
-    if group_size is None or group_size == world_size():
-        return SyncRowBatchNorm
-    if world_size() % group_size:
+    if group_size is not None and world_size() % group_size:
         raise ValueError(
             f"norm_group_size is {group_size}, which does not divide the world size, {world_size()}; choose a divisor, "
             "or leave it out for all ranks"
         )
-    return RowBatchNorm if group_size == 1 else partial(SyncRowBatchNorm, group=subgroup(group_size))
+    if world_size() == 1 or group_size == 1:
+        return RowBatchNorm
+    if group_size is None or group_size == world_size():
+        return SyncRowBatchNorm
+    return partial(SyncRowBatchNorm, group=subgroup(group_size))
 
 
 @torch.no_grad()

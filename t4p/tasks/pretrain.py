@@ -200,10 +200,10 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
         ConfigError, ClipError: the configuration cannot work; nothing has been written.
         ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
     """
+    if config.train.deterministic:
+        make_deterministic()  # before the process group, which makes the first use of CUDA
     start_process_group()
     device = local_device()
-    if config.train.deterministic:
-        make_deterministic()
     towers = load_towers_from(config.model.clip, config.run.seed)
     sample_settings = build_sample_settings(config, towers)
     catalogue = Catalogue(config.data.shards)

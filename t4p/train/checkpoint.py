@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from t4p.errors import CheckpointError
 MARKER = "COMPLETE.json"
 STATE = "state.json"
 FORMAT_VERSION = 1
+# Seconds that a rank waits for a file of another one to show up: a network file system may be slow to.
+SHARED_FOLDER_PATIENCE = 10.0
 
 # Keys that may differ between a checkpoint and the run that resumes from it.
 FREE_KEYS = (
@@ -32,6 +35,7 @@ FREE_KEYS = (
     "train.validate_every",
     "train.resume",
     "train.keep_checkpoints",
+    "model.clip.pretrained",  # files may move; the weights in them are compared by hash
     "model.unet.activation_checkpointing",
     "data.num_workers",
     "data.validation_shards",
@@ -76,9 +80,39 @@ def write_state(directory: Path, state: CheckpointState) -> None:
 
 
 def read_state(directory: Path) -> CheckpointState:
-    """Read `state.json` of a checkpoint that `verify_marker` has passed."""
-    fields = json.loads((directory / STATE).read_text())
-    return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+    """Read `state.json` of a checkpoint that `verify_marker` has passed.
+
+    Raises:
+        CheckpointError: it cannot be read, or has other fields.
+    """
+    path = directory / STATE
+    try:
+        fields = json.loads(path.read_text())
+        return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); wanted the state of a checkpoint of this version, name an older one"
+        ) from error
+
+
+def await_files(directory: Path, wanted: Mapping[str, int]) -> None:
+    """Wait until a folder shows so many files of each pattern, which are there: the marker lists what can be seen.
+
+    A network file system may show one node an old listing for some seconds after another has written.
+
+    Raises:
+        CheckpointError: they did not show up in SHARED_FOLDER_PATIENCE.
+    """
+    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
+    for pattern, count in wanted.items():
+        while (found := len(list(directory.glob(pattern)))) != count:
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"{directory}: shows {found} files {pattern} after {SHARED_FOLDER_PATIENCE:g} s, wanted {count}, "
+                    "one of each rank. It has no marker, so it will not be used; see that every node writes to the "
+                    "same folder and start again: the run resumes from the last whole one"
+                )
+            time.sleep(0.1)
 
 
 def write_marker(directory: Path) -> None:
@@ -101,12 +135,14 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
         The sha256 that each file should have.
 
     Raises:
-        CheckpointError: there is no marker, or a file is missing or not as long as the marker says.
+        CheckpointError: there is no marker or one of another format, or a file is missing, cannot be looked at or is
+            not as long as the marker says.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
     try:
-        files = json.loads((directory / MARKER).read_text())["files"]
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
+        marker = json.loads((directory / MARKER).read_text())
+        found_version, files = marker["format_version"], marker["files"]
         sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
         digests = {str(name): str(file["sha256"]) for name, file in files.items()}
     except FileNotFoundError:
@@ -114,28 +150,47 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
             f"{directory}: no {MARKER}, so it was not written to its end and cannot be used; "
             "name an older one, or set train.resume=auto for the newest whole one"
         ) from None
+    except OSError as error:
+        raise _unreadable(directory / MARKER, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory / MARKER}: not a marker ({error}); name an older checkpoint") from error
+    if found_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory / MARKER}: its format_version is {found_version}, wanted {FORMAT_VERSION}; "
+            "use the version of text4point that wrote it, or name another checkpoint"
+        )
     for name, wanted in sizes.items():
         path = directory / name
-        size = path.stat().st_size if path.is_file() else None
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
         if size != wanted:
             found = "missing" if size is None else f"{size} bytes"
             raise CheckpointError(f"{path}: {found}, wanted {wanted} bytes; name an older checkpoint")
     return digests
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """A disk that fails and a file of somebody else are damage too: an older checkpoint may be readable."""
+    return CheckpointError(f"{path}: cannot be read ({error}); name an older checkpoint, or make it readable")
+
+
 def verify_marker(directory: Path) -> None:
     """Check that a checkpoint is whole, by reading all of it.
 
     Raises:
-        CheckpointError: there is no marker, or a file is missing or not what the marker says.
+        CheckpointError: as check_sizes, or a file cannot be read or is not what the marker says.
     """
     for name, wanted in check_sizes(directory).items():
         path = directory / name
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
-                raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if found != wanted:
+            raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
 
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:

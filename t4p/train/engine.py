@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -198,6 +198,11 @@ class Engine:
     def save(self, checkpoints: Path, name: str) -> None:
         """Write DeepSpeed's files to `checkpoints/name`. Collective; not atomic: the caller writes the marker."""
         self._engine.save_checkpoint(str(checkpoints), tag=name, save_latest=False)
+
+    def num_part_files(self, world_size: int) -> Mapping[str, int]:
+        """How many files of each pattern `save` writes where each rank writes its own part."""
+        parts = {1: ["*_optim_states.pt"], 2: ["*_optim_states.pt"], 3: ["*_optim_states.pt", "*_model_states.pt"]}
+        return dict.fromkeys(parts.get(self._zero_stage, []), world_size)
 
     def load(self, checkpoints: Path, name: str) -> None:
         """Restore module and optimizer. Collective.

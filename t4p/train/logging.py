@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t4p.errors import RunError
+from t4p.train.checkpoint import write_atomically
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,8 @@ def cut_back(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             fits = line.endswith("\n") and json.loads(line)["step"] <= step
-        except ValueError:
+        except (ValueError, KeyError, TypeError):  # torn, or no line of a run
             fits = False
         if fits:
             kept.append(line)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, "".join(kept))

@@ -20,6 +20,7 @@ from t4p.errors import CheckpointError
 from t4p.models.norm import merge_running_statistics
 from t4p.train.checkpoint import (
     CheckpointState,
+    await_files,
     checkpoint_name,
     first_line,
     free_space,
@@ -140,8 +141,8 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
     """Write one checkpoint, its marker last, and delete whole ones beyond the newest `keep`. Collective.
 
     Raises:
-        CheckpointError: this rank cannot write a file. No collective follows: the process should end, and the others'
-            wait for it with it.
+        CheckpointError: this rank cannot write a file, or rank 0 does not see those of the others. No collective
+            follows: the process should end, and the others' wait for it with it.
         RuntimeError: another rank was lost meanwhile, as in any collective.
     """
     name = checkpoint_name(state.step)
@@ -155,6 +156,7 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
         engine.save(checkpoints, name)
         barrier()  # every rank's files are there
         if rank() == 0:
+            await_files(directory, engine.num_part_files(world_size()))
             write_state(directory, state)
             write_marker(directory)
         barrier()  # nobody goes on, and perhaps dies, before the checkpoint counts

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -17,7 +17,10 @@ import torch
 from t4p.config import PretrainConfig, dump_config
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.train.checkpoint import (
+    MARKER,
+    SHARED_FOLDER_PATIENCE,
     CheckpointState,
+    checkpoints_in,
     newest_checkpoint,
     read_state,
     refuse_changes,
@@ -28,10 +31,8 @@ from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
-from t4p.train.universal import is_universal, make_universal, universal_of
+from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
-# Seconds that a rank waits for a file of rank 0 to show up: a network file system may be slow to.
-SHARED_FOLDER_PATIENCE = 10.0
 RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4point")
 
 
@@ -61,11 +62,10 @@ def open_run(
     lock = claim(run_dir)
     prove_shared(run_dir)
     checkpoints = run_dir / "checkpoints"
-    dumped = config.model_dump(mode="json")
+    dumped, versions = config.model_dump(mode="json"), installed_versions()
     checkpoint = choose_checkpoint(config.train.resume, checkpoints)
 
     def describe(step: int) -> CheckpointState:
-        versions = {name: version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
         return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
 
     if checkpoint is None:
@@ -92,6 +92,18 @@ def open_run(
             log.close()
         if lock is not None:
             lock.close()
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and the packages that a checkpoint records."""
+    return {name: _version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # on a cluster the project's source travels with the job, uninstalled
+        return "not installed"
 
 
 def fit_to_world(checkpoint: Path, saved: CheckpointState) -> Path:
@@ -193,7 +205,7 @@ def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
     """Rank 0 decides what to resume from, and tells the others. Collective.
 
     Raises:
-        CheckpointError: a named checkpoint is not whole.
+        CheckpointError: a named checkpoint is not whole, or none of those that were once written to their end is.
         ConfigError: `train.resume` is `never`, or names a checkpoint, in a folder that has others.
     """
     choice: Path | None = None
@@ -221,6 +233,13 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
             )
         return named
     newest, passed_over = newest_checkpoint(checkpoints)
+    if newest is None and any(_has_marker(directory) for directory in checkpoints_in(checkpoints)):
+        # To begin anew here would empty the logs of a run that was saved, and perhaps by a mistake that can be undone.
+        listed = "\n".join(f"  {sentence}" for sentence in passed_over)
+        raise CheckpointError(
+            f"{checkpoints}: holds checkpoints, but no whole one to resume from:\n{listed}\n"
+            "restore one from a copy, or choose another run.dir; to begin anew in this one, move its checkpoints away"
+        )
     if resume == "never":
         if newest is not None:
             raise ConfigError(
@@ -235,10 +254,21 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
     return newest
 
 
+def _has_marker(directory: Path) -> bool:
+    """Whether a checkpoint was once written to its end; what cannot be looked at may have been."""
+    try:
+        (directory / MARKER).lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _same_checkpoint(named: Path, newest: Path) -> bool:
     """Whether a path is the newest checkpoint, or its universal form, wherever that was written."""
     if is_universal(named):
-        return read_state(named) == read_state(newest)
+        return made_from(named, newest)
     return named.resolve() == newest.resolve()
 
 

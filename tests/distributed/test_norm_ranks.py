@@ -279,9 +279,8 @@ def run_world(rank: int, world_size: int) -> dict:
     check_merging(rank, world_size)
     if world_size == 4:
         check_groups_merge()
-    if world_size > 1:
-        with pytest.raises(ValueError, match=f"norm_group_size is 5, .* the world size, {world_size}; choose"):
-            build_norm("sync_batch", 5)
+    with pytest.raises(ValueError, match=f"norm_group_size is 5, .* the world size, {world_size}; choose"):
+        build_norm("sync_batch", 5)
     return report
 
 

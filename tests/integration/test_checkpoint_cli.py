@@ -110,6 +110,9 @@ def test_convert_refuses_what_needs_no_conversion_or_cannot_have_one(run_dir):
         call("convert", run_dir / "checkpoints" / "step_00000020")
     with pytest.raises(ConfigError, match="exists, and is no universal checkpoint"):
         call("convert", run_dir / "checkpoints" / "step_00000010", "--out", run_dir)
+    other = run_dir / "checkpoints" / "step_00000030.universal"
+    with pytest.raises(CheckpointError, match=r"not made from .*step_00000010 as it is now; choose another --out"):
+        call("convert", run_dir / "checkpoints" / "step_00000010", "--out", other)
 
 
 def test_export_refuses_a_path_that_cannot_be_a_file_and_a_checkpoint_that_is_not_whole(run_dir):

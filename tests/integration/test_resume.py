@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,9 +122,12 @@ def test_no_tower_weight_is_in_a_checkpoint(uninterrupted):
 @pytest.mark.parametrize("step", [2, 5, 7])
 def test_a_killed_run_resumes_bit_for_bit(shards, uninterrupted, tmp_path, step):
     kill_at(shards, tmp_path, step)
+    # The kill comes some steps late on a busy machine, perhaps after the first checkpoint.
+    saved = (tmp_path / "checkpoints" / "step_00000003" / "COMPLETE.json").exists()
+    assert saved or step < 3
     result = run(shards, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert ("resuming from" in result.stdout) == (step > 3)
+    assert ("resuming from" in result.stdout) == saved
     assert losses(tmp_path) == losses(uninterrupted)
     before, after = weights(uninterrupted, NUM_STEPS), weights(tmp_path, NUM_STEPS)
     assert before.keys() == after.keys()
@@ -140,7 +144,9 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(shards, uninterrupted, t
 
 
 def test_a_checkpoint_without_its_marker_is_passed_over_and_kept(shards, uninterrupted, tmp_path):
-    kill_at(shards, tmp_path, 7)
+    # As a run leaves it that is killed after step 7; a real one might get to its end first.
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000008")
     directory = tmp_path / "checkpoints" / "step_00000006"
     (directory / "COMPLETE.json").unlink()
     result = run(shards, tmp_path)

@@ -183,7 +183,7 @@ def test_losses_are_those_of_the_run_that_stayed(runs, stage):
     whole, moving = losses(runs / f"whole-{stage}"), losses(runs / f"moving-{stage}")
     assert len(whole) == NUM_STEPS
     assert moving[:2] == whole[:2]
-    assert moving == pytest.approx(whole, rel=1e-3)
+    assert moving == pytest.approx(whole, rel=1e-5)  # measured: 8e-8
     assert moving[-1] != moving[0]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from t4p.config import load_config
@@ -69,8 +70,6 @@ def test_what_goes_in_comes_out_ready_for_inference(path, parts, config):
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_weights_that_are_not_those_of_the_configuration_are_refused(path, change):
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
@@ -82,6 +81,31 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(path, chang
         tensors["net.head.weight"] = torch.zeros(1, 1)
     save_file(tensors, path, metadata)
     with pytest.raises(CheckpointError, match=r"not those of its configuration(.|\n)*net\.head\.weight"):
+        load_exported(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "cause"),
+    [
+        ("config", "{", "JSONDecodeError"),
+        ("config", '{"model": 3}', "ValidationError"),
+        ("config", None, "KeyError: 'config'"),
+        ("step", '"many"', "ValueError"),
+        ("labels", "3", "TypeError"),
+        ("towers_sha256", None, "KeyError"),
+        ("versions", "[1]", "TypeError"),
+        ("label_embeddings", None, "KeyError"),
+        ("label_embeddings", torch.zeros(2), "IndexError"),
+    ],
+)
+def test_a_damaged_header_is_named(path, key, text, cause):
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    part = tensors if key in tensors else metadata
+    part.pop(key) if text is None else part.update({key: text})
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: its header is damaged .*{cause}.*export it again"):
         load_exported(path)
 
 

@@ -57,3 +57,9 @@ def test_a_recomputation_may_be_entered_again_and_leaves_the_running_statistics_
 def test_unknown_norm_is_named():
     with pytest.raises(ValueError, match="unknown norm 'group'; choose sync_batch, batch or layer"):
         build_norm("group")
+
+
+def test_alone_a_group_of_one_is_plain_batch_norm_and_a_larger_one_is_refused():
+    assert type(build_norm("sync_batch", 1)(3)) is type(build_norm("sync_batch")(3)) is type(build_norm("batch")(3))
+    with pytest.raises(ValueError, match="norm_group_size is 2, which does not divide the world size, 1; choose"):
+        build_norm("sync_batch", 2)

@@ -141,11 +141,13 @@ def test_a_text_query_that_does_not_fit_clip_is_refused_by_its_key(text_query, m
         build(**text_query)
 
 
-def test_a_norm_group_that_does_not_divide_the_world_is_refused_by_its_key(monkeypatch):
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_norm_group_that_does_not_divide_the_world_is_refused_by_its_key(monkeypatch, world_size):
     model = load_config(["configs/smoke.yaml"], ["data.shards=[a]", "model.norm_group_size=3"]).model
-    build_text4point(model, CLIP_DIM)  # alone there is nothing to divide
-    monkeypatch.setattr("t4p.models.norm.world_size", lambda: 4)
-    with pytest.raises(ConfigError, match=r"model\.norm_group_size is 3, which does not divide the world size, 4"):
+    monkeypatch.setattr("t4p.models.norm.world_size", lambda: world_size)
+    with pytest.raises(
+        ConfigError, match=rf"model\.norm_group_size is 3, which does not divide the world size, {world_size}"
+    ):
         build_text4point(model, CLIP_DIM)
 
 

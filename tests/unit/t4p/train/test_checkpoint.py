@@ -1,14 +1,19 @@
 """Markers: what counts as a checkpoint, and what does not."""
 
+import errno
 import json
 import os
+import time
+from pathlib import Path
 
 import pytest
 
 from t4p.errors import CheckpointError
+from t4p.train import checkpoint as checkpoint_module
 from t4p.train.checkpoint import (
     MARKER,
     CheckpointState,
+    await_files,
     checkpoint_name,
     make_room,
     newest_checkpoint,
@@ -91,6 +96,67 @@ def test_a_missing_directory_is_no_checkpoint(tmp_path):
         verify_marker(tmp_path / "step_00000001")
 
 
+@pytest.mark.parametrize("victim", ["model.pt", MARKER])
+@pytest.mark.parametrize("moment", ["open", "stat"])
+def test_a_file_that_cannot_be_read_is_damage_and_is_passed_over(tmp_path, monkeypatch, victim, moment):
+    older, newer = make_checkpoint(tmp_path, 3), make_checkpoint(tmp_path, 5)
+    victims = {newer / victim} if moment == "open" else {newer / victim, newer}
+    genuine = {name: getattr(Path, name) for name in ("open", "is_dir", "is_file")}
+
+    def fail(name):
+        def method(self, *arguments, **options):
+            if self in victims:
+                raise OSError(errno.EIO, "Input/output error", str(self))
+            return genuine[name](self, *arguments, **options)
+
+        return method
+
+    for name in ["open"] if moment == "open" else ["is_dir", "is_file"]:
+        monkeypatch.setattr(Path, name, fail(name))
+    chosen, passed_over = newest_checkpoint(tmp_path)
+    assert chosen == older
+    assert len(passed_over) == 1
+    assert "cannot be read ([Errno 5] Input/output error" in passed_over[0]
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_a_marker_of_another_format_is_refused(tmp_path, version):
+    directory = make_checkpoint(tmp_path, 3)
+    marker = json.loads((directory / MARKER).read_text())
+    (directory / MARKER).write_text(json.dumps(marker | {"format_version": version}))
+    with pytest.raises(CheckpointError, match=rf"format_version is {version}, wanted 1; use the version"):
+        verify_marker(directory)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"shards_sha256": []}', None])
+def test_a_state_that_is_none_is_named(tmp_path, content):
+    directory = make_checkpoint(tmp_path, 3)
+    (directory / "state.json").unlink()
+    if content is not None:
+        (directory / "state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"step_00000003/state\.json: cannot be read"):
+        read_state(directory)
+
+
+def test_the_files_of_other_ranks_are_waited_for(tmp_path, monkeypatch):
+    for rank in range(2):
+        (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    late = iter([False, False, True])
+
+    def sleep(seconds):
+        if next(late):
+            (tmp_path / "zero_pp_rank_2_mp_rank_00_optim_states.pt").touch()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    await_files(tmp_path, {"*_optim_states.pt": 3})
+    assert next(late, None) is None
+    await_files(tmp_path, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(checkpoint_module, "SHARED_FOLDER_PATIENCE", 0.0)
+    with pytest.raises(CheckpointError, match=r"shows 3 files \*_optim_states\.pt after 0 s, wanted 4, one of"):
+        await_files(tmp_path, {"*_optim_states.pt": 4})
+
+
 def test_leftovers_are_moved_aside_and_never_deleted(tmp_path):
     for number in range(2):
         directory = make_checkpoint(tmp_path, 7, marker=False)
@@ -110,6 +176,15 @@ def test_the_same_run_may_go_on_longer_and_with_another_number_of_ranks(tmp_path
         "train": {"num_steps": 500, "learning_rate": 0.1, "zero_stage": 1},
     }
     refuse_changes(STATE, changed(config=config, world_size=3, versions={}), tmp_path)
+
+
+def test_the_towers_weights_may_move_but_not_change(tmp_path):
+    before, after = (
+        {**STATE.config, "model": {"clip": {"pretrained": place}}} for place in ("/a/clip.pt", "/b/clip.pt")
+    )
+    refuse_changes(changed(config=before), changed(config=after), tmp_path)
+    with pytest.raises(CheckpointError, match="weights of the towers are not the same"):
+        refuse_changes(changed(config=before), changed(config=after, towers_sha256="e" * 64), tmp_path)
 
 
 @pytest.mark.parametrize(

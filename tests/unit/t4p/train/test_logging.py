@@ -20,6 +20,14 @@ def test_lines_after_the_checkpoint_and_a_torn_last_line_are_dropped(tmp_path):
     assert not (tmp_path / "none.jsonl").exists()
 
 
+def test_lines_that_are_none_of_a_run_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"loss": 2}\n3\n[4]\n{"step": "5"}\nnull\n{"step": 2}\n')
+    cut_back(path, 9)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_a_line_holds_every_bit_of_a_loss():
     loss = 0.1 + 0.2
     record = StepRecord(7, {"loss": loss}, 1e-3, 2.0, 14, 0, 10.0, 0.2, 0.01)

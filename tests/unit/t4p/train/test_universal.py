@@ -11,7 +11,7 @@ from t4p.train.checkpoint import (
     write_marker,
     write_state,
 )
-from t4p.train.universal import is_universal, leftovers_of, make_universal, universal_of
+from t4p.train.universal import is_universal, leftovers_of, made_from, make_universal, universal_of
 
 STATE = CheckpointState(120, 2, {}, (), "", {})
 
@@ -65,8 +65,40 @@ def test_an_interrupted_conversion_is_not_used_and_is_made_again(checkpoint):
     with pytest.raises(Killed):
         make_universal(checkpoint, universal, die_halfway, print)
     assert not universal.exists()
-    assert [path.name for path in leftovers_of(checkpoint)] == ["step_00000120.universal.partial"]
+    (partial,) = leftovers_of(checkpoint)
+    assert partial.name.startswith("step_00000120.universal.partial-")
+    said = []
+    make_universal(checkpoint, universal, convert, said.append)
+    verify_marker(universal)
+    assert said[0].startswith(f"{partial}: a conversion that was cut short")
+    assert leftovers_of(checkpoint) == [partial, universal]
+
+
+def test_one_of_an_earlier_save_of_the_step_is_made_again(checkpoint):
+    universal = universal_of(checkpoint)
     make_universal(checkpoint, universal, convert, print)
+    (checkpoint / "model.pt").write_bytes(b"Weights")
+    (checkpoint / "COMPLETE.json").unlink()
+    write_marker(checkpoint)
+    assert not made_from(universal, checkpoint)
+    said = []
+    make_universal(checkpoint, universal, convert, said.append)
+    assert said[0] == f"made again, since {universal}: was not made from {checkpoint} as it is now"
+    assert made_from(universal, checkpoint)
+    assert (universal / "zero" / "layer.weight" / "fp32.pt").read_bytes() == b"Weights"
+
+
+def test_of_two_conversions_at_once_the_first_to_end_stays(checkpoint):
+    universal = universal_of(checkpoint)
+
+    def overtaken(source, destination):
+        make_universal(checkpoint, universal, convert, lambda sentence: None)
+        inode.append(universal.stat().st_ino)
+        convert(source, destination)
+
+    inode = []
+    make_universal(checkpoint, universal, overtaken, lambda sentence: None)
+    assert universal.stat().st_ino == inode[0]
     verify_marker(universal)
     assert leftovers_of(checkpoint) == [universal]
 
