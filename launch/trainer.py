@@ -17,7 +17,7 @@ from launch.progress import RunProgress
 from launch.worker_group import Report, WorkerJob
 from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
-from t4p.train.checkpoint import MARKER, newest_checkpoint
+from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 
 # The errors that blame the call (exit status 2) and not the run.
 WRONG_CALLS = (
@@ -127,10 +127,7 @@ def config_of_restart(config: PretrainConfig) -> PretrainConfig:
 
 def newest_step(checkpoints: Path) -> int:
     """The step of the newest checkpoint with a marker, 0 without any. Its files are not read: that is for the ranks."""
-    return max(
-        (int(marker.parent.name.removeprefix("step_")) for marker in checkpoints.glob(f"step_????????*/{MARKER}")),
-        default=0,
-    )
+    return max((step_of(folder) for folder in checkpoints_in(checkpoints) if (folder / MARKER).exists()), default=0)
 
 
 def pretrain_worker(worker_config: dict[str, Any], report: Report) -> None:

@@ -13,6 +13,7 @@ from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, Tra
 from t4p.errors import ConfigError, RunError
 from t4p.models.dense_clip import ClipError
 from t4p.train.checkpoint import write_marker
+from t4p.train.universal import universal_of
 
 
 def config_with_batch(global_batch_size: int, run_dir: Path) -> PretrainConfig:
@@ -177,6 +178,13 @@ def test_the_newest_step_is_of_a_checkpoint_with_a_marker(tmp_path: Path) -> Non
     checkpoint_at(12, tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "step_00000016").mkdir()
     assert newest_step(tmp_path / "checkpoints") == 12
+
+
+def test_the_universal_form_of_a_checkpoint_is_no_step_of_its_own(tmp_path: Path) -> None:
+    checkpoint = checkpoint_at(12, tmp_path / "checkpoints")
+    checkpoint.rename(universal_of(checkpoint))
+    checkpoint_at(4, tmp_path / "checkpoints")
+    assert newest_step(tmp_path / "checkpoints") == 4
 
 
 def test_on_a_cluster_the_run_folder_must_be_the_same_everywhere(
