@@ -13,8 +13,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
@@ -141,7 +142,7 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     """The caller's environment (AWS_* included), with what Ray needs; the workers of a private Ray inherit it."""
     environment = {
         START_TIMEOUT: START_PATIENCE_S,
-        **os.environ,
+        **_importable(os.environ),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same in the workers
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a failure and the end of the job are seen
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice where output goes to a file
@@ -159,6 +160,19 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+
+
+def _importable(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which `python -m launch...` finds these very packages, wherever it is started.
+
+    `python -m` looks into the current folder first, where a plain folder `shards/` passes for a package until a real
+    one comes up on the path. Those of an editable install (`pip install -e .`) never do: what finds them is asked last.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    if root == sysconfig.get_path("purelib"):  # installed for good: real packages, and they stay behind Python's own
+        return dict(environment)
+    given = environment.get("PYTHONPATH")
+    return {**environment, "PYTHONPATH": f"{root}{os.pathsep}{given}" if given else root}
 
 
 def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcome:
@@ -213,6 +227,7 @@ def _caretaker(folder: Path) -> Iterator[None]:
         stdin=subprocess.PIPE,  # closes when this process dies
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=_importable(os.environ),
         start_new_session=True,
     )
     try:

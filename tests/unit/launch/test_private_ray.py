@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.outcome import JobOutcome, WorkerFailure, write_failure, write_outcome
-from launch.private_ray import Stopped, run_job
+from launch.private_ray import Stopped, _environment, run_job
 from launch.ray_driver import CONNECTED
 from launch.worker_group import WorkerJob, log_path, read_attempt
 
@@ -133,6 +135,28 @@ def test_a_stop_while_a_lost_attempt_is_cleared_away_starts_no_other(
         run(5)
     assert stopped.value.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_folder_of_data_with_the_name_of_a_package_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/given")
+    environment = _environment(tmp_path, address)
+    root = Path(__file__).resolve().parents[3]
+    assert environment["PYTHONPATH"] == f"{root}:/given"
+    for name in ("shards", "launch"):
+        (tmp_path / name).mkdir()
+    look = "import shards.schema, launch.outcome; print(shards.schema.__file__)"
+    run = subprocess.run(
+        [sys.executable, "-c", look], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.strip() == str(root / "shards" / "schema.py"), run.stderr
+
+
+def test_the_import_path_of_the_caller_may_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert not _environment(tmp_path, None)["PYTHONPATH"].endswith(":"), "an empty entry is the current folder"
 
 
 def test_on_a_cluster_each_attempt_has_notes_of_its_own_that_all_nodes_share(
