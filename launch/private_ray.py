@@ -70,7 +70,7 @@ def run_job(
         The outcome of the last attempt; with failures where ranks failed.
 
     Raises:
-        Stopped: on SIGINT, SIGTERM or SIGHUP, after everything has been ended.
+        Stopped: on SIGINT, SIGTERM or SIGHUP unless it was ignored, after everything has been ended.
     """
     if address is not None and keep_logs is None:
         raise ValueError("on a cluster the ranks need a shared folder for their logs: keep_logs")
@@ -245,7 +245,9 @@ class _StopSignals:
         self._waiting: int | None = None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._take) for number in STOP_SIGNALS}
+        # What is ignored stays ignored: SIGHUP under nohup, SIGINT behind the `&` of a script.
+        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._take) for number in numbers}
         return self
 
     def __exit__(

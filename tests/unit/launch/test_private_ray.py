@@ -137,6 +137,23 @@ def test_a_stop_while_a_lost_attempt_is_cleared_away_starts_no_other(
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_signal_that_the_command_was_told_to_ignore_does_not_stop_it(drivers: list[Driver]) -> None:
+    def hang_up(folder: Path) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return leaves()(folder)
+
+    drivers += [hang_up] * 2
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run() == JobOutcome()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Stopped, match="SIGHUP"):
+            run()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_a_folder_of_data_with_the_name_of_a_package_hides_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
