@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from os.path import normpath
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -101,7 +102,7 @@ def check_cluster(cluster: Cluster, spec: JobSpec) -> None:
         raise ConfigError(f"{cluster.address}: {shortage}")
     run_dir = spec.metadata[RUN_DIR_KEY]
     for job in our_jobs(cluster):
-        if not job.is_over and job.metadata.get(RUN_DIR_KEY) == run_dir:
+        if not job.is_over and normpath(job.metadata.get(RUN_DIR_KEY, "")) == normpath(run_dir):
             raise ConfigError(
                 f"run.dir {run_dir}: job {job.job_id} is {job.status} in it; wait for its end, "
                 f"`t4p launch stop {job.job_id}`, or choose another run.dir"

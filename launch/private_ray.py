@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -59,8 +60,8 @@ def run_job(
 
     Args:
         on_tick: called a few times per second while the job runs.
-        keep_logs: folder for `rank-0.log`, ...; made when there is something to keep. On a cluster the ranks write
-            there (in a folder per attempt until it ends), so all nodes must share it.
+        keep_logs: folder for `rank-0.log`, ..., which are added to; made when there is something to keep. On a cluster
+            the ranks write there (in a folder per attempt until it ends), so all nodes must share it.
         address: None for a private Ray, "auto" for the cluster that this process runs in.
         max_restarts: how often a lost attempt is followed by another.
         before_restart: told of the lost attempt, and what was lost; gives the job to go on with (default: the same).
@@ -107,7 +108,7 @@ def _run_attempt(
             with stops.held():
                 end_processes(folder)
                 if keep_logs is not None:
-                    _keep(notes, job.num_workers, keep_logs, append=number > 1)
+                    _keep(notes, job.num_workers, keep_logs, number)
                 if notes != folder:
                     shutil.rmtree(notes, ignore_errors=True)
 
@@ -197,13 +198,20 @@ def last_lines(text: str, count: int) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
-def _keep(notes: Path, num_workers: int, keep_logs: Path, append: bool) -> None:
+def title_of_attempt(number: int) -> str:
+    """What an attempt that ends now is called in files that gather those of every launch."""
+    return f"======== attempt {number} of launch {os.getpid()}, ended {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
     with suppress(OSError):  # this runs while errors pass through, and must not take their place
         for rank in range(num_workers):
             log = log_path(notes, rank)
             if log.exists():
                 keep_logs.mkdir(parents=True, exist_ok=True)
-                with log.open("rb") as source, (keep_logs / log.name).open("ab" if append else "wb") as kept:
+                # Appended: what is there may be of a launch that still runs, and refused this one.
+                with log.open("rb") as source, (keep_logs / log.name).open("ab") as kept:
+                    kept.write(f"{title_of_attempt(number)}\n".encode())
                     shutil.copyfileobj(source, kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -12,13 +13,14 @@ from launch.errors import LaunchError
 from launch.job_spec import world_sizes
 from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
 from launch.placement import worker_resources
-from launch.private_ray import Stopped, run_job
+from launch.private_ray import Stopped, run_job, title_of_attempt
 from launch.progress import RunProgress
 from launch.worker_group import Report, WorkerJob
 from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
 from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 
+LOCK = ".lock"  # that t4p.train.run_folder.claim holds in the run folder; importing it would load torch
 # The errors that blame the call (exit status 2) and not the run.
 WRONG_CALLS = (
     "t4p.errors.ConfigError",
@@ -81,7 +83,7 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ConfigError: names the numbers that do not fit, or the run folder that cannot be written or shared.
+        ConfigError: names the numbers that do not fit, or the run folder that is taken, or cannot be written or shared.
     """
     world_sizes(config, num_workers)
     if address is not None and not Path(config.run.dir).is_absolute():
@@ -94,10 +96,26 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
         run_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=run_dir):
             pass
+        # On a cluster rank 0 alone asks: its node is another, and not every shared file system locks between nodes.
+        taken = address is None and is_taken(run_dir)
     except OSError as error:
         raise ConfigError(
             f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can"
         ) from error
+    if taken:
+        raise ConfigError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
+
+
+def is_taken(run_dir: Path) -> bool:
+    """Whether a run holds the lock of this folder. Leaves no lock, and no file for one."""
+    try:
+        with (run_dir / LOCK).open("r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing gives it back
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def job_of(config: PretrainConfig, num_workers: int) -> WorkerJob:
@@ -168,7 +186,9 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
 
 
 def write_story(outcome: JobOutcome, path: Path) -> str:
-    """Write what every rank says, after the stories of earlier attempts; a full disk must not hide why a job failed.
+    """Write what every rank says, after the stories of earlier attempts and launches.
+
+    A full disk must not hide why a job failed.
 
     Returns:
         Where to find it.
@@ -176,8 +196,8 @@ def write_story(outcome: JobOutcome, path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         story = outcome.problem_traceback + "".join(_story(failure, path.parent) for failure in outcome.failures)
-        with path.open("w" if outcome.attempt == 1 else "a", encoding="utf-8") as file:
-            file.write(f"======== attempt {outcome.attempt}\n{outcome.problem}\n{story}")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{title_of_attempt(outcome.attempt)}\n{outcome.problem}\n{story}")
     except OSError as error:
         return f"the whole story could not be written to {path}: {error.strerror}"
     return f"the whole story: {path}"

@@ -56,7 +56,16 @@ def test_logs_that_cannot_be_kept_do_not_hide_the_cause(tmp_path: Path, drivers:
     drivers += [leaves(OWN_ERROR)] * 2
     assert run(keep_logs=tmp_path / "file" / "logs").failures == (OWN_ERROR,)
     assert run(keep_logs=tmp_path / "logs").failures == (OWN_ERROR,)
-    assert (tmp_path / "logs" / "rank-0.log").read_text() == "the last words of rank 0\n"
+    title, words = (tmp_path / "logs" / "rank-0.log").read_text().splitlines()
+    assert title.startswith(f"======== attempt 1 of launch {os.getpid()}, ended 20")
+    assert words == "the last words of rank 0"
+
+
+def test_a_launch_keeps_the_logs_of_those_before_it(tmp_path: Path, drivers: list[Driver]) -> None:
+    drivers += [leaves(), leaves(OWN_ERROR)]
+    run(keep_logs=tmp_path)
+    run(keep_logs=tmp_path)
+    assert (tmp_path / "rank-0.log").read_text().count("the last words") == 2
 
 
 def test_what_was_lost_begins_again_until_it_succeeds(tmp_path: Path, drivers: list[Driver]) -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
-from launch.trainer import check_call, config_of_restart, job_of, launch_pretrain, newest_step, raise_failure
+from launch.trainer import check_call, config_of_restart, is_taken, job_of, launch_pretrain, newest_step, raise_failure
 from shards.schema import CallError
 from shards.store import MissingBucketError
 from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, TrainConfig
@@ -52,6 +54,29 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_ray_starts(
 def test_the_proof_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
     check_call(config_with_batch(4, tmp_path / "run"), 1)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from t4p.train.run_folder import claim
+lock = claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_with_a_run_in_it_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(ConfigError, match=r"run\.dir .*: another run is in it; wait for its end, or choose"):
+            check_call(config_with_batch(4, tmp_path), 1)
+        check_call(config_with_batch(4, tmp_path), 1, "auto")  # rank 0 of the job asks
+        other.communicate("")
+    check_call(config_with_batch(4, tmp_path), 1)
+    assert not is_taken(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +162,15 @@ def test_an_error_after_a_restart_is_told_as_itself(tmp_path: Path) -> None:
         raise_failure(failed, 2, tmp_path)
 
 
-def test_the_story_tells_every_attempt_of_the_last_launch(tmp_path: Path) -> None:
+def test_the_story_tells_every_attempt_of_every_launch(tmp_path: Path) -> None:
+    """A second launch in the folder of a live one is refused; it must not wipe what that one wrote."""
     for attempt, problem in ((1, "an older launch"), (1, "first"), (2, "second")):
         with pytest.raises(LaunchError):
             raise_failure(JobOutcome(problem=problem, attempt=attempt), 1, tmp_path)
     story = (tmp_path / "error.txt").read_text()
-    assert "older" not in story
-    assert story.index("attempt 1\nfirst") < story.index("attempt 2\nsecond")
+    titles, problems = story.splitlines()[::2], story.splitlines()[1::2]
+    assert problems == ["an older launch", "first", "second"]
+    assert [title.partition(" of launch")[0] for title in titles] == [f"======== attempt {n}" for n in (1, 1, 2)]
 
 
 def checkpoint_at(step: int, checkpoints: Path) -> Path:
