@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from launch.errors import LaunchError
+from launch.errors import LaunchError, writing_in
 from launch.job_client import Cluster, JobState, choose_address, find_token
 from launch.job_source import project_version, read_requirements, read_source
 from launch.job_spec import (
@@ -71,10 +71,11 @@ def submit(cluster: Cluster, spec: JobSpec) -> None:
 
     Raises:
         ConfigError: it cannot, so nothing was sent.
-        LaunchError: the cluster refuses it.
+        LaunchError: the cluster refuses it, or the disk here is full.
     """
     check_cluster(cluster, spec)
-    with tempfile.TemporaryDirectory(prefix="t4p-job-") as folder:
+    # Ray's client packs the folder into a file beside it.
+    with writing_in("the folder for temporary files"), tempfile.TemporaryDirectory(prefix="t4p-job-") as folder:
         for path, content in spec.files.items():
             file = Path(folder, path)
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -24,13 +24,15 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from launch.errors import writing_in
 from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
 from launch.processes import CARETAKER, end_processes
-from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT
+from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT, UNWRITABLE
 from launch.worker_group import Attempt, WorkerJob, log_path, write_attempt
 
 # Ray's sockets lie some 65 characters below its folder, and a path of AF_UNIX ends at 107.
 LONGEST_FOLDER = 40
+DRIVER_LOG = "driver.log"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
 
@@ -71,6 +73,7 @@ def run_job(
         The outcome of the last attempt; with failures where ranks failed.
 
     Raises:
+        LaunchError: the disk is full.
         Stopped: on SIGINT, SIGTERM or SIGHUP unless it was ignored, after everything has been ended.
     """
     if address is not None and keep_logs is None:
@@ -100,9 +103,13 @@ def _run_attempt(
         # Ranks on other nodes do not see the folder. A folder per attempt: a straggler of a lost one spoils no other.
         notes = folder if address is None or keep_logs is None else keep_logs / folder.name
         try:
-            notes.mkdir(parents=True, exist_ok=True)
-            write_attempt(folder, Attempt(job, number, address, notes))
-            status = _watch_driver(folder, _environment(folder, address), on_tick, say)
+            with writing_in(notes.parent, "TMPDIR" if notes == folder else "run.dir"):
+                notes.mkdir(parents=True, exist_ok=True)
+            with writing_in(folder.parent):
+                write_attempt(folder, Attempt(job, number, address, notes))
+                environment = _environment(folder, address)
+                (folder / DRIVER_LOG).touch()
+            status = _watch_driver(folder, environment, on_tick, say)
             return read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
         finally:
             with stops.held():
@@ -117,7 +124,7 @@ def _watch_driver(
     folder: Path, environment: dict[str, str], on_tick: Callable[[], None], say: Callable[[str], None]
 ) -> int:
     """Start the process that talks to Ray, wait until it ends, return its exit status."""
-    with (folder / "driver.log").open("wb") as log:
+    with (folder / DRIVER_LOG).open("wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "launch.ray_driver", str(folder)],
             stdin=subprocess.DEVNULL,
@@ -180,13 +187,18 @@ def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcom
     """What can be said when the driver process ended without an outcome.
 
     It is taken for lost when a signal killed it, or when it had come as far as Ray: Ray ends a driver whose raylet is
-    gone. One that ended before would do so again.
+    gone. One that ended before would do so again, and so would one whose outcome found no room on the disk.
     """
     failures = read_failures(notes)
     if failures:
         return JobOutcome(failures=failures)
+    if status == UNWRITABLE:
+        return JobOutcome(
+            problem=f"{folder.parent}: what became of the job cannot be written there, so it is not known; make room "
+            "there, or set TMPDIR to another folder. The same command resumes from the last checkpoint"
+        )
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    log = (folder / "driver.log").read_text(encoding="utf-8", errors="replace")
+    log = (folder / DRIVER_LOG).read_text(encoding="utf-8", errors="replace")
     return JobOutcome(
         problem=f"the process that runs Ray {how} before the job was over\nits last lines:\n{last_lines(log, 15)}",
         problem_is_loss=status < 0 or (folder / CONNECTED).exists(),
@@ -217,10 +229,12 @@ def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    parent = tempfile.gettempdir()
+    with writing_in("the folder for temporary files"):
+        parent = tempfile.gettempdir()  # the first of some where a file can be written
     if len(parent) > LONGEST_FOLDER - len("/t4p-12345678"):
         parent = "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="t4p-", dir=parent))
+    with writing_in(parent):
+        folder = Path(tempfile.mkdtemp(prefix="t4p-", dir=parent))
     try:
         yield folder
     finally:

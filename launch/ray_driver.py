@@ -38,6 +38,7 @@ REACHABLE_TIMEOUT = 5.0  # seconds for a TCP connection to the head
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # One line each, for whoever watches: the driver has no terminal.
 SAID = "said.txt"
+UNWRITABLE = os.EX_IOERR  # exit status: the disk has no room for the outcome, which is no loss to begin again after
 CONNECTED = "connected"  # a file that tells: this far Ray has come
 
 
@@ -58,7 +59,11 @@ def main(folder: Path) -> None:
             problem_traceback=traceback.format_exc(),
             problem_is_loss=lost or SLOW_START in first_line,
         )
-    write_outcome(folder, outcome)
+    try:
+        write_outcome(folder, outcome)
+    except OSError:
+        traceback.print_exc()
+        sys.exit(UNWRITABLE)
 
 
 def run_attempt(attempt: Attempt, folder: Path) -> tuple[WorkerFailure, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -21,6 +22,7 @@ from t4p.errors import ConfigError
 from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 
 LOCK = ".lock"  # that t4p.train.run_folder.claim holds in the run folder; importing it would load torch
+PROOF_BYTES = 8192  # more than one block
 # The errors that blame the call (exit status 2) and not the run.
 WRONG_CALLS = (
     "t4p.errors.ConfigError",
@@ -94,8 +96,10 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
     run_dir = Path(config.run.dir).absolute()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=run_dir):
-            pass
+        with TemporaryFile(dir=run_dir) as file:
+            file.write(bytes(PROOF_BYTES))  # a full disk has room for an empty file
+            file.flush()
+            os.fsync(file.fileno())  # a network file system may not say so before
         # On a cluster rank 0 alone asks: its node is another, and not every shared file system locks between nodes.
         taken = address is None and is_taken(run_dir)
     except OSError as error:

@@ -10,7 +10,7 @@ from launch import jobs
 from launch.errors import LaunchError
 from launch.job_client import JobState
 from launch.job_spec import REQUIREMENTS_FILE, RUN_DIR_KEY, VERSION_KEY, JobSpec, world_sizes
-from launch.jobs import check_cluster, exit_status, follow, stop
+from launch.jobs import check_cluster, exit_status, follow, stop, submit
 from t4p.config import DataConfig, PretrainConfig, RunConfig
 from t4p.errors import ConfigError
 
@@ -128,3 +128,13 @@ def test_two_spellings_of_a_run_folder_are_one_folder() -> None:
         with pytest.raises(ConfigError, match="job run-1 is RUNNING in it"):
             check_cluster(ClusterWithAJob(), job_in(spelling))  # type: ignore[arg-type]
     check_cluster(ClusterWithAJob(), job_in("/fsx/runs/second"))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_no_riddle_when_a_job_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*args: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "check_cluster", lambda *args: None)
+    monkeypatch.setattr("tempfile.mkdtemp", no_room)
+    with pytest.raises(LaunchError, match=r"temporary files: cannot be written .*make room there, or set TMPDIR"):
+        submit(ClusterWithAJob(), None)  # type: ignore[arg-type]

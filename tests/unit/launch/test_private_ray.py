@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure, write_failure, write_outcome
 from launch.private_ray import Stopped, _environment, run_job
-from launch.ray_driver import CONNECTED
+from launch.ray_driver import CONNECTED, UNWRITABLE
 from launch.worker_group import WorkerJob, log_path, read_attempt
 
 JOB = WorkerJob("nowhere:nothing", {"resume": "never"}, 1)
@@ -124,6 +126,35 @@ def test_a_driver_that_never_reached_ray_would_fail_again(
     outcome = run()
     assert outcome.problem_is_loss == is_loss
     assert "Ray has no room" in outcome.problem
+
+
+def test_an_outcome_that_found_no_room_is_no_loss(drivers: list[Driver]) -> None:
+    def driver(folder: Path) -> int:
+        (folder / CONNECTED).touch()
+        return UNWRITABLE
+
+    drivers.append(driver)
+    outcome = run(5)
+    assert (outcome.attempt, outcome.problem_is_loss) == (1, False)
+    assert "make room there, or set TMPDIR" in outcome.problem
+
+
+@pytest.mark.parametrize("what", ["tempfile.mkdtemp", "launch.private_ray.write_attempt"])
+def test_a_full_disk_is_an_error_that_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def no_room(*args: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(what, no_room)
+    with pytest.raises(LaunchError, match=r"^/\S*: cannot be written .*No space left.*make room there, or set TMPDIR"):
+        run(5)
+
+
+def test_logs_of_a_cluster_that_find_no_room_name_the_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError, match=r"file/logs: cannot be written .*or set run\.dir to another folder"):
+        run(keep_logs=tmp_path / "file" / "logs", address="auto")
 
 
 def test_what_ranks_wrote_tells_more_than_the_end_of_the_driver(drivers: list[Driver]) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from launch.errors import LaunchError
-from launch.ray_driver import check_reachable, describe_no_cluster, worker_env_vars
-from launch.worker_group import WorkerJob
+from launch.ray_driver import UNWRITABLE, check_reachable, describe_no_cluster, main, worker_env_vars
+from launch.worker_group import Attempt, WorkerJob, write_attempt
 
 
 def test_the_environment_that_a_ray_job_gives_is_left_alone() -> None:
@@ -39,3 +40,17 @@ def test_a_wrong_token_is_told_from_a_cluster_that_is_not_there() -> None:
     assert "no Ray cluster to connect to (Failed to connect" in describe_no_cluster(refused)
     refused.__cause__ = RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect.")
     assert "the token is missing or wrong; set RAY_AUTH_MODE=token" in describe_no_cluster(refused)
+
+
+def test_an_outcome_that_finds_no_room_ends_with_a_status_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_attempt(tmp_path, Attempt(WorkerJob("module:function", {}, 1), 1, None, tmp_path))
+    monkeypatch.setattr("launch.ray_driver.run_attempt", lambda *args: ())
+    monkeypatch.setattr("launch.ray_driver.write_outcome", no_room)
+    with pytest.raises(SystemExit) as ended:
+        main(tmp_path)
+    assert ended.value.code == UNWRITABLE

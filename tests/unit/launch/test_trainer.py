@@ -51,6 +51,12 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_ray_starts(
         launch_pretrain(config_with_batch(4, tmp_path / "file" / "run"), 1)
 
 
+def test_a_full_disk_is_found_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.trainer.TemporaryFile", lambda dir: Path("/dev/full").open("wb"))  # noqa: SIM115
+    with pytest.raises(ConfigError, match=r"run\.dir .*: cannot be written .*No space left"):
+        check_call(config_with_batch(4, tmp_path), 1)
+
+
 def test_the_proof_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
     check_call(config_with_batch(4, tmp_path / "run"), 1)
     assert list((tmp_path / "run").iterdir()) == []
