@@ -25,7 +25,7 @@ from launch.outcome import (
     write_outcome,
 )
 from launch.placement import WorkerResources, describe_shortage
-from launch.worker_group import Attempt, WorkerJob, describe_error, read_attempt, run_rank
+from launch.worker_group import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics goes through it
 # Seconds until a cluster must have shown nodes that can hold the world. A cluster that just came up announces them one
@@ -228,7 +228,11 @@ def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[Wo
     resources = {"CPU": float(job.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={"job": vars(job), "notes": str(attempt.notes)},
+        train_loop_config={
+            "job": vars(job),
+            "notes": str(attempt.notes),
+            "on_cluster": attempt.address is not None,
+        },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,
             use_gpu=use_gpu,
@@ -255,7 +259,10 @@ def _train_loop(loop_config: dict) -> None:
     """The function that Ray Train calls on every rank."""
     import ray.train
 
-    run_rank(WorkerJob(**loop_config["job"]), Path(loop_config["notes"]), ray.train.report)
+    notes = Path(loop_config["notes"])
+    if loop_config["on_cluster"]:
+        check_shared(notes)
+    run_rank(WorkerJob(**loop_config["job"]), notes, ray.train.report)
 
 
 def _describe_failures(by_rank: Mapping[int, Exception], notes: Path) -> tuple[WorkerFailure, ...]:
