@@ -22,6 +22,7 @@ from t4p.errors import ConfigError
 from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 
 LOCK = ".lock"  # that t4p.train.run_folder.claim holds in the run folder; importing it would load torch
+QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
 PROOF_BYTES = 8192  # more than one block
 # The errors that blame the call (exit status 2) and not the run.
 WRONG_CALLS = (
@@ -209,8 +210,14 @@ def write_story(outcome: JobOutcome, path: Path) -> str:
 
 def _story(failure: WorkerFailure, run_dir: Path) -> str:
     log = run_dir / "logs" / f"rank-{failure.rank}.log"
-    output = log.read_text(encoding="utf-8", errors="replace")[-20_000:] if log.exists() else "(none)\n"
+    output = _end_of(log) if log.exists() else "(none)\n"
     return (
         f"==== rank {failure.rank}: {failure.error_type or 'lost'}\n{failure.traceback or failure.message}\n"
         f"---- the end of its output\n{output}\n"
     )
+
+
+def _end_of(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - QUOTED_BYTES))
+        return file.read().decode("utf-8", errors="replace")

@@ -136,6 +136,18 @@ def test_a_failure_names_the_rank_and_the_cause(tmp_path: Path, error_type: str,
     assert "Traceback ..." in story
 
 
+@pytest.mark.parametrize("num_lines", [2, 20_000])
+def test_the_story_quotes_the_end_of_a_log(tmp_path: Path, num_lines: int) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0.log").write_text("".join(f"line {number} é\n" for number in range(num_lines)))
+    with pytest.raises(LaunchError):
+        raise_failure(JobOutcome((WorkerFailure(0, "builtins.ValueError", "boom", "", 1.0),)), 1, tmp_path)
+    story = (tmp_path / "error.txt").read_text()
+    assert f"line {num_lines - 1} é\n" in story
+    assert ("line 0 é" in story) == (num_lines == 2)
+    assert len(story) < 25_000
+
+
 @pytest.mark.parametrize("mistake", [ConfigError, ClipError, CallError, MissingBucketError])
 def test_a_mistake_that_only_a_worker_can_see_is_still_a_mistake_of_the_call(
     tmp_path: Path, mistake: type[Exception]
