@@ -136,6 +136,22 @@ def describe_no_cluster(error: BaseException) -> str:
     )
 
 
+def describe_no_places(attempt: Attempt, patience: str) -> str:
+    """What to say when Ray Train got no places for the workers in time.
+
+    Args:
+        patience: seconds, as START_TIMEOUT has it.
+    """
+    job = attempt.job
+    each = f"{job.cpus_per_worker} CPU(s)" + (f" and {job.gpus_per_worker} GPU(s)" if job.gpus_per_worker else "")
+    where = "on this machine" if attempt.address is None else f"on the cluster, each with {each},"
+    busy = "the machine is too busy" if attempt.address is None else "other jobs hold them (`ray status` shows which)"
+    return (
+        f"{job.num_workers} worker(s) found no places {where} within {patience} s: {busy}; launch again later, use "
+        f"fewer workers, or set {START_TIMEOUT} to more seconds"
+    )
+
+
 def _start_private_ray(job: WorkerJob, folder: Path) -> bool:
     """Returns whether the workers have a GPU each."""
     import ray
@@ -221,7 +237,7 @@ def _wait_for_nodes(attempt: Attempt, folder: Path) -> None:
 
 
 def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[WorkerFailure, ...]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     job = attempt.job
@@ -252,6 +268,11 @@ def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[Wo
         trainer.fit()
     except WorkerGroupError as error:
         return _describe_failures(error.worker_failures, attempt.notes)
+    except ControllerError as error:
+        # By name: the class is not public. Ray's text guesses at causes and names settings of its own.
+        if type(error.controller_failure).__name__ != "WorkerGroupStartupTimeoutError":
+            raise
+        raise LaunchError(describe_no_places(attempt, os.environ[START_TIMEOUT])) from error
     return ()
 
 
