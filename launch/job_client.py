@@ -19,6 +19,8 @@ ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 # it may be busy, or be taking in a working directory.
 FIRST_CONTACT = (5.0, 10.0)
 LATER = (5.0, 60.0)
+# What reading an answer raises that is JSON, but not as expected.
+ANSWER_OF_ANOTHER_SHAPE = (LookupError, TypeError)
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN=TOKEN) to the token that the cluster was "
     "started with"
@@ -126,8 +128,9 @@ class Cluster:
 
     def nodes(self) -> list[dict[str, float]]:
         """Per living node, the total of each resource by Ray's name."""
-        listed = self._read("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
-        return [node["resources_total"] for node in listed if node["state"] == "ALIVE"]
+        with self._explained():
+            listed = self._read("/api/v0/nodes?limit=10000")["data"]["result"]["result"]
+            return [node["resources_total"] for node in listed if node["state"] == "ALIVE"]
 
     def submit(self, spec: JobSpec, working_dir: Path) -> None:
         """Send a job whose working directory has been laid out in a folder."""
@@ -189,15 +192,23 @@ class Cluster:
                     f"{self.address} wants a token, and RAY_AUTH_MODE is disabled; {TOKEN_HELP}"
                 ) from error
             raise ConfigError(f"{self.address} refused the token from {self._token.origin}; {TOKEN_HELP}") from error
-        except (requests.exceptions.RequestException, ConnectionError, ValueError, LookupError) as error:
+        except (requests.exceptions.RequestException, ConnectionError, ValueError, *ANSWER_OF_ANOTHER_SHAPE) as error:
             if first:
                 raise ConfigError(
                     f"--address {self.address}: no Ray answers there ({_innermost(error)}); check host, port and "
                     "tunnel: it is the address of the dashboard, http://HOST:8265 by default"
                 ) from error
+            if isinstance(error, requests.exceptions.HTTPError):
+                raise LaunchError(f"{self.address} refused: {error}") from error
+            if isinstance(error, ANSWER_OF_ANOTHER_SHAPE):
+                raise LaunchError(
+                    f"{self.address} answered what this version of Ray cannot read ({error!r}); "
+                    "`t4p launch pretrain --dry-run` shows the version that the cluster should run"
+                ) from error
             raise LaunchError(f"{self.address} does not answer any more ({_innermost(error)})") from error
         except RuntimeError as error:
-            if job_id is not None and "404" in str(error):
+            # As Ray's client words it. The rest quotes the answer, where the name of a job may hold any number.
+            if job_id is not None and str(error).startswith("Request failed with status code 404"):
                 raise ConfigError(
                     f"there is no job {job_id} at {self.address}; `t4p launch list` shows those there are"
                 ) from error

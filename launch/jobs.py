@@ -7,11 +7,12 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from os.path import normpath
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from launch.errors import LaunchError
+from launch.errors import LaunchError, writing_in
 from launch.job_client import Cluster, JobState, choose_address, find_token
 from launch.job_source import project_version, read_requirements, read_source
 from launch.job_spec import (
@@ -70,10 +71,11 @@ def submit(cluster: Cluster, spec: JobSpec) -> None:
 
     Raises:
         ConfigError: it cannot, so nothing was sent.
-        LaunchError: the cluster refuses it.
+        LaunchError: the cluster refuses it, or the disk here is full.
     """
     check_cluster(cluster, spec)
-    with tempfile.TemporaryDirectory(prefix="t4p-job-") as folder:
+    # Ray's client packs the folder into a file beside it.
+    with writing_in("the folder for temporary files"), tempfile.TemporaryDirectory(prefix="t4p-job-") as folder:
         for path, content in spec.files.items():
             file = Path(folder, path)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,7 @@ def check_cluster(cluster: Cluster, spec: JobSpec) -> None:
         raise ConfigError(f"{cluster.address}: {shortage}")
     run_dir = spec.metadata[RUN_DIR_KEY]
     for job in our_jobs(cluster):
-        if not job.is_over and job.metadata.get(RUN_DIR_KEY) == run_dir:
+        if not job.is_over and normpath(job.metadata.get(RUN_DIR_KEY, "")) == normpath(run_dir):
             raise ConfigError(
                 f"run.dir {run_dir}: job {job.job_id} is {job.status} in it; wait for its end, "
                 f"`t4p launch stop {job.job_id}`, or choose another run.dir"

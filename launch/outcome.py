@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-# What gloo, NCCL and torch's store say on a rank whose peer went away, ...
+# What gloo, NCCL and torch's store say on a rank whose peer went away, in a plain RuntimeError or one of
+# torch.distributed's. Storage that closes a connection raises others.
 LOST_PEER = re.compile(
-    "closed by peer|reset by peer|broken pipe|remote process exited|connection was likely closed|got 0 bytes",
+    "closed by (remote )?peer|reset by peer|broken pipe|remote process exited|connection was likely closed|got 0 bytes",
     re.IGNORECASE,
 )
-# ... in a plain RuntimeError or one of torch.distributed's. Storage that closes a connection raises others.
 # Ray raises these in a worker or a driver when a process or a node that it talked to is gone. By name: whoever decides
 # does not load Ray, and some of Ray Train's are not public.
 LOSSES = frozenset(

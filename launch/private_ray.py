@@ -13,22 +13,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from launch.errors import writing_in
 from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
 from launch.processes import CARETAKER, end_processes
-from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT
+from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT, UNWRITABLE
 from launch.worker_group import Attempt, WorkerJob, log_path, write_attempt
 
 # Ray's sockets lie some 65 characters below its folder, and a path of AF_UNIX ends at 107.
 LONGEST_FOLDER = 40
+DRIVER_LOG = "driver.log"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
 
@@ -58,8 +62,8 @@ def run_job(
 
     Args:
         on_tick: called a few times per second while the job runs.
-        keep_logs: folder for `rank-0.log`, ...; made when there is something to keep. On a cluster the ranks write
-            there (in a folder per attempt until it ends), so all nodes must share it.
+        keep_logs: folder for `rank-0.log`, ..., which are added to; made when there is something to keep. On a cluster
+            the ranks write there (in a folder per attempt until it ends), so all nodes must share it.
         address: None for a private Ray, "auto" for the cluster that this process runs in.
         max_restarts: how often a lost attempt is followed by another.
         before_restart: told of the lost attempt, and what was lost; gives the job to go on with (default: the same).
@@ -69,7 +73,8 @@ def run_job(
         The outcome of the last attempt; with failures where ranks failed.
 
     Raises:
-        Stopped: on SIGINT, SIGTERM or SIGHUP, after everything has been ended.
+        LaunchError: the disk is full.
+        Stopped: on SIGINT, SIGTERM or SIGHUP unless it was ignored, after everything has been ended.
     """
     if address is not None and keep_logs is None:
         raise ValueError("on a cluster the ranks need a shared folder for their logs: keep_logs")
@@ -98,15 +103,19 @@ def _run_attempt(
         # Ranks on other nodes do not see the folder. A folder per attempt: a straggler of a lost one spoils no other.
         notes = folder if address is None or keep_logs is None else keep_logs / folder.name
         try:
-            notes.mkdir(parents=True, exist_ok=True)
-            write_attempt(folder, Attempt(job, number, address, notes))
-            status = _watch_driver(folder, _environment(folder, address), on_tick, say)
+            with writing_in(notes.parent, "TMPDIR" if notes == folder else "run.dir"):
+                notes.mkdir(parents=True, exist_ok=True)
+            with writing_in(folder.parent):
+                write_attempt(folder, Attempt(job, number, address, notes))
+                environment = _environment(folder, address)
+                (folder / DRIVER_LOG).touch()
+            status = _watch_driver(folder, environment, on_tick, say)
             return read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
         finally:
             with stops.held():
                 end_processes(folder)
                 if keep_logs is not None:
-                    _keep(notes, job.num_workers, keep_logs, append=number > 1)
+                    _keep(notes, job.num_workers, keep_logs, number)
                 if notes != folder:
                     shutil.rmtree(notes, ignore_errors=True)
 
@@ -115,7 +124,7 @@ def _watch_driver(
     folder: Path, environment: dict[str, str], on_tick: Callable[[], None], say: Callable[[str], None]
 ) -> int:
     """Start the process that talks to Ray, wait until it ends, return its exit status."""
-    with (folder / "driver.log").open("wb") as log:
+    with (folder / DRIVER_LOG).open("wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "launch.ray_driver", str(folder)],
             stdin=subprocess.DEVNULL,
@@ -141,7 +150,7 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     """The caller's environment (AWS_* included), with what Ray needs; the workers of a private Ray inherit it."""
     environment = {
         START_TIMEOUT: START_PATIENCE_S,
-        **os.environ,
+        **_importable(os.environ),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same in the workers
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a failure and the end of the job are seen
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice where output goes to a file
@@ -161,17 +170,35 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     }
 
 
+def _importable(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which `python -m launch...` finds these very packages, wherever it is started.
+
+    `python -m` looks into the current folder first, where a plain folder `shards/` passes for a package until a real
+    one comes up on the path. Those of an editable install (`pip install -e .`) never do: what finds them is asked last.
+    """
+    root = str(Path(__file__).resolve().parent.parent)
+    if root == sysconfig.get_path("purelib"):  # installed for good: real packages, and they stay behind Python's own
+        return dict(environment)
+    given = environment.get("PYTHONPATH")
+    return {**environment, "PYTHONPATH": f"{root}{os.pathsep}{given}" if given else root}
+
+
 def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcome:
     """What can be said when the driver process ended without an outcome.
 
     It is taken for lost when a signal killed it, or when it had come as far as Ray: Ray ends a driver whose raylet is
-    gone. One that ended before would do so again.
+    gone. One that ended before would do so again, and so would one whose outcome found no room on the disk.
     """
     failures = read_failures(notes)
     if failures:
         return JobOutcome(failures=failures)
+    if status == UNWRITABLE:
+        return JobOutcome(
+            problem=f"{folder.parent}: what became of the job cannot be written there, so it is not known; make room "
+            "there, or set TMPDIR to another folder. The same command resumes from the last checkpoint"
+        )
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    log = (folder / "driver.log").read_text(encoding="utf-8", errors="replace")
+    log = (folder / DRIVER_LOG).read_text(encoding="utf-8", errors="replace")
     return JobOutcome(
         problem=f"the process that runs Ray {how} before the job was over\nits last lines:\n{last_lines(log, 15)}",
         problem_is_loss=status < 0 or (folder / CONNECTED).exists(),
@@ -183,22 +210,31 @@ def last_lines(text: str, count: int) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
-def _keep(notes: Path, num_workers: int, keep_logs: Path, append: bool) -> None:
+def title_of_attempt(number: int) -> str:
+    """What an attempt that ends now is called in files that gather those of every launch."""
+    return f"======== attempt {number} of launch {os.getpid()}, ended {datetime.now():%Y-%m-%d %H:%M:%S}"
+
+
+def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
     with suppress(OSError):  # this runs while errors pass through, and must not take their place
         for rank in range(num_workers):
             log = log_path(notes, rank)
             if log.exists():
                 keep_logs.mkdir(parents=True, exist_ok=True)
-                with log.open("rb") as source, (keep_logs / log.name).open("ab" if append else "wb") as kept:
+                # Appended: what is there may be of a launch that still runs, and refused this one.
+                with log.open("rb") as source, (keep_logs / log.name).open("ab") as kept:
+                    kept.write(f"{title_of_attempt(number)}\n".encode())
                     shutil.copyfileobj(source, kept)
 
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    parent = tempfile.gettempdir()
+    with writing_in("the folder for temporary files"):
+        parent = tempfile.gettempdir()  # the first of some where a file can be written
     if len(parent) > LONGEST_FOLDER - len("/t4p-12345678"):
         parent = "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="t4p-", dir=parent))
+    with writing_in(parent):
+        folder = Path(tempfile.mkdtemp(prefix="t4p-", dir=parent))
     try:
         yield folder
     finally:
@@ -213,6 +249,7 @@ def _caretaker(folder: Path) -> Iterator[None]:
         stdin=subprocess.PIPE,  # closes when this process dies
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=_importable(os.environ),
         start_new_session=True,
     )
     try:
@@ -230,7 +267,9 @@ class _StopSignals:
         self._waiting: int | None = None
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._take) for number in STOP_SIGNALS}
+        # What is ignored stays ignored: SIGHUP under nohup, SIGINT behind the `&` of a script.
+        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._take) for number in numbers}
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ from launch.outcome import (
     write_outcome,
 )
 from launch.placement import WorkerResources, describe_shortage
-from launch.worker_group import Attempt, WorkerJob, describe_error, read_attempt, run_rank
+from launch.worker_group import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics goes through it
 # Seconds until a cluster must have shown nodes that can hold the world. A cluster that just came up announces them one
@@ -38,6 +38,7 @@ REACHABLE_TIMEOUT = 5.0  # seconds for a TCP connection to the head
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # One line each, for whoever watches: the driver has no terminal.
 SAID = "said.txt"
+UNWRITABLE = os.EX_IOERR  # exit status: the disk has no room for the outcome, which is no loss to begin again after
 CONNECTED = "connected"  # a file that tells: this far Ray has come
 
 
@@ -58,7 +59,11 @@ def main(folder: Path) -> None:
             problem_traceback=traceback.format_exc(),
             problem_is_loss=lost or SLOW_START in first_line,
         )
-    write_outcome(folder, outcome)
+    try:
+        write_outcome(folder, outcome)
+    except OSError:
+        traceback.print_exc()
+        sys.exit(UNWRITABLE)
 
 
 def run_attempt(attempt: Attempt, folder: Path) -> tuple[WorkerFailure, ...]:
@@ -128,6 +133,22 @@ def describe_no_cluster(error: BaseException) -> str:
     return (
         f"there is no Ray cluster to connect to ({str(error).partition(chr(10))[0]}); run it inside a Ray job or on a "
         "node of the cluster, or set RAY_ADDRESS to host:port of its head"
+    )
+
+
+def describe_no_places(attempt: Attempt, patience: str) -> str:
+    """What to say when Ray Train got no places for the workers in time.
+
+    Args:
+        patience: seconds, as START_TIMEOUT has it.
+    """
+    job = attempt.job
+    each = f"{job.cpus_per_worker} CPU(s)" + (f" and {job.gpus_per_worker} GPU(s)" if job.gpus_per_worker else "")
+    where = "on this machine" if attempt.address is None else f"on the cluster, each with {each},"
+    busy = "the machine is too busy" if attempt.address is None else "other jobs hold them (`ray status` shows which)"
+    return (
+        f"{job.num_workers} worker(s) found no places {where} within {patience} s: {busy}; launch again later, use "
+        f"fewer workers, or set {START_TIMEOUT} to more seconds"
     )
 
 
@@ -216,14 +237,18 @@ def _wait_for_nodes(attempt: Attempt, folder: Path) -> None:
 
 
 def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[WorkerFailure, ...]:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     job = attempt.job
     resources = {"CPU": float(job.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
     trainer = TorchTrainer(
         _train_loop,
-        train_loop_config={"job": vars(job), "notes": str(attempt.notes)},
+        train_loop_config={
+            "job": vars(job),
+            "notes": str(attempt.notes),
+            "on_cluster": attempt.address is not None,
+        },
         scaling_config=ScalingConfig(
             num_workers=job.num_workers,
             use_gpu=use_gpu,
@@ -243,6 +268,11 @@ def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[Wo
         trainer.fit()
     except WorkerGroupError as error:
         return _describe_failures(error.worker_failures, attempt.notes)
+    except ControllerError as error:
+        # By name: the class is not public. Ray's text guesses at causes and names settings of its own.
+        if type(error.controller_failure).__name__ != "WorkerGroupStartupTimeoutError":
+            raise
+        raise LaunchError(describe_no_places(attempt, os.environ[START_TIMEOUT])) from error
     return ()
 
 
@@ -250,7 +280,10 @@ def _train_loop(loop_config: dict) -> None:
     """The function that Ray Train calls on every rank."""
     import ray.train
 
-    run_rank(WorkerJob(**loop_config["job"]), Path(loop_config["notes"]), ray.train.report)
+    notes = Path(loop_config["notes"])
+    if loop_config["on_cluster"]:
+        check_shared(notes)
+    run_rank(WorkerJob(**loop_config["job"]), notes, ray.train.report)
 
 
 def _describe_failures(by_rank: Mapping[int, Exception], notes: Path) -> tuple[WorkerFailure, ...]:

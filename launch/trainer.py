@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -12,13 +14,16 @@ from launch.errors import LaunchError
 from launch.job_spec import world_sizes
 from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
 from launch.placement import worker_resources
-from launch.private_ray import Stopped, run_job
+from launch.private_ray import Stopped, run_job, title_of_attempt
 from launch.progress import RunProgress
 from launch.worker_group import Report, WorkerJob
 from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
-from t4p.train.checkpoint import MARKER, newest_checkpoint
+from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 
+LOCK = ".lock"  # that t4p.train.run_folder.claim holds in the run folder; importing it would load torch
+QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
+PROOF_BYTES = 8192  # more than one block
 # The errors that blame the call (exit status 2) and not the run.
 WRONG_CALLS = (
     "t4p.errors.ConfigError",
@@ -81,7 +86,7 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
     """Refuse what cannot work before anything is started.
 
     Raises:
-        ConfigError: names the numbers that do not fit, or the run folder that cannot be written or shared.
+        ConfigError: names the numbers that do not fit, or the run folder that is taken, or cannot be written or shared.
     """
     world_sizes(config, num_workers)
     if address is not None and not Path(config.run.dir).is_absolute():
@@ -92,12 +97,30 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
     run_dir = Path(config.run.dir).absolute()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=run_dir):
-            pass
+        with TemporaryFile(dir=run_dir) as file:
+            file.write(bytes(PROOF_BYTES))  # a full disk has room for an empty file
+            file.flush()
+            os.fsync(file.fileno())  # a network file system may not say so before
+        # On a cluster rank 0 alone asks: its node is another, and not every shared file system locks between nodes.
+        taken = address is None and is_taken(run_dir)
     except OSError as error:
         raise ConfigError(
             f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can"
         ) from error
+    if taken:
+        raise ConfigError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
+
+
+def is_taken(run_dir: Path) -> bool:
+    """Whether a run holds the lock of this folder. Leaves no lock, and no file for one."""
+    try:
+        with (run_dir / LOCK).open("r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing gives it back
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def job_of(config: PretrainConfig, num_workers: int) -> WorkerJob:
@@ -127,10 +150,7 @@ def config_of_restart(config: PretrainConfig) -> PretrainConfig:
 
 def newest_step(checkpoints: Path) -> int:
     """The step of the newest checkpoint with a marker, 0 without any. Its files are not read: that is for the ranks."""
-    return max(
-        (int(marker.parent.name.removeprefix("step_")) for marker in checkpoints.glob(f"step_????????*/{MARKER}")),
-        default=0,
-    )
+    return max((step_of(folder) for folder in checkpoints_in(checkpoints) if (folder / MARKER).exists()), default=0)
 
 
 def pretrain_worker(worker_config: dict[str, Any], report: Report) -> None:
@@ -171,7 +191,9 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
 
 
 def write_story(outcome: JobOutcome, path: Path) -> str:
-    """Write what every rank says, after the stories of earlier attempts; a full disk must not hide why a job failed.
+    """Write what every rank says, after the stories of earlier attempts and launches.
+
+    A full disk must not hide why a job failed.
 
     Returns:
         Where to find it.
@@ -179,8 +201,8 @@ def write_story(outcome: JobOutcome, path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         story = outcome.problem_traceback + "".join(_story(failure, path.parent) for failure in outcome.failures)
-        with path.open("w" if outcome.attempt == 1 else "a", encoding="utf-8") as file:
-            file.write(f"======== attempt {outcome.attempt}\n{outcome.problem}\n{story}")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{title_of_attempt(outcome.attempt)}\n{outcome.problem}\n{story}")
     except OSError as error:
         return f"the whole story could not be written to {path}: {error.strerror}"
     return f"the whole story: {path}"
@@ -188,8 +210,14 @@ def write_story(outcome: JobOutcome, path: Path) -> str:
 
 def _story(failure: WorkerFailure, run_dir: Path) -> str:
     log = run_dir / "logs" / f"rank-{failure.rank}.log"
-    output = log.read_text(encoding="utf-8", errors="replace")[-20_000:] if log.exists() else "(none)\n"
+    output = _end_of(log) if log.exists() else "(none)\n"
     return (
         f"==== rank {failure.rank}: {failure.error_type or 'lost'}\n{failure.traceback or failure.message}\n"
         f"---- the end of its output\n{output}\n"
     )
+
+
+def _end_of(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - QUOTED_BYTES))
+        return file.read().decode("utf-8", errors="replace")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 import sys
 import time
 import traceback
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.errors import LaunchError
 from launch.outcome import WorkerFailure, follows_loss, write_failure
 
 # Called by a worker after every step with its number (from 1), the last one's number, and metrics for Ray.
@@ -22,6 +24,7 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 # A report waits until Ray's controller, which looks every half second, took the one before. Every hundredth step costs
 # nothing measurable even at 10 ms per step; whoever wants every step reads metrics.jsonl.
 REPORT_EVERY = 100
+SHARED_NOTES_PATIENCE = 10.0  # seconds, as for the run folder itself in t4p.train.run_folder
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,28 @@ def read_attempt(folder: Path) -> Attempt:
 def log_path(notes: Path, rank: int) -> Path:
     """Where the output of a rank goes."""
     return notes / f"rank-{rank}.log"
+
+
+def check_shared(notes: Path, patience: float = SHARED_NOTES_PATIENCE) -> None:
+    """Wait on a node of a cluster until the folder for notes shows up: the head made it inside the run folder.
+
+    Without this proof the ranks may well agree among themselves on a folder that the head does not see, and every log,
+    failure and checkpoint lies where nobody looks for it.
+
+    Args:
+        patience: seconds; a network file system may be slow to show a new folder.
+
+    Raises:
+        LaunchError: it did not show up.
+    """
+    end = time.monotonic() + patience
+    while not notes.is_dir():
+        if time.monotonic() > end:
+            raise LaunchError(
+                f"run.dir: this node ({socket.gethostname()}) does not see {notes}, which the head made; set it to a "
+                "folder that all nodes share, the head included"
+            )
+        time.sleep(0.1)
 
 
 def run_rank(job: WorkerJob, notes: Path, report_to_ray: Callable[[dict[str, float]], None]) -> None:

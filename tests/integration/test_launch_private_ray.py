@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -146,8 +147,12 @@ def assert_nothing_left(out: Path) -> None:
 
 def drivers_of(pid: int) -> list[psutil.Process]:
     """The processes that own a private Ray, started by this process."""
-    children = [child for child in psutil.Process(pid).children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in children if "launch.ray_driver" in child.cmdline()]
+    drivers = []
+    for child in psutil.Process(pid).children():
+        with suppress(psutil.NoSuchProcess):  # it ends meanwhile
+            if child.status() != psutil.STATUS_ZOMBIE and "launch.ray_driver" in child.cmdline():
+                drivers.append(child)
+    return drivers
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import requests
 
-from launch.job_client import Token, choose_address, find_token
+from launch.errors import LaunchError
+from launch.job_client import Cluster, Token, choose_address, find_token
 from t4p.errors import ConfigError
 
 
@@ -59,3 +61,47 @@ def test_an_address_that_is_no_url_is_refused(address: str) -> None:
 def test_without_an_address_both_ways_to_give_one_are_named() -> None:
     with pytest.raises(ConfigError, match=r"--address http://HOST:8265.*RAY_API_SERVER_ADDRESS"):
         choose_address(None, {})
+
+
+class AnsweringClient:
+    """Ray's client, with one answer to everything."""
+
+    def __init__(self, status: int, body: str) -> None:
+        self._status, self._body = status, body
+
+    def _do_request(self, method: str, endpoint: str) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response._content = self._status, self._body.encode()
+        return response
+
+    def get_job_info(self, job_id: str) -> None:
+        raise RuntimeError(f"Request failed with status code {self._status}: {self._body}.")
+
+
+def cluster_that_answers(status: int, body: str) -> Cluster:
+    cluster = Cluster.__new__(Cluster)  # no connection
+    cluster.address, cluster._token = "http://here:8265", None
+    cluster._client = AnsweringClient(status, body)
+    return cluster
+
+
+def test_a_job_that_is_not_there_is_told_from_an_error_that_names_one() -> None:
+    job_id = "run-20260404-120000-ab12"
+    with pytest.raises(ConfigError, match=f"there is no job {job_id}"):
+        cluster_that_answers(404, f"Job {job_id} does not exist").job(job_id)
+    with pytest.raises(LaunchError, match="refused: Request failed with status code 500"):
+        cluster_that_answers(500, f"Traceback ... {job_id}").job(job_id)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wanted"),
+    [
+        (500, "{}", "http://here:8265 refused: 500 Server Error"),
+        (200, "<html>", "does not answer any more"),
+        (200, '{"data": null}', "answered what this version of Ray cannot read"),
+        (200, '{"msg": "no"}', "answered what this version of Ray cannot read"),
+    ],
+)
+def test_an_answer_without_nodes_is_an_error_of_the_cluster(status: int, body: str, wanted: str) -> None:
+    with pytest.raises(LaunchError, match=wanted):
+        cluster_that_answers(status, body).nodes()

@@ -9,7 +9,10 @@ import pytest
 from launch import jobs
 from launch.errors import LaunchError
 from launch.job_client import JobState
-from launch.jobs import exit_status, follow, stop
+from launch.job_spec import REQUIREMENTS_FILE, RUN_DIR_KEY, VERSION_KEY, JobSpec, world_sizes
+from launch.jobs import check_cluster, exit_status, follow, stop, submit
+from t4p.config import DataConfig, PretrainConfig, RunConfig
+from t4p.errors import ConfigError
 
 
 def state(status: str, exit_code: int | None = None) -> JobState:
@@ -100,3 +103,38 @@ def test_a_job_that_is_over_is_not_stopped_again() -> None:
     cluster = ScriptedCluster((state("FAILED", 1), ""))
     assert stop(cluster, "run-1").status == "FAILED"  # type: ignore[arg-type]
     assert cluster.stops == 0
+
+
+class ClusterWithAJob:
+    """Room for one worker, and one job that runs."""
+
+    address = "http://here:8265"
+
+    def nodes(self) -> list[dict[str, float]]:
+        return [{"CPU": 4.0}]
+
+    def jobs(self) -> list[JobState]:
+        metadata = {VERSION_KEY: "0", RUN_DIR_KEY: "/fsx/runs/first"}
+        return [JobState("run-1", "RUNNING", metadata, None, None, None, "")]
+
+
+def test_two_spellings_of_a_run_folder_are_one_folder() -> None:
+    sizes = world_sizes(PretrainConfig(run=RunConfig(dir="unused"), data=DataConfig(shards=("nowhere",))), 1)
+
+    def job_in(run_dir: str) -> JobSpec:
+        return JobSpec("run-2", "true", sizes, {}, (), {REQUIREMENTS_FILE: b""}, {RUN_DIR_KEY: run_dir})
+
+    for spelling in ("/fsx/runs/first", "/fsx/runs/first/", "/fsx//runs/./second/../first"):
+        with pytest.raises(ConfigError, match="job run-1 is RUNNING in it"):
+            check_cluster(ClusterWithAJob(), job_in(spelling))  # type: ignore[arg-type]
+    check_cluster(ClusterWithAJob(), job_in("/fsx/runs/second"))  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_no_riddle_when_a_job_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*args: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(jobs, "check_cluster", lambda *args: None)
+    monkeypatch.setattr("tempfile.mkdtemp", no_room)
+    with pytest.raises(LaunchError, match=r"temporary files: cannot be written .*make room there, or set TMPDIR"):
+        submit(ClusterWithAJob(), None)  # type: ignore[arg-type]

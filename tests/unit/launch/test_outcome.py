@@ -126,6 +126,7 @@ def wrapped(cause: Exception) -> Exception:
         (wrapped(RuntimeError(CLOSED)), True),
         (DistNetworkError("failed to recv, got 0 bytes"), True),
         (DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (DistBackendError("socketProgress: Connection closed by remote peer node-1<41234>"), True),  # libnccl's
         (RayActorError("gone"), True),
         (ActorDied("gone"), True),
         (ControllerError(ActorDied("gone")), True),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure, write_failure, write_outcome
-from launch.private_ray import Stopped, run_job
-from launch.ray_driver import CONNECTED
+from launch.private_ray import Stopped, _environment, run_job
+from launch.ray_driver import CONNECTED, UNWRITABLE
 from launch.worker_group import WorkerJob, log_path, read_attempt
 
 JOB = WorkerJob("nowhere:nothing", {"resume": "never"}, 1)
@@ -54,7 +58,16 @@ def test_logs_that_cannot_be_kept_do_not_hide_the_cause(tmp_path: Path, drivers:
     drivers += [leaves(OWN_ERROR)] * 2
     assert run(keep_logs=tmp_path / "file" / "logs").failures == (OWN_ERROR,)
     assert run(keep_logs=tmp_path / "logs").failures == (OWN_ERROR,)
-    assert (tmp_path / "logs" / "rank-0.log").read_text() == "the last words of rank 0\n"
+    title, words = (tmp_path / "logs" / "rank-0.log").read_text().splitlines()
+    assert title.startswith(f"======== attempt 1 of launch {os.getpid()}, ended 20")
+    assert words == "the last words of rank 0"
+
+
+def test_a_launch_keeps_the_logs_of_those_before_it(tmp_path: Path, drivers: list[Driver]) -> None:
+    drivers += [leaves(), leaves(OWN_ERROR)]
+    run(keep_logs=tmp_path)
+    run(keep_logs=tmp_path)
+    assert (tmp_path / "rank-0.log").read_text().count("the last words") == 2
 
 
 def test_what_was_lost_begins_again_until_it_succeeds(tmp_path: Path, drivers: list[Driver]) -> None:
@@ -115,6 +128,35 @@ def test_a_driver_that_never_reached_ray_would_fail_again(
     assert "Ray has no room" in outcome.problem
 
 
+def test_an_outcome_that_found_no_room_is_no_loss(drivers: list[Driver]) -> None:
+    def driver(folder: Path) -> int:
+        (folder / CONNECTED).touch()
+        return UNWRITABLE
+
+    drivers.append(driver)
+    outcome = run(5)
+    assert (outcome.attempt, outcome.problem_is_loss) == (1, False)
+    assert "make room there, or set TMPDIR" in outcome.problem
+
+
+@pytest.mark.parametrize("what", ["tempfile.mkdtemp", "launch.private_ray.write_attempt"])
+def test_a_full_disk_is_an_error_that_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def no_room(*args: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(what, no_room)
+    with pytest.raises(LaunchError, match=r"^/\S*: cannot be written .*No space left.*make room there, or set TMPDIR"):
+        run(5)
+
+
+def test_logs_of_a_cluster_that_find_no_room_name_the_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError, match=r"file/logs: cannot be written .*or set run\.dir to another folder"):
+        run(keep_logs=tmp_path / "file" / "logs", address="auto")
+
+
 def test_what_ranks_wrote_tells_more_than_the_end_of_the_driver(drivers: list[Driver]) -> None:
     def driver(folder: Path) -> int:
         write_failure(folder, OWN_ERROR)
@@ -133,6 +175,45 @@ def test_a_stop_while_a_lost_attempt_is_cleared_away_starts_no_other(
         run(5)
     assert stopped.value.signal_number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_signal_that_the_command_was_told_to_ignore_does_not_stop_it(drivers: list[Driver]) -> None:
+    def hang_up(folder: Path) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return leaves()(folder)
+
+    drivers += [hang_up] * 2
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run() == JobOutcome()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Stopped, match="SIGHUP"):
+            run()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_a_folder_of_data_with_the_name_of_a_package_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/given")
+    environment = _environment(tmp_path, address)
+    root = Path(__file__).resolve().parents[3]
+    assert environment["PYTHONPATH"] == f"{root}:/given"
+    for name in ("shards", "launch"):
+        (tmp_path / name).mkdir()
+    look = "import shards.schema, launch.outcome; print(shards.schema.__file__)"
+    run = subprocess.run(
+        [sys.executable, "-c", look], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout.strip() == str(root / "shards" / "schema.py"), run.stderr
+
+
+def test_the_import_path_of_the_caller_may_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert not _environment(tmp_path, None)["PYTHONPATH"].endswith(":"), "an empty entry is the current folder"
 
 
 def test_on_a_cluster_each_attempt_has_notes_of_its_own_that_all_nodes_share(

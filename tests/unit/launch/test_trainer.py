@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
-from launch.trainer import check_call, config_of_restart, job_of, launch_pretrain, newest_step, raise_failure
+from launch.trainer import check_call, config_of_restart, is_taken, job_of, launch_pretrain, newest_step, raise_failure
 from shards.schema import CallError
 from shards.store import MissingBucketError
 from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, TrainConfig
 from t4p.errors import ConfigError, RunError
 from t4p.models.dense_clip import ClipError
 from t4p.train.checkpoint import write_marker
+from t4p.train.universal import universal_of
 
 
 def config_with_batch(global_batch_size: int, run_dir: Path) -> PretrainConfig:
@@ -48,9 +51,38 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_ray_starts(
         launch_pretrain(config_with_batch(4, tmp_path / "file" / "run"), 1)
 
 
+def test_a_full_disk_is_found_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.trainer.TemporaryFile", lambda dir: Path("/dev/full").open("wb"))  # noqa: SIM115
+    with pytest.raises(ConfigError, match=r"run\.dir .*: cannot be written .*No space left"):
+        check_call(config_with_batch(4, tmp_path), 1)
+
+
 def test_the_proof_leaves_nothing_in_the_run_folder(tmp_path: Path) -> None:
     check_call(config_with_batch(4, tmp_path / "run"), 1)
     assert list((tmp_path / "run").iterdir()) == []
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from t4p.train.run_folder import claim
+lock = claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_with_a_run_in_it_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(ConfigError, match=r"run\.dir .*: another run is in it; wait for its end, or choose"):
+            check_call(config_with_batch(4, tmp_path), 1)
+        check_call(config_with_batch(4, tmp_path), 1, "auto")  # rank 0 of the job asks
+        other.communicate("")
+    check_call(config_with_batch(4, tmp_path), 1)
+    assert not is_taken(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +136,18 @@ def test_a_failure_names_the_rank_and_the_cause(tmp_path: Path, error_type: str,
     assert "Traceback ..." in story
 
 
+@pytest.mark.parametrize("num_lines", [2, 20_000])
+def test_the_story_quotes_the_end_of_a_log(tmp_path: Path, num_lines: int) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0.log").write_text("".join(f"line {number} é\n" for number in range(num_lines)))
+    with pytest.raises(LaunchError):
+        raise_failure(JobOutcome((WorkerFailure(0, "builtins.ValueError", "boom", "", 1.0),)), 1, tmp_path)
+    story = (tmp_path / "error.txt").read_text()
+    assert f"line {num_lines - 1} é\n" in story
+    assert ("line 0 é" in story) == (num_lines == 2)
+    assert len(story) < 25_000
+
+
 @pytest.mark.parametrize("mistake", [ConfigError, ClipError, CallError, MissingBucketError])
 def test_a_mistake_that_only_a_worker_can_see_is_still_a_mistake_of_the_call(
     tmp_path: Path, mistake: type[Exception]
@@ -136,13 +180,15 @@ def test_an_error_after_a_restart_is_told_as_itself(tmp_path: Path) -> None:
         raise_failure(failed, 2, tmp_path)
 
 
-def test_the_story_tells_every_attempt_of_the_last_launch(tmp_path: Path) -> None:
+def test_the_story_tells_every_attempt_of_every_launch(tmp_path: Path) -> None:
+    """A second launch in the folder of a live one is refused; it must not wipe what that one wrote."""
     for attempt, problem in ((1, "an older launch"), (1, "first"), (2, "second")):
         with pytest.raises(LaunchError):
             raise_failure(JobOutcome(problem=problem, attempt=attempt), 1, tmp_path)
     story = (tmp_path / "error.txt").read_text()
-    assert "older" not in story
-    assert story.index("attempt 1\nfirst") < story.index("attempt 2\nsecond")
+    titles, problems = story.splitlines()[::2], story.splitlines()[1::2]
+    assert problems == ["an older launch", "first", "second"]
+    assert [title.partition(" of launch")[0] for title in titles] == [f"======== attempt {n}" for n in (1, 1, 2)]
 
 
 def checkpoint_at(step: int, checkpoints: Path) -> Path:
@@ -177,6 +223,13 @@ def test_the_newest_step_is_of_a_checkpoint_with_a_marker(tmp_path: Path) -> Non
     checkpoint_at(12, tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "step_00000016").mkdir()
     assert newest_step(tmp_path / "checkpoints") == 12
+
+
+def test_the_universal_form_of_a_checkpoint_is_no_step_of_its_own(tmp_path: Path) -> None:
+    checkpoint = checkpoint_at(12, tmp_path / "checkpoints")
+    checkpoint.rename(universal_of(checkpoint))
+    checkpoint_at(4, tmp_path / "checkpoints")
+    assert newest_step(tmp_path / "checkpoints") == 4
 
 
 def test_on_a_cluster_the_run_folder_must_be_the_same_everywhere(

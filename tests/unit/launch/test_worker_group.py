@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from launch.errors import LaunchError
 from launch.outcome import read_failures
-from launch.worker_group import Attempt, WorkerJob, read_attempt, write_attempt
+from launch.worker_group import Attempt, WorkerJob, check_shared, read_attempt, write_attempt
 
 # A module of the test's own: run_rank imports the function by name, on a process whose streams it takes over.
 MODULE = """
@@ -79,3 +81,19 @@ def test_an_attempt_survives_the_way_through_a_file(tmp_path: Path, address: str
     attempt = Attempt(job, 2, address, tmp_path / "notes")
     write_attempt(tmp_path, attempt)
     assert read_attempt(tmp_path) == attempt
+
+
+def test_a_node_that_does_not_see_what_the_head_made_says_so(tmp_path: Path) -> None:
+    check_shared(tmp_path)
+    wanted = (
+        rf"run\.dir: this node \(.+\) does not see {tmp_path}/notes, which the head made; set it to a folder that all"
+    )
+    with pytest.raises(LaunchError, match=wanted):
+        check_shared(tmp_path / "notes", patience=0.1)
+
+
+def test_a_folder_that_shows_up_late_is_waited_for(tmp_path: Path) -> None:
+    late = threading.Timer(0.3, (tmp_path / "notes").mkdir)
+    late.start()
+    check_shared(tmp_path / "notes")
+    late.join()
