@@ -35,6 +35,8 @@ LOSSES = frozenset(
         "WorkerHealthCheckTimeoutError",
     }
 )
+# What Ray's words about a lost actor say when it was not the process alone that went away.
+LOST_NODE = re.compile("node (has|is) (died|crashed|dead)|owner has died")
 # Errors of these packages are written for users: their message is the whole story, the class name adds nothing.
 OWN_PACKAGES = ("shards.", "t4p.", "launch.")
 
@@ -99,6 +101,8 @@ def describe_cause(failure: WorkerFailure) -> str:
     """One failure in words for a user."""
     if not failure.error_type and "low on memory" in failure.message:
         return "Ray ended it because the machine ran out of memory; use fewer workers or a smaller batch"
+    if not failure.error_type and LOST_NODE.search(failure.message):
+        return "its node is gone, or Ray's own process on it"
     if not failure.error_type:
         return (
             "its process was killed, or crashed without a Python error (the system's memory running out does that too)"

@@ -27,6 +27,9 @@ def failure(rank: int, error_type: str, message: str, time: float = 1.0, follows
 
 LOST = failure(1, "", "The actor died unexpectedly before finishing this task")
 OUT_OF_MEMORY = failure(1, "", "Task was killed due to the node running low on memory")
+LOST_NODE = failure(
+    1, "", "The actor died unexpectedly before finishing this task.\nThe actor died because its node has died."
+)
 LOST_PEER = failure(0, "builtins.RuntimeError", CLOSED, follows_loss=True)
 OWN_ERROR = failure(1, "builtins.ValueError", "boom")
 
@@ -60,6 +63,7 @@ def test_the_likely_cause_comes_first() -> None:
         (JobOutcome((LOST,)), "rank 1: its process was killed"),
         (JobOutcome((LOST, LOST_PEER)), "rank 1: its process was killed"),
         (JobOutcome((OUT_OF_MEMORY,)), "rank 1: Ray ended it because the machine ran out of memory"),
+        (JobOutcome((LOST_NODE,)), "rank 1: its node is gone"),
         (JobOutcome((LOST_PEER,)), "rank 0: it lost the connection to another process"),
         (
             JobOutcome((failure(0, "t4p.errors.CheckpointError", "could not write\nit", follows_loss=True),)),
