@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,8 +19,8 @@ from launch.worker_group import Report, WorkerJob
 from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
 from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
+from t4p.train.run_lock import describe_taken, is_locked
 
-LOCK = ".lock"  # that t4p.train.run_folder.claim holds in the run folder; importing it would load torch
 QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
 PROOF_BYTES = 8192  # more than one block
 # The errors that blame the call (exit status 2) and not the run.
@@ -102,25 +101,13 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
             file.flush()
             os.fsync(file.fileno())  # a network file system may not say so before
         # On a cluster rank 0 alone asks: its node is another, and not every shared file system locks between nodes.
-        taken = address is None and is_taken(run_dir)
+        taken = address is None and is_locked(run_dir)
     except OSError as error:
         raise ConfigError(
             f"run.dir {run_dir}: cannot be written ({error}); set run.dir to a folder that can"
         ) from error
     if taken:
-        raise ConfigError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
-
-
-def is_taken(run_dir: Path) -> bool:
-    """Whether a run holds the lock of this folder. Leaves no lock, and no file for one."""
-    try:
-        with (run_dir / LOCK).open("r+") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # closing gives it back
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+        raise ConfigError(describe_taken(run_dir))
 
 
 def job_of(config: PretrainConfig, num_workers: int) -> WorkerJob:

@@ -17,6 +17,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from launch.outcome import WorkerFailure, follows_loss, write_failure
+from t4p.train.checkpoint import SHARED_FOLDER_PATIENCE
 
 # Called by a worker after every step with its number (from 1), the last one's number, and metrics for Ray.
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -24,7 +25,6 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 # A report waits until Ray's controller, which looks every half second, took the one before. Every hundredth step costs
 # nothing measurable even at 10 ms per step; whoever wants every step reads metrics.jsonl.
 REPORT_EVERY = 100
-SHARED_NOTES_PATIENCE = 10.0  # seconds, as for the run folder itself in t4p.train.run_folder
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def log_path(notes: Path, rank: int) -> Path:
     return notes / f"rank-{rank}.log"
 
 
-def check_shared(notes: Path, patience: float = SHARED_NOTES_PATIENCE) -> None:
+def check_shared(notes: Path, patience: float = SHARED_FOLDER_PATIENCE) -> None:
     """Wait on a node of a cluster until the folder for notes shows up: the head made it inside the run folder.
 
     Without this proof the ranks may well agree among themselves on a folder that the head does not see, and every log,

@@ -12,7 +12,7 @@ import typer
 from t4p.errors import CheckpointError, ConfigError
 from t4p.train.checkpoint import check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.train.retention import DELETED
-from t4p.train.universal import is_universal, made_from, make_universal, universal_of
+from t4p.train.universal import SUFFIX, is_universal, made_from, make_universal, universal_of
 
 app = typer.Typer(
     help="What a run has saved: list, verify, convert for another number of ranks, export.", no_args_is_help=True
@@ -134,7 +134,7 @@ def list_checkpoints(run_dir: Path) -> list[Listed]:
     found = sorted(path for path in checkpoints.glob("step_*") if path.is_dir())
     named = set(checkpoints_in(checkpoints))
     # A universal checkpoint is listed with the one it was made from.
-    return [_look_at(path, path in named) for path in found if ".universal" not in path.name]
+    return [_look_at(path, path in named) for path in found if SUFFIX not in path.name]
 
 
 def _look_at(directory: Path, named_as_checkpoint: bool) -> Listed:

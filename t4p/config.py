@@ -92,7 +92,7 @@ class UNetConfig(Section):
     decoder_channels: tuple[PositiveInt, ...] | None = None
     decoder_blocks: tuple[PositiveInt, ...] | None = None
     activation_checkpointing: bool = Field(
-        False, description="Recompute each stage in the backward pass: less memory, about a third more time."
+        False, description="Recompute each stage in the backward pass: less memory, a second forward pass of each."
     )
 
 

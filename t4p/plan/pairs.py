@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FP32_BYTES = 4
+from t4p.plan.zero import FP32_BYTES
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def pair_gather(rows: int, dim: int, world_size: int, *, trained_pixels: bool) -
 def norm_bytes(channels: Sequence[int], group_size: int, *, recomputed: bool) -> int:
     """Bytes that one rank sends for synchronised norms in one micro-batch.
 
-    Each norm gathers a count, a mean and a sum of squares per rank, and sums two gradients per channel.
+    Each norm gathers a count, a mean and a variance per rank, and sums two gradients per channel.
 
     Args:
         channels: of each norm.

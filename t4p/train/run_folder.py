@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
+from t4p.train.run_lock import describe_taken, take_lock
 from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
 RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4point")
@@ -145,11 +145,9 @@ def claim(run_dir: Path) -> IO[str] | None:
     if rank() == 0:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            lock = (run_dir / ".lock").open("w")
-            # lockf, not flock: loader processes would inherit that one, and outlive a killed run by some seconds.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = take_lock(run_dir)
         except BlockingIOError:
-            problem = RunError(f"run.dir {run_dir}: another run is in it; wait for its end, or choose another run.dir")
+            problem = RunError(describe_taken(run_dir))
         except OSError as error:
             problem = _unwritable(run_dir, error)
     problem = broadcast_object(problem)

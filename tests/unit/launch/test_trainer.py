@@ -8,13 +8,14 @@ import pytest
 
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
-from launch.trainer import check_call, config_of_restart, is_taken, job_of, launch_pretrain, newest_step, raise_failure
+from launch.trainer import check_call, config_of_restart, job_of, launch_pretrain, newest_step, raise_failure
 from shards.schema import CallError
 from shards.store import MissingBucketError
 from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, TrainConfig
 from t4p.errors import ConfigError, RunError
 from t4p.models.dense_clip import ClipError
 from t4p.train.checkpoint import write_marker
+from t4p.train.run_lock import is_locked
 from t4p.train.universal import universal_of
 
 
@@ -82,7 +83,7 @@ def test_a_folder_with_a_run_in_it_is_refused_before_ray_starts(tmp_path: Path) 
         check_call(config_with_batch(4, tmp_path), 1, "auto")  # rank 0 of the job asks
         other.communicate("")
     check_call(config_with_batch(4, tmp_path), 1)
-    assert not is_taken(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 @pytest.mark.parametrize(
