@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t4p.data.sample import FrameSample
+from shards.schema import Frame
+from t4p.data.decode import decode_frame
+from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.data.transforms import num_channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,32 @@ class Batch:
             f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "keys"
         }
         return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class PairRecipe:
+    """Stored frames to the batches of pre-training: see `t4p.data.stream.Recipe`."""
+
+    settings: SampleSettings
+
+    def make(self, stored: Frame, dataset_index: int, key: str, epoch: int) -> FrameSample:
+        """Decode, lift, augment, voxelise and pair one frame."""
+        return build_sample(decode_frame(stored), key, epoch, self.settings)
+
+    def join(self, samples: Sequence[FrameSample]) -> Batch:
+        """Join frames with the sizes that the settings imply."""
+        return join(samples, self.settings)
+
+
+def join(samples: Sequence[FrameSample], settings: SampleSettings) -> Batch:
+    """Collate with the sizes that the settings imply."""
+    return collate(
+        samples,
+        image_size=settings.image_size,
+        num_channels=num_channels(settings.point_features),
+        num_cells=settings.cell_grid[0] * settings.cell_grid[1],
+        num_pixels=settings.decoder_grid[0] * settings.decoder_grid[1],
+    )
 
 
 def collate(

@@ -19,6 +19,8 @@ class Catalogue:
     Attributes:
         samples_per_shard: (num_shards,) int64 over all datasets.
         num_samples: their sum.
+        urls: of the datasets.
+        label_names: for each dataset, the names of its class ids, by id; empty without labels.
         shards_sha256: for each dataset, the hash its manifest gives for its shard table.
     """
 
@@ -33,7 +35,13 @@ class Catalogue:
         self._first_shard = np.cumsum([0, *(len(table) for table in tables)])
         self.samples_per_shard: NDArray[np.int64] = np.concatenate(tables)
         self.num_samples = int(self.samples_per_shard.sum())
+        self.urls = tuple(reader.url for reader in self._readers)
+        self.label_names = tuple(reader.manifest.label_names for reader in self._readers)
         self.shards_sha256 = tuple(reader.manifest.shards_sha256 for reader in self._readers)
+
+    def dataset_index(self, shard_index: int) -> int:
+        """Which of the datasets a shard is of."""
+        return int(np.searchsorted(self._first_shard, shard_index, side="right")) - 1
 
     def key(self, shard_index: int, sample_index: int) -> str:
         """The key of a sample, unique within its dataset."""
@@ -50,5 +58,5 @@ class Catalogue:
         return reader.read_frame(local_shard, sample_index)
 
     def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
-        dataset_index = int(np.searchsorted(self._first_shard, shard_index, side="right")) - 1
+        dataset_index = self.dataset_index(shard_index)
         return self._readers[dataset_index], shard_index - int(self._first_shard[dataset_index])

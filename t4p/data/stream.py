@@ -1,4 +1,7 @@
-"""Fetch, decode, transform and batch, in the order that order.py prescribes, in loader processes."""
+"""Fetch, decode, transform and batch, in the order that order.py prescribes, in loader processes.
+
+What a stored sample becomes is the task's: a recipe makes it and joins it with others.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,42 @@ import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shards.schema import ShardError
+from shards.schema import Frame, ShardError
 from shards.store import MissingObjectError, StoreError
-from t4p.data.batch import Batch, collate
-from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
 from t4p.data.order import EpochOrder, epoch_and_step, rank_positions, steps_per_epoch
-from t4p.data.sample import FrameSample, SampleSettings, build_sample
-from t4p.data.transforms import num_channels
 from t4p.errors import DataError
 
 # Samples that a rank reads before the share of broken ones is taken of what it has read.
 GRACE = 1000
+
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+Batch_co = TypeVar("Batch_co", covariant=True)
+
+
+class Recipe(Protocol[Sample, Batch_co]):
+    """How a task turns stored samples into batches. Picklable: loader processes make the samples."""
+
+    def make(self, stored: Frame, dataset_index: int, key: str, epoch: int) -> Sample:
+        """One sample; every draw keyed by (seed, epoch, key).
+
+        Args:
+            dataset_index: which of the catalogue's datasets it is of.
+
+        Raises:
+            ShardError: it cannot be decoded.
+            ValueError: it cannot be used.
+        """
+
+    def join(self, samples: Sequence[Sample]) -> Batch_co:
+        """The samples of a micro-batch side by side; there may be none."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +79,21 @@ class StreamSettings:
     max_skip_fraction: float
 
 
-class TrainingStream:
+class TrainingStream(Generic[Sample, Batch]):
     """The micro-batches of one rank, from any step on.
 
     The state of the stream is the global step alone: the same step gives the same frames, with the same draws,
     whatever was read before and however many loader processes or ranks there are.
     """
 
-    def __init__(self, catalogue: Catalogue, sample_settings: SampleSettings, settings: StreamSettings) -> None:
+    def __init__(self, catalogue: Catalogue, recipe: Recipe[Sample, Batch], settings: StreamSettings) -> None:
         """Prepare the stream; nothing is read yet.
 
         Raises:
             ValueError: fewer samples than the global batch, or more ranks than frames in it.
         """
         self._catalogue = catalogue
-        self._sample_settings = sample_settings
+        self._recipe = recipe
         self._settings = settings
         steps_per_epoch(catalogue.num_samples, settings.global_batch_size)
         rank_positions(0, settings.global_batch_size, settings.grad_accum_steps, 0, settings.rank, settings.world_size)
@@ -91,10 +113,10 @@ class TrainingStream:
             StoreError: the storage failed.
         """
         sampler = _StepSampler(self._catalogue, self._settings, start_step, end_step)
-        for samples in _load(self._catalogue, self._sample_settings, sampler, self._settings.num_workers):
+        for samples in _load(self._catalogue, self._recipe, sampler, self._settings.num_workers):
             yield self._join(samples)
 
-    def _join(self, samples: Sequence[FrameSample | BrokenSample]) -> Batch:
+    def _join(self, samples: Sequence[Sample | BrokenSample]) -> Batch:
         broken = [sample for sample in samples if isinstance(sample, BrokenSample)]
         self._num_read += len(samples)
         self._skipped.update(sample.cause for sample in broken)
@@ -107,17 +129,17 @@ class TrainingStream:
                 f"({causes}), and data.max_skip_fraction is {self._settings.max_skip_fraction:g}: repack what "
                 "`t4p shards verify` names, or raise it"
             )
-        return join([sample for sample in samples if isinstance(sample, FrameSample)], self._sample_settings)
+        return self._recipe.join([sample for sample in samples if not isinstance(sample, BrokenSample)])
 
 
-class ValidationStream:
-    """Every frame of a catalogue once, one to a batch, without augmentation; rank r of W reads every W-th."""
+class ValidationStream(Generic[Sample, Batch]):
+    """Every sample of a catalogue once, one to a batch, without augmentation; rank r of W reads every W-th."""
 
     def __init__(
-        self, catalogue: Catalogue, sample_settings: SampleSettings, num_workers: int, rank: int, world_size: int
+        self, catalogue: Catalogue, recipe: Recipe[Sample, Batch], num_workers: int, rank: int, world_size: int
     ) -> None:
         self._catalogue = catalogue
-        self._sample_settings = sample_settings
+        self._recipe = recipe
         self._num_workers = num_workers
         self._refs = [
             [SampleRef(0, shard_index, sample_index)]
@@ -126,27 +148,16 @@ class ValidationStream:
         ][rank::world_size]
 
     def batches(self) -> Iterator[Batch]:
-        """One frame at a time.
+        """One sample at a time.
 
         Raises:
             DataError: a sample is broken; validation drops nothing.
         """
-        for samples in _load(self._catalogue, self._sample_settings, self._refs, self._num_workers):
+        for samples in _load(self._catalogue, self._recipe, self._refs, self._num_workers):
             for sample in samples:
                 if isinstance(sample, BrokenSample):
                     raise DataError(f"validation: {sample.message}")
-                yield join([sample], self._sample_settings)
-
-
-def join(samples: Sequence[FrameSample], settings: SampleSettings) -> Batch:
-    """Collate with the sizes that the settings imply."""
-    return collate(
-        samples,
-        image_size=settings.image_size,
-        num_channels=num_channels(settings.point_features),
-        num_cells=settings.cell_grid[0] * settings.cell_grid[1],
-        num_pixels=settings.decoder_grid[0] * settings.decoder_grid[1],
-    )
+                yield self._recipe.join([sample])
 
 
 class _StepSampler(Sampler[list[SampleRef]]):
@@ -183,15 +194,16 @@ class _StepSampler(Sampler[list[SampleRef]]):
                 yield [SampleRef(epoch, shard, sample) for shard, sample in samples[positions - first].tolist()]
 
 
-class _SampleDataset(Dataset[FrameSample | BrokenSample | StoreError]):
-    def __init__(self, catalogue: Catalogue, settings: SampleSettings) -> None:
+class _SampleDataset(Dataset[Sample | BrokenSample | StoreError]):
+    def __init__(self, catalogue: Catalogue, recipe: Recipe[Sample, Any]) -> None:
         self._catalogue = catalogue
-        self._settings = settings
+        self._recipe = recipe
 
-    def __getitem__(self, ref: SampleRef) -> FrameSample | BrokenSample | StoreError:
+    def __getitem__(self, ref: SampleRef) -> Sample | BrokenSample | StoreError:
         try:
             key = self._catalogue.key(ref.shard_index, ref.sample_index)
-            frame = decode_frame(self._catalogue.fetch(ref.shard_index, ref.sample_index))
+            stored = self._catalogue.fetch(ref.shard_index, ref.sample_index)
+            return self._recipe.make(stored, self._catalogue.dataset_index(ref.shard_index), key, ref.epoch)
         except MissingObjectError as error:
             return BrokenSample("missing", str(error))
         except StoreError as error:
@@ -200,20 +212,18 @@ class _SampleDataset(Dataset[FrameSample | BrokenSample | StoreError]):
             )
         except ShardError as error:
             return BrokenSample("damaged", str(error))
-        try:
-            return build_sample(frame, key, ref.epoch, self._settings)
         except ValueError as error:
             return BrokenSample("unusable", f"sample {key}: {error}")
 
 
 def _load(
     catalogue: Catalogue,
-    settings: SampleSettings,
+    recipe: Recipe[Sample, Any],
     refs: Sampler[list[SampleRef]] | list[list[SampleRef]],
     num_workers: int,
-) -> Iterator[list[FrameSample | BrokenSample]]:
+) -> Iterator[list[Sample | BrokenSample]]:
     loader: DataLoader[Any] = DataLoader(
-        _SampleDataset(catalogue, settings),
+        _SampleDataset(catalogue, recipe),
         batch_sampler=refs,
         num_workers=num_workers,
         collate_fn=list,

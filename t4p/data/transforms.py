@@ -6,7 +6,8 @@ All functions are pure; the only randomness comes in as a generator that is keye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +21,39 @@ from t4p.geometry import project_points, resize_intrinsics, unproject_depth
 UPRIGHT_FROM_CAMERA = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
+# What a label index is where nothing is known, or nothing is asked.
+IGNORED = -1
+
+
 @dataclass(frozen=True, eq=False)
-class PointFrame:
+class PointCloud:
+    """Coloured points.
+
+    Attributes:
+        points: (N, 3) float32 metres, z up: in the world of the dataset, or in upright camera axes.
+        colors: (N, 3) float32 in [0, 1].
+    """
+
+    points: NDArray[np.float32]
+    colors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class PointFrame(PointCloud):
     """The points of one frame and the image they are seen in.
 
     Attributes:
         image: (H, W, 3) uint8, at the size the towers see.
-        points: (N, 3) float32 metres, z up: in the world of the dataset, or in upright camera axes.
-        colors: (N, 3) float32 in [0, 1].
         pixel_of_point: (N, 2) int64, (row, col) in `image`.
+        depth_pixel_of_point: (N, 2) int64, (row, col) in the depth image, on whose grid labels live.
     """
 
     image: NDArray[np.uint8]
-    points: NDArray[np.float32]
-    colors: NDArray[np.float32]
     pixel_of_point: NDArray[np.int64]
+    depth_pixel_of_point: NDArray[np.int64]
+
+
+AnyCloud = TypeVar("AnyCloud", bound=PointCloud)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,9 +93,10 @@ def lift_frame(
     depth = np.zeros_like(frame.depth)
     depth[::pixel_stride, ::pixel_stride] = frame.depth[::pixel_stride, ::pixel_stride]
     depth[depth > max_depth] = 0
-    camera_points, _ = unproject_depth(depth, frame.K_depth, np.eye(4))
+    camera_points, depth_pixel = unproject_depth(depth, frame.K_depth, np.eye(4))
     color_points = camera_points @ frame.color_from_depth[:3, :3].T + frame.color_from_depth[:3, 3]
-    camera_points, color_points = (points[color_points[:, 2] > 1e-6] for points in (camera_points, color_points))
+    ahead = color_points[:, 2] > 1e-6
+    camera_points, color_points, depth_pixel = camera_points[ahead], color_points[ahead], depth_pixel[ahead]
     xy, _ = project_points(color_points, K_image)
     col, row = np.rint(xy).astype(np.int64).T
     seen = (row >= 0) & (row < height) & (col >= 0) & (col < width)
@@ -87,11 +107,17 @@ def lift_frame(
         out_from_camera = frame.world_from_camera
     points = camera_points[seen] @ out_from_camera[:3, :3].T + out_from_camera[:3, 3]
     colors = image[pixel_of_point[:, 0], pixel_of_point[:, 1]].astype(np.float32) / 255
-    return PointFrame(image, points.astype(np.float32), colors, pixel_of_point)
+    return PointFrame(
+        points=points.astype(np.float32),
+        colors=colors,
+        image=image,
+        pixel_of_point=pixel_of_point,
+        depth_pixel_of_point=depth_pixel[seen],
+    )
 
 
-def augment(frame: PointFrame, settings: AugmentConfig, rng: np.random.Generator) -> PointFrame:
-    """Move and tint the points at random. Their order, their pixels and the image stay.
+def augment(cloud: AnyCloud, settings: AugmentConfig, rng: np.random.Generator) -> AnyCloud:
+    """Move and tint the points at random. Their order, and what else is known of them (pixels, labels), stays.
 
     The draws are made in a fixed order whatever is switched on, so that one setting does not change the others' draws.
     """
@@ -99,7 +125,7 @@ def augment(frame: PointFrame, settings: AugmentConfig, rng: np.random.Generator
     mirrored = rng.random() < 0.5
     scale = 1 + settings.scale * rng.uniform(-1, 1)
     tint = rng.standard_normal(3)
-    noise = rng.standard_normal(frame.colors.shape, dtype=np.float32)
+    noise = rng.standard_normal(cloud.colors.shape, dtype=np.float32)
 
     linear = np.eye(3) * scale
     if settings.rotation:
@@ -108,12 +134,11 @@ def augment(frame: PointFrame, settings: AugmentConfig, rng: np.random.Generator
     if settings.mirror and mirrored:
         linear = linear @ np.diag([-1.0, 1.0, 1.0])
     # The jitter of a whole frame (exposure, white balance) and of a single point (sensor noise).
-    colors = frame.colors + settings.color_jitter * (tint.astype(np.float32) + noise)
-    return PointFrame(
-        image=frame.image,
-        points=(frame.points @ linear.T).astype(np.float32),
+    colors = cloud.colors + settings.color_jitter * (tint.astype(np.float32) + noise)
+    return replace(
+        cloud,
+        points=(cloud.points @ linear.T).astype(np.float32),
         colors=np.clip(colors, 0, 1).astype(np.float32),
-        pixel_of_point=frame.pixel_of_point,
     )
 
 
@@ -160,6 +185,28 @@ def mean_per_voxel(
     counts = np.bincount(voxel_of_point, minlength=num_voxels)
     sums = np.stack([np.bincount(voxel_of_point, column, minlength=num_voxels) for column in values.T], axis=1)
     return (sums / counts[:, None]).astype(np.float32)
+
+
+def majority_label(
+    label_of_point: NDArray[np.int64], voxel_of_point: NDArray[np.int64], num_voxels: int, num_labels: int
+) -> NDArray[np.int64]:
+    """The label that most of a voxel's labelled points have; the smaller index where two tie.
+
+    Args:
+        label_of_point: (N,) in 0 .. num_labels - 1, or IGNORED.
+        voxel_of_point: (N,) in 0 .. num_voxels - 1.
+
+    Returns:
+        (V,) int64, IGNORED where no point of the voxel has a label.
+    """
+    labelled = label_of_point != IGNORED
+    packed, votes = np.unique(voxel_of_point[labelled] * num_labels + label_of_point[labelled], return_counts=True)
+    voxel, label = packed // num_labels, packed % num_labels
+    by_votes = np.lexsort((label, -votes, voxel))
+    _, first = np.unique(voxel[by_votes], return_index=True)
+    majority = np.full(num_voxels, IGNORED, np.int64)
+    majority[voxel[by_votes[first]]] = label[by_votes[first]]
+    return majority
 
 
 def voxel_features(

@@ -14,9 +14,8 @@ import torch  # noqa: TID253 - t4p/cli.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
 
 from t4p.config import PretrainConfig
-from t4p.data.batch import Batch
+from t4p.data.batch import Batch, join
 from t4p.data.sample import FrameSample, SampleSettings
-from t4p.data.stream import join
 from t4p.losses.contrastive import contrastive_loss
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t4p.config import ClipConfig, LossConfig, ModelConfig, PretrainConfig, find_packaged
-from t4p.data.batch import Batch
+from t4p.data.batch import Batch, PairRecipe
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
-from t4p.data.sample import SampleSettings
+from t4p.data.sample import FrameSample, SampleSettings
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
 from t4p.errors import ConfigError, RunError
 from t4p.losses.contrastive import contrastive_loss
@@ -114,7 +114,11 @@ class PretrainTask:
     term_names = ("loss", "loss_e", "loss_d", "logit_scale_e", "logit_scale_d", "pairs_e", "pairs_d")
 
     def __init__(
-        self, towers: ClipTowers, model: ModelConfig, device: torch.device, validation: ValidationStream | None
+        self,
+        towers: ClipTowers,
+        model: ModelConfig,
+        device: torch.device,
+        validation: ValidationStream[FrameSample, Batch] | None,
     ) -> None:
         self._towers = towers.to(device)
         self._device = device
@@ -270,7 +274,9 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
     )
 
 
-def build_stream(config: PretrainConfig, catalogue: Catalogue, sample_settings: SampleSettings) -> TrainingStream:
+def build_stream(
+    config: PretrainConfig, catalogue: Catalogue, sample_settings: SampleSettings
+) -> TrainingStream[FrameSample, Batch]:
     """This rank's training stream.
 
     Raises:
@@ -288,18 +294,20 @@ def build_stream(config: PretrainConfig, catalogue: Catalogue, sample_settings: 
         max_skip_fraction=config.data.max_skip_fraction,
     )
     try:
-        return TrainingStream(catalogue, sample_settings, settings)
+        return TrainingStream(catalogue, PairRecipe(sample_settings), settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def build_validation(config: PretrainConfig, sample_settings: SampleSettings) -> ValidationStream | None:
+def build_validation(
+    config: PretrainConfig, sample_settings: SampleSettings
+) -> ValidationStream[FrameSample, Batch] | None:
     """Validation keeps every pair of a frame, unaugmented; None where no validation data is configured."""
     if not config.data.validation_shards:
         return None
     settings = replace(sample_settings, num_pairs_e=None, num_pairs_d=None, augment=None)
     catalogue = Catalogue(config.data.validation_shards)
-    return ValidationStream(catalogue, settings, config.data.num_workers, rank(), world_size())
+    return ValidationStream(catalogue, PairRecipe(settings), config.data.num_workers, rank(), world_size())
 
 
 def _unit(embeddings: Tensor) -> Tensor:

@@ -8,13 +8,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from t4p.config import TrainConfig
-from t4p.data.batch import Batch
 from t4p.data.stream import TrainingStream
 from t4p.errors import CheckpointError
 from t4p.models.norm import merge_running_statistics
@@ -33,8 +32,11 @@ from t4p.train.engine import Engine, local_device
 from t4p.train.logging import RunLog, StepRecord
 from t4p.train.retention import delete_expired
 
+Batch = TypeVar("Batch")
+Batch_contra = TypeVar("Batch_contra", contravariant=True)
 
-class Task(Protocol):
+
+class Task(Protocol[Batch_contra]):
     """One job: what its module takes, what its outputs are called, and how it is scored.
 
     Attributes:
@@ -44,7 +46,7 @@ class Task(Protocol):
     @property
     def term_names(self) -> Sequence[str]: ...
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+    def inputs(self, batch: Batch_contra) -> tuple[Tensor, ...]:
         """The arguments of the module for one micro-batch."""
 
     def check(self, record: StepRecord) -> None:
@@ -72,7 +74,12 @@ class LoopSettings:
 
 
 def train(
-    engine: Engine, task: Task, stream: TrainingStream, config: TrainConfig, settings: LoopSettings, log: RunLog | None
+    engine: Engine,
+    task: Task[Batch],
+    stream: TrainingStream[Any, Batch],
+    config: TrainConfig,
+    settings: LoopSettings,
+    log: RunLog | None,
 ) -> None:
     """Train from `start_step` to `config.num_steps`. Collective: every rank takes the same number of steps.
 
@@ -180,7 +187,7 @@ def _is_about_files(error: Exception) -> bool:
     )
 
 
-def _validate(engine: Engine, task: Task, step: int, log: RunLog | None) -> None:
+def _validate(engine: Engine, task: Task[Any], step: int, log: RunLog | None) -> None:
     merge_running_statistics(engine.module)
     with engine.whole_module() as module:
         scores = task.validate(module)

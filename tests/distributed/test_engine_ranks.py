@@ -117,7 +117,7 @@ class Data:
 
     def inputs(self, seeds: tuple[int, ...]) -> tuple[Tensor, ...]:
         from t4p.data.sample import build_sample
-        from t4p.data.stream import join
+        from t4p.data.batch import join
 
         if seeds not in self._inputs:
             samples = [build_sample(make_frame(seed), f"room/{seed}", 0, self._settings) for seed in seeds]

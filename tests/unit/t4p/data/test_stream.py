@@ -10,6 +10,7 @@ from PIL import Image
 from shards.pack import pack
 from shards.store import StoreError
 from t4p.config import AugmentConfig
+from t4p.data.batch import PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import SampleSettings
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
@@ -67,7 +68,9 @@ def dataset(tmp_path_factory):
 
 
 def read(dataset, start, end, **changes):
-    return list(TrainingStream(Catalogue([str(dataset)]), SAMPLES, replace(STREAM, **changes)).batches(start, end))
+    return list(
+        TrainingStream(Catalogue([str(dataset)]), PairRecipe(SAMPLES), replace(STREAM, **changes)).batches(start, end)
+    )
 
 
 def assert_equal(one, other):
@@ -118,7 +121,7 @@ def test_micro_batches_are_parts_of_the_step(dataset):
 def test_two_datasets_are_read_as_one(dataset):
     catalogue = Catalogue([str(dataset), str(dataset)])
     assert catalogue.num_samples == 2 * NUM_FRAMES
-    stream = TrainingStream(catalogue, SAMPLES, STREAM)
+    stream = TrainingStream(catalogue, PairRecipe(SAMPLES), STREAM)
     keys = [key for batch in stream.batches(0, catalogue.num_samples // 4) for key in batch.keys]
     assert len(keys) == 24
     assert max(keys.count(key) for key in keys) == 2
@@ -128,7 +131,7 @@ def test_validation_reads_every_frame_once_over_all_ranks(dataset):
     settings = replace(SAMPLES, augment=None, num_pairs_e=None, num_pairs_d=None)
     keys = []
     for rank in range(2):
-        stream = ValidationStream(Catalogue([str(dataset)]), settings, 0, rank, 2)
+        stream = ValidationStream(Catalogue([str(dataset)]), PairRecipe(settings), 0, rank, 2)
         batches = list(stream.batches())
         assert [batch.keys for batch in batches] == [batch.keys for batch in stream.batches()]
         assert all(len(batch.keys) == 1 for batch in batches)
@@ -161,7 +164,7 @@ def test_a_broken_sample_stops_the_run_and_is_named(damaged):
 
 
 def test_broken_samples_are_skipped_up_to_the_allowed_share(damaged):
-    stream = TrainingStream(Catalogue([str(damaged)]), SAMPLES, replace(STREAM, max_skip_fraction=0.003))
+    stream = TrainingStream(Catalogue([str(damaged)]), PairRecipe(SAMPLES), replace(STREAM, max_skip_fraction=0.003))
     batches = list(stream.batches(0, 9))
     sizes = [len(batch.keys) for batch in batches]
     assert sum(sizes) == 9 * 4 - stream.num_skipped
@@ -169,7 +172,7 @@ def test_broken_samples_are_skipped_up_to_the_allowed_share(damaged):
 
 
 def test_validation_drops_nothing(damaged):
-    stream = ValidationStream(Catalogue([str(damaged)]), SAMPLES, 0, 0, 1)
+    stream = ValidationStream(Catalogue([str(damaged)]), PairRecipe(SAMPLES), 0, 0, 1)
     with pytest.raises(DataError, match=r"validation: .*crc32c"):
         list(stream.batches())
 
@@ -183,7 +186,7 @@ def test_validation_drops_nothing(damaged):
 )
 def test_a_world_or_batch_that_cannot_work_is_refused_before_anything_is_read(dataset, changes, message):
     with pytest.raises(ValueError, match=message):
-        TrainingStream(Catalogue([str(dataset)]), SAMPLES, replace(STREAM, **changes))
+        TrainingStream(Catalogue([str(dataset)]), PairRecipe(SAMPLES), replace(STREAM, **changes))
 
 
 def test_a_shard_that_is_gone_is_a_broken_sample_but_a_storage_that_fails_ends_the_run(dataset, tmp_path):
@@ -192,9 +195,9 @@ def test_a_shard_that_is_gone_is_a_broken_sample_but_a_storage_that_fails_ends_t
     for path in dataset.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "shard-000000.tar").unlink()
-    stream = TrainingStream(Catalogue([str(copy)]), SAMPLES, replace(STREAM, max_skip_fraction=0.9))
+    stream = TrainingStream(Catalogue([str(copy)]), PairRecipe(SAMPLES), replace(STREAM, max_skip_fraction=0.9))
     list(stream.batches(0, 3))
     assert stream.num_skipped > 0
     (copy / "shard-000000.tar").mkdir()  # reading a folder is an error of the storage, not of a sample
     with pytest.raises(StoreError, match=r"shard-000000\.tar"):
-        list(TrainingStream(Catalogue([str(copy)]), SAMPLES, replace(STREAM, num_workers=1)).batches(0, 3))
+        list(TrainingStream(Catalogue([str(copy)]), PairRecipe(SAMPLES), replace(STREAM, num_workers=1)).batches(0, 3))
