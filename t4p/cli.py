@@ -14,7 +14,7 @@ from shards import cli as shards_cli
 from shards.schema import CallError, ShardError
 from t4p import checkpoint_cli
 from t4p.cli_arguments import ConfigArguments, split_arguments
-from t4p.config import load_config
+from t4p.config import FinetuneConfig, load_config, load_config_of
 from t4p.errors import ConfigError, RunError
 
 app = typer.Typer(
@@ -47,6 +47,21 @@ def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
     config = load_config(*split_arguments(arguments))
     from t4p.tasks.pretrain import run
+    from t4p.train.engine import stop_process_group
+
+    try:
+        run(config)
+        stop_process_group()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def finetune(arguments: ConfigArguments) -> None:
+    """Fine-tune for semantic segmentation as one worker, from a pre-training or from scratch. No images."""
+    config = load_config_of(FinetuneConfig, *split_arguments(arguments))
+    from t4p.tasks.semantic import run
     from t4p.train.engine import stop_process_group
 
     try:

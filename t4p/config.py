@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -58,18 +58,29 @@ class AugmentConfig(Section):
     color_jitter: Fraction = Field(0.05, description="Standard deviation of Gaussian noise on colours in [0, 1].")
 
 
-class DataConfig(Section):
+class PointDataConfig(Section):
+    """What every job reads, and how its points are made."""
+
     shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets: folders or s3:// prefixes.")
     validation_shards: tuple[str, ...] = ()
     num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
     streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
     shuffle_block: PositiveInt = Field(2048, description="Samples shuffled together within a stream.")
-    image_size: tuple[PositiveInt, PositiveInt] = Field((480, 640), description="(height, width) the towers see.")
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
     max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
     frame: Literal["camera", "world"] = Field("camera", description="Axes of the points; world only if its z is up.")
     max_skip_fraction: Fraction = Field(0.0, description="Share of broken samples a run puts up with.")
     augment: AugmentConfig = AugmentConfig()
+
+
+class DataConfig(PointDataConfig):
+    image_size: tuple[PositiveInt, PositiveInt] = Field((480, 640), description="(height, width) the towers see.")
+
+
+class LabelledDataConfig(PointDataConfig):
+    ignored_labels: tuple[str, ...] = Field(
+        ("unlabelled",), description="Classes of the dataset that are not asked for; '*' is every one not in labels."
+    )
 
 
 class ClipConfig(Section):
@@ -109,7 +120,9 @@ class Decoder2dConfig(Section):
     upsample: Literal[1, 2, 4, 8] = Field(4, description="Decoder pixels per CLIP cell, in each direction.")
 
 
-class ModelConfig(Section):
+class NetworkConfig(Section):
+    """The 3D network and the words it is asked: the same in pre-training and in fine-tuning."""
+
     sparse_backend: Literal["auto", "native", "minkowski"] = "auto"
     voxel_size: PositiveFloat = Field(0.025, description="Edge of a voxel, metres.")
     norm: Literal["sync_batch", "batch", "layer"] = Field(
@@ -120,11 +133,9 @@ class ModelConfig(Section):
     )
     point_features: tuple[Literal["one", "color", "position"], ...] = Field(("color",), min_length=1)
     labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
-    embed_dim_d: PositiveInt = Field(64, description="C: channels of z2D and z3D, where L_d compares them.")
     clip: ClipConfig = ClipConfig()
     unet: UNetConfig = UNetConfig()
     text_query: TextQueryConfig = TextQueryConfig()
-    decoder2d: Decoder2dConfig = Decoder2dConfig()
 
     @model_validator(mode="after")
     def _point_features_differ(self) -> Self:
@@ -137,6 +148,27 @@ class ModelConfig(Section):
         if self.norm_group_size is not None and self.norm != "sync_batch":
             raise ValueError(f"norm_group_size is for norm sync_batch, not for {self.norm}; leave it out")
         return self
+
+
+class ModelConfig(NetworkConfig):
+    embed_dim_d: PositiveInt = Field(64, description="C: channels of z2D and z3D, where L_d compares them.")
+    decoder2d: Decoder2dConfig = Decoder2dConfig()
+
+
+class SemanticModelConfig(NetworkConfig):
+    pretrained: str | None = Field(
+        None,
+        description="A pre-training checkpoint, or a file that `t4p checkpoint export` wrote; none is from scratch.",
+    )
+    prompt_tokens: PositiveInt | None = Field(
+        None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
+    )
+
+
+class SemanticLossConfig(Section):
+    weight_aux: float = Field(0.4, ge=0, description="Weight of the loss on the score map at the bottleneck.")
+    logit_scale: PositiveFloat = Field(14.3, description="1 / temperature of the score map.")
+    class_balance: Fraction = Field(0.5, description="p: a class counts by its frequency in the batch to the power -p.")
 
 
 class LossConfig(Section):
@@ -185,6 +217,12 @@ class TrainConfig(Section):
         return self
 
 
+class FinetuneTrainConfig(TrainConfig):
+    head_learning_rate_scale: PositiveFloat = Field(
+        1.0, description="Times learning_rate: the head has random weights where the rest may be pre-trained."
+    )
+
+
 class ClusterConfig(Section):
     """Where `t4p launch` places the workers, and what it puts up with. `t4p plan` sizes a run by it."""
 
@@ -199,21 +237,46 @@ class ClusterConfig(Section):
         return self.num_nodes * max(1, self.gpus_per_node)
 
 
-class PretrainConfig(Section):
-    """Everything `t4p pretrain` reads. Saved, resolved, as `config.yaml` in the run folder."""
+class JobConfig(Section):
+    """Everything a training job reads. Saved, resolved, as `config.yaml` in the run folder."""
 
     run: RunConfig
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    data: PointDataConfig
+    model: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 
+class PretrainConfig(JobConfig):
+    """Of `t4p pretrain`."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+
+
+class FinetuneConfig(JobConfig):
+    """Of `t4p finetune`: semantic segmentation of points."""
+
+    data: LabelledDataConfig
+    model: SemanticModelConfig = SemanticModelConfig()
+    loss: SemanticLossConfig = SemanticLossConfig()
+    train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+
+AnyConfig = TypeVar("AnyConfig", bound=JobConfig)
+
+
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> PretrainConfig:
+    """The configuration of a pre-training; see `load_config_of`."""
+    return load_config_of(PretrainConfig, files, overrides)
+
+
+def load_config_of(schema: type[AnyConfig], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> AnyConfig:
     """Read configuration files left to right, then overrides, into one frozen tree.
 
     Args:
+        schema: of the job.
         files: YAML files. A path that does not exist but begins with `configs/` is taken from the installed package.
         overrides: `section.key=value`, the value in YAML syntax.
 
@@ -228,9 +291,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> P
     for override in overrides:
         _merge(tree, _parse_override(override), origins, "command line")
     try:
-        config = PretrainConfig.model_validate(tree)
+        config = schema.model_validate(tree)
     except ValidationError as error:
-        lines = list(_describe(error, origins))
+        lines = list(_describe(error, origins, schema))
         problems = "\n".join(f"  {line}" for line in lines)
         raise ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}") from None
     model = config.model.model_copy(update={"labels": _read_labels(config.model.labels)})
@@ -253,7 +316,7 @@ def find_packaged(path: str | Path) -> Path:
     raise ConfigError(f"{path}: no such file, neither from {Path.cwd()} nor among the packaged configs/")
 
 
-def dump_config(config: PretrainConfig) -> str:
+def dump_config(config: JobConfig) -> str:
     """The resolved tree as YAML; loading it again gives an equal tree."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -337,7 +400,7 @@ def _merge(
             into[key] = value
 
 
-def _describe(error: ValidationError, origins: Mapping[tuple[str, ...], str]) -> Iterator[str]:
+def _describe(error: ValidationError, origins: Mapping[tuple[str, ...], str], schema: type[BaseModel]) -> Iterator[str]:
     """One line per problem: `key: what is wrong [file]`."""
     for problem in error.errors(include_url=False):
         path = tuple(str(part) for part in problem["loc"])
@@ -345,7 +408,7 @@ def _describe(error: ValidationError, origins: Mapping[tuple[str, ...], str]) ->
         origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
         where = f" [{origin}]" if origin else ""
         if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key{_suggest(path)}{where}"
+            yield f"{key}: unknown key{_suggest(path, schema)}{where}"
         elif problem["type"] == "missing":
             yield f"{key}: missing; set it in a file or as {key}=VALUE"
         elif problem["type"] == "value_error":
@@ -354,8 +417,8 @@ def _describe(error: ValidationError, origins: Mapping[tuple[str, ...], str]) ->
             yield f"{key}: {problem['msg']}, got {problem['input']!r}{where}"
 
 
-def _suggest(path: tuple[str, ...]) -> str:
-    section: type[BaseModel] = PretrainConfig
+def _suggest(path: tuple[str, ...], schema: type[BaseModel]) -> str:
+    section = schema
     for part in path[:-1]:
         field = section.model_fields.get(part)
         annotation = field.annotation if field else None

@@ -48,6 +48,7 @@ class ClipTowers(nn.Module):
         embed_dim: d, the width of the joint space.
         image_mean, image_std: of the images' colours in [0, 1], per channel.
         cell_size: pixels per side of a dense cell.
+        tokenizer: text to (texts, context length) token ids.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class ClipTowers(nn.Module):
         self.image_std = spec.image_std
         self._dense = build_dense_tower(model.visual, dense, name)
         self.cell_size = self._dense.cell_size
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.model: CLIP | CustomTextCLIP = model.requires_grad_(False)
         super().train(False)
         self.sha256 = _hash_weights(model)
@@ -130,23 +131,27 @@ class ClipTowers(nn.Module):
             raise ClipError(f"prompt template is {template!r}; it must contain {{}} exactly once, where the label goes")
         prompts = [template.replace("{}", label) for label in labels]
         for prompt in prompts:
-            self._check_prompt_fits(prompt)
+            self.check_prompt_fits(prompt)
         device = self.model.logit_scale.device
         embeddings = [torch.zeros(0, self.embed_dim, device=device)]
         with torch.autocast(device.type, enabled=False):
             for start in range(0, len(prompts), _LABELS_PER_BATCH):
-                tokens = self._tokenizer(prompts[start : start + _LABELS_PER_BATCH]).to(device)
+                tokens = self.tokenizer(prompts[start : start + _LABELS_PER_BATCH]).to(device)
                 embeddings.append(F.normalize(self.model.encode_text(tokens).float(), dim=-1))
         return torch.cat(embeddings)
 
-    def _check_prompt_fits(self, prompt: str) -> None:
-        """Refuse what the tokenizer would cut without a word: two long labels could become one."""
-        if isinstance(self._tokenizer, SimpleTokenizer):
-            num_tokens = len(self._tokenizer.encode(prompt)) + 2  # start and end
-            if num_tokens > self._tokenizer.context_length:
+    def check_prompt_fits(self, prompt: str) -> None:
+        """Refuse what the tokenizer would cut without a word: two long labels could become one.
+
+        Raises:
+            ClipError: the prompt is longer than the text tower's context.
+        """
+        if isinstance(self.tokenizer, SimpleTokenizer):
+            num_tokens = len(self.tokenizer.encode(prompt)) + 2  # start and end
+            if num_tokens > self.tokenizer.context_length:
                 raise ClipError(
                     f"prompt {prompt!r} has {num_tokens} tokens and the text tower of {self.name} reads "
-                    f"{self._tokenizer.context_length}; shorten the label or the template"
+                    f"{self.tokenizer.context_length}; shorten the label or the template"
                 )
 
 

@@ -116,7 +116,9 @@ def load_exported(path: Path | str, device: torch.device | str = "cpu") -> Expor
     except (ValueError, KeyError, TypeError, IndexError) as error:  # a ValidationError is a ValueError
         raise _damaged(path, error) from error
     # In eval mode ranks do not share statistics, and the group may not even fit this process's world.
-    net = build_text4point(config.model.model_copy(update={"norm_group_size": None}), clip_dim)
+    net = build_text4point(
+        config.model.model_copy(update={"norm_group_size": None}), clip_dim, config.model.embed_dim_d
+    )
     decoder = config.model.decoder2d
     decoder2d = Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample)
     scales = [tensors.pop(name, None) for name in TEMPERATURES]

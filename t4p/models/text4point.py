@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from t4p.config import ModelConfig, TextQueryConfig, UNetConfig
+from t4p.config import NetworkConfig, TextQueryConfig, UNetConfig
 from t4p.data.transforms import num_channels
 from t4p.errors import ConfigError
 from t4p.models.norm import NormFactory, build_norm
@@ -80,8 +80,8 @@ class Text4Point(nn.Module):
         return expanded, self.head(decoded)
 
 
-def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
-    """The network that a configuration describes, with random weights; C is `embed_dim_d`.
+def build_text4point(model: NetworkConfig, clip_dim: int, out_dim: int) -> Text4Point:
+    """The network that a configuration describes, with random weights; out_dim is C, the width of z3D.
 
     Raises:
         ConfigError: the plan of the U-Net is unknown, or its lists do not fit together; the Text Querying Module does
@@ -105,7 +105,7 @@ def build_text4point(model: ModelConfig, clip_dim: int) -> Text4Point:
         activation_checkpointing=model.unet.activation_checkpointing,
         sparse_backend=model.sparse_backend,
         clip_dim=clip_dim,
-        out_dim=model.embed_dim_d,
+        out_dim=out_dim,
         num_heads=model.text_query.num_heads,
         mlp_ratio=model.text_query.mlp_ratio,
         alpha=model.text_query.alpha,

@@ -47,7 +47,7 @@ class PretrainModule(nn.Module):
 
     def __init__(self, model: ModelConfig, loss: LossConfig, clip_dim: int) -> None:
         super().__init__()
-        self.net = build_text4point(model, clip_dim)
+        self.net = build_text4point(model, clip_dim, model.embed_dim_d)
         self.decoder2d = Decoder2d(
             clip_dim, model.decoder2d.hidden_channels, model.embed_dim_d, upsample=model.decoder2d.upsample
         )

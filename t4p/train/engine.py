@@ -43,13 +43,19 @@ OptimizerFactory = Callable[[ParameterGroups], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What the engine needs to know of the training section."""
+    """What the engine needs to know of the training section.
+
+    Attributes:
+        fast_part: name of a part of the module (`net.head`) whose learning rate is `fast_scale` times that of the rest.
+    """
 
     zero_stage: int
     precision: str
     gradient_clipping: float
     weight_decay: float
     grad_accum_steps: int
+    fast_part: str | None = None
+    fast_scale: float = 1.0
 
 
 def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -150,7 +156,9 @@ class Engine:
         self._stage_0_norm = 0.0
         if settings.zero_stage == 3 and leaf_classes:
             _make_leaves(module, leaf_classes)
-        self._optimizer = build_optimizer(_decay_groups(module, settings.weight_decay))
+        groups = _decay_groups(module, settings.weight_decay, settings.fast_part)
+        self._learning_rate_scales = (1.0, 1.0, settings.fast_scale, settings.fast_scale)[: len(groups)]
+        self._optimizer = build_optimizer(groups)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=config, dist_init_required=False
         )
@@ -183,8 +191,8 @@ class Engine:
 
     def step(self, learning_rate: float) -> None:
         """Update the parameters if this was the last micro-batch of the step."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, scale in zip(self._engine.optimizer.param_groups, self._learning_rate_scales, strict=True):
+            group["lr"] = learning_rate * scale
         if self._zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
             # At stage 0 DeepSpeed clips without keeping the norm; the gradients are whole and averaged by now.
             gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
@@ -316,12 +324,18 @@ def _forward_hooks_removed(module: nn.Module) -> Iterator[None]:
             part._forward_pre_hooks, part._forward_hooks = before, after
 
 
-def _decay_groups(module: nn.Module, weight_decay: float) -> ParameterGroups:
-    """Matrices decay; biases, norms and temperatures do not."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def _decay_groups(module: nn.Module, weight_decay: float, fast_part: str | None = None) -> ParameterGroups:
+    """Matrices decay; biases, norms and temperatures do not. A fast part comes in two groups of its own, last."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    fast = [p for name, p in named if fast_part is not None and name.startswith(f"{fast_part}.")]
+    rest = [p for name, p in named if fast_part is None or not name.startswith(f"{fast_part}.")]
     return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        group
+        for parameters in ([rest, fast] if fast_part is not None else [rest])
+        for group in (
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        )
     ]
 
 

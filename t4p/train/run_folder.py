@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import torch
 
-from t4p.config import PretrainConfig, dump_config
+from t4p.config import JobConfig, dump_config
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.train.checkpoint import (
     MARKER,
@@ -38,7 +38,7 @@ RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4poi
 
 @contextmanager
 def open_run(
-    config: PretrainConfig,
+    config: JobConfig,
     build_engine: Callable[[bool], Engine],
     shards_sha256: tuple[str, ...],
     towers_sha256: str,

@@ -31,7 +31,9 @@ def config():
 @pytest.fixture(scope="module")
 def parts(config):
     torch.manual_seed(0)
-    net = build_text4point(config.model.model_copy(update={"norm_group_size": None}), CLIP_DIM)
+    net = build_text4point(
+        config.model.model_copy(update={"norm_group_size": None}), CLIP_DIM, config.model.embed_dim_d
+    )
     decoder = config.model.decoder2d
     return torch.nn.ModuleDict(
         {

@@ -30,7 +30,7 @@ def build(sparse_backend="auto", activation_checkpointing=False, **text_query):
         ],
     )
     torch.manual_seed(0)
-    return build_text4point(config.model, CLIP_DIM)
+    return build_text4point(config.model, CLIP_DIM, config.model.embed_dim_d)
 
 
 def scene(seed=0, num_scenes=2, extent=12, count=150):
@@ -148,7 +148,7 @@ def test_a_norm_group_that_does_not_divide_the_world_is_refused_by_its_key(monke
     with pytest.raises(
         ConfigError, match=rf"model\.norm_group_size is 3, which does not divide the world size, {world_size}"
     ):
-        build_text4point(model, CLIP_DIM)
+        build_text4point(model, CLIP_DIM, model.embed_dim_d)
 
 
 def test_a_backend_that_is_not_installed_is_refused_when_the_network_is_built(monkeypatch):

@@ -1,0 +1,204 @@
+"""Labelled points for fine-tuning: a stored frame becomes voxels with labels, and joins others in a batch. No image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.images import BrokenImageError, decode_labels
+from shards.schema import Frame, ShardError
+from t4p.config import AugmentConfig
+from t4p.data import transforms
+from t4p.data.decode import decode_frame
+from t4p.data.draws import sample_rng
+from t4p.data.labels import LabelTable
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledCloud(transforms.PointCloud):
+    """Points of which some have a label.
+
+    Attributes:
+        label_of_point: (N,) int64 index of the run's labels, or IGNORED.
+    """
+
+    label_of_point: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSample:
+    """One frame or scene, ready to be joined with others.
+
+    Attributes:
+        key: of the stored sample.
+        voxel_coords: (V, 3) int32, unique, ascending in (x, y, z).
+        voxel_features: (V, C) float32.
+        label_of_voxel: (V,) int64, of most of its labelled points, or IGNORED.
+        label_of_bottleneck: (Vb,) int64, likewise for the voxels of the bottleneck.
+        bottleneck_of_voxel: (V,) int64.
+        voxel_of_point: (N,) int64.
+        label_of_point: (N,) int64, or IGNORED.
+    """
+
+    key: str
+    voxel_coords: NDArray[np.int32]
+    voxel_features: NDArray[np.float32]
+    label_of_voxel: NDArray[np.int64]
+    label_of_bottleneck: NDArray[np.int64]
+    bottleneck_of_voxel: NDArray[np.int64]
+    voxel_of_point: NDArray[np.int64]
+    label_of_point: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledBatch:
+    """B frames or scenes side by side; B may be 0. Rows are moved by the rows of the samples before.
+
+    Attributes:
+        keys: of the stored samples, in order.
+        voxel_coords: (V, 4) int32, (sample, x, y, z), ascending.
+        voxel_features: (V, C) float32.
+        label_of_voxel: (V,) int64, or IGNORED.
+        label_of_bottleneck: (Vb,) int64, or IGNORED.
+        bottleneck_of_voxel: (V,) int64 row of the bottleneck.
+        voxel_of_point: (N,) int64 row of `voxel_coords`.
+        label_of_point: (N,) int64, or IGNORED.
+    """
+
+    keys: tuple[str, ...]
+    voxel_coords: Tensor
+    voxel_features: Tensor
+    label_of_voxel: Tensor
+    label_of_bottleneck: Tensor
+    bottleneck_of_voxel: Tensor
+    voxel_of_point: Tensor
+    label_of_point: Tensor
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The same batch with its tensors on `device`."""
+        tensors = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "keys"
+        }
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class LabelRecipe:
+    """Stored frames to the batches of fine-tuning: see `t4p.data.stream.Recipe`.
+
+    Attributes:
+        tables: what the class ids of each dataset of the catalogue mean.
+        pixel_stride: every k-th row and column of a depth image is lifted.
+        max_depth: metres; readings beyond are dropped.
+        in_world: points in the world of the dataset where there are poses, else in upright camera axes.
+        voxel_size: metres.
+        num_strides: halvings between the voxels and the bottleneck.
+        augment: None for validation, which also leaves the voxel grid on the origin.
+    """
+
+    tables: tuple[LabelTable, ...]
+    pixel_stride: int
+    max_depth: float
+    in_world: bool
+    voxel_size: float
+    num_strides: int
+    point_features: tuple[str, ...]
+    augment: AugmentConfig | None
+    seed: int
+
+    def make(self, stored: Frame, dataset_index: int, key: str, epoch: int) -> LabelledSample:
+        """Lift, label, augment and voxelise one frame; every draw is keyed by (seed, epoch, key)."""
+        table = self.tables[dataset_index]
+        cloud = lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
+        grid_rng = None
+        if self.augment is not None:
+            cloud = transforms.augment(cloud, self.augment, sample_rng(self.seed, epoch, key, "augment"))
+            grid_rng = sample_rng(self.seed, epoch, key, "grid")
+        voxels = transforms.voxelize(cloud.points, self.voxel_size, grid_rng)
+        num_voxels = len(voxels.voxel_coords)
+        coarse = transforms.coarsen(voxels.voxel_coords, self.num_strides)
+        bottleneck_of_point = coarse.voxel_of_point[voxels.voxel_of_point]
+        colors, positions = (
+            transforms.mean_per_voxel(values, voxels.voxel_of_point, num_voxels)
+            for values in (cloud.colors, cloud.points)
+        )
+        label_of_voxel, label_of_bottleneck = (
+            transforms.majority_label(cloud.label_of_point, voxel_of_point, count, table.num_labels)
+            for voxel_of_point, count in (
+                (voxels.voxel_of_point, num_voxels),
+                (bottleneck_of_point, len(coarse.voxel_coords)),
+            )
+        )
+        return LabelledSample(
+            key=key,
+            voxel_coords=voxels.voxel_coords,
+            voxel_features=transforms.voxel_features(colors, positions, self.point_features),
+            label_of_voxel=label_of_voxel,
+            label_of_bottleneck=label_of_bottleneck,
+            bottleneck_of_voxel=coarse.voxel_of_point,
+            voxel_of_point=voxels.voxel_of_point,
+            label_of_point=cloud.label_of_point,
+        )
+
+    def join(self, samples: Sequence[LabelledSample]) -> LabelledBatch:
+        """Join samples, moving every row index by the rows of those before."""
+        coords = [np.zeros((0, 4), np.int32)]
+        voxel_of_point, bottleneck_of_voxel = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        num_voxels = num_bottleneck_voxels = 0
+        for sample_index, sample in enumerate(samples):
+            coords.append(np.pad(sample.voxel_coords, ((0, 0), (1, 0)), constant_values=sample_index))
+            voxel_of_point.append(sample.voxel_of_point + num_voxels)
+            bottleneck_of_voxel.append(sample.bottleneck_of_voxel + num_bottleneck_voxels)
+            num_voxels += len(sample.voxel_coords)
+            num_bottleneck_voxels += len(sample.label_of_bottleneck)
+        no_features = np.zeros((0, transforms.num_channels(self.point_features)), np.float32)
+        no_labels = np.zeros(0, np.int64)
+        return LabelledBatch(
+            keys=tuple(sample.key for sample in samples),
+            voxel_coords=_joined(coords),
+            voxel_features=_joined([no_features, *(sample.voxel_features for sample in samples)]),
+            label_of_voxel=_joined([no_labels, *(sample.label_of_voxel for sample in samples)]),
+            label_of_bottleneck=_joined([no_labels, *(sample.label_of_bottleneck for sample in samples)]),
+            bottleneck_of_voxel=_joined(bottleneck_of_voxel),
+            voxel_of_point=_joined(voxel_of_point),
+            label_of_point=_joined([no_labels, *(sample.label_of_point for sample in samples)]),
+        )
+
+
+def lift_labelled(
+    frame: Frame, table: LabelTable, pixel_stride: int, max_depth: float, in_world: bool
+) -> LabelledCloud:
+    """The points of a frame, each with its colour and the label of its depth pixel.
+
+    Raises:
+        ShardError: an image cannot be decoded, or the frame has no semantic labels.
+        ValueError: a class id has no name.
+    """
+    if frame.semantic is None:
+        raise ShardError(
+            f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; leave it out (data.max_skip_fraction), "
+            "or pack it with labels"
+        )
+    decoded = decode_frame(frame)
+    try:
+        ids = decode_labels(frame.semantic)
+    except BrokenImageError as error:
+        raise ShardError(f"sample {frame.scene_id}/{frame.frame_id}: {error}; pack it again") from error
+    if ids.shape != decoded.depth.shape:
+        raise ShardError(
+            f"sample {frame.scene_id}/{frame.frame_id}: labels are {ids.shape}, depth is {decoded.depth.shape}; labels "
+            "live on the depth grid, pack it again"
+        )
+    height, width = decoded.color.shape[:2]
+    lifted = transforms.lift_frame(decoded, (height, width), pixel_stride, max_depth, in_world)
+    row, col = lifted.depth_pixel_of_point.T
+    return LabelledCloud(points=lifted.points, colors=lifted.colors, label_of_point=table.look_up(ids[row, col]))
+
+
+def _joined(parts: Sequence[NDArray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,83 @@
+"""From the class ids of a dataset to the labels of a run: matched by name, never by number."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t4p.data.transforms import IGNORED
+from t4p.errors import ConfigError
+
+MOST_NAMED = 5  # names in a message before it says how many more there are
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """What the class ids of one dataset mean in a run.
+
+    Attributes:
+        names: of the dataset's class ids, by id.
+        label_of_id: (num_ids,) int64, the index in the run's labels, or IGNORED.
+        num_labels: of the run.
+    """
+
+    names: tuple[str, ...]
+    label_of_id: NDArray[np.int64]
+    num_labels: int
+
+    def look_up(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Labels of class ids, any shape.
+
+        Raises:
+            ValueError: an id has no name in the dataset.
+        """
+        if ids.size and int(ids.max()) >= len(self.label_of_id):
+            raise ValueError(
+                f"class id {int(ids.max())} has no name: the manifest names ids 0 to {len(self.label_of_id) - 1}; "
+                "mend label_names where the dataset is packed, or the labels, and pack again"
+            )
+        return self.label_of_id[ids]
+
+
+def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequence[str], url: str) -> LabelTable:
+    """Match the class names of a dataset with the labels of a run.
+
+    Args:
+        names: of the dataset's class ids, by id; a name may stand there more than once.
+        labels: of the run, all different.
+        ignored: names that are not asked for; "*" stands for every other one.
+        url: of the dataset, for messages.
+
+    Raises:
+        ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or lacks a label.
+    """
+    if not names:
+        raise ConfigError(
+            f"{url}: has no class labels (its manifest names none), and this task learns from labels; give a dataset "
+            "with semantic labels in data.shards"
+        )
+    index = {label: row for row, label in enumerate(labels)}
+    unknown = [name for name in dict.fromkeys(names) if name not in index and name not in ignored]
+    if unknown and "*" not in ignored:
+        raise ConfigError(
+            f"{url}: has class(es) {_listed(unknown)}, which are neither in model.labels nor in data.ignored_labels; "
+            "add them to one of the two (ignored_labels: ['*'] ignores every class that is not in model.labels)"
+        )
+    if missing := [label for label in labels if label not in names]:
+        near = difflib.get_close_matches(missing[0], names, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f"; the dataset knows {_listed(list(dict.fromkeys(names)))}"
+        raise ConfigError(f"{url}: has no class {_listed(missing)} of model.labels{hint}")
+    return LabelTable(
+        names=tuple(names),
+        label_of_id=np.array([index.get(name, IGNORED) for name in names], np.int64),
+        num_labels=len(labels),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(repr(name) for name in names[:MOST_NAMED]) + more

@@ -1,0 +1,239 @@
+"""Semantic segmentation, fine-tuned without images: learnable prompts, a loss at the bottleneck, a head on the decoder.
+
+Figure 4 of the paper: the 3D network of pre-training with the same FCs and Text Querying Module, its text the labels
+behind learnable tokens, through the frozen text tower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t4p.config import FinetuneConfig, SemanticLossConfig, SemanticModelConfig
+from t4p.data.fetch import Catalogue
+from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe
+from t4p.data.labels import build_label_table
+from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
+from t4p.data.transforms import IGNORED
+from t4p.errors import ConfigError, RunError
+from t4p.losses.segmentation import balanced_cross_entropy
+from t4p.metrics.semantic import confusion, scores
+from t4p.models.prompts import PromptedLabels
+from t4p.models.text4point import Text4Point, build_text4point
+from t4p.tasks.pretrain import load_towers_from
+from t4p.train.distributed import all_reduce_sum, rank, world_size
+from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
+from t4p.train.logging import StepRecord
+from t4p.train.loop import train
+from t4p.train.run_folder import open_run
+from t4p.train.starting_weights import load_starting_weights, read_starting_weights
+
+
+class Segmented(NamedTuple):
+    """Scores of a batch of points."""
+
+    voxel_scores: Tensor  # (V, K) logits of the head
+    score_map: Tensor  # (Vb, K) s = h3D_hat . t: cosine of bottleneck voxels with the labels, over the temperature
+
+
+class SemanticModule(nn.Module):
+    """Everything that trains: the 3D network with a head of one channel per label, and the prompt tokens."""
+
+    def __init__(
+        self, model: SemanticModelConfig, loss: SemanticLossConfig, prompted: PromptedLabels, clip_dim: int
+    ) -> None:
+        super().__init__()
+        self.net = build_text4point(model, clip_dim, len(prompted.labels))
+        self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
+        self._prompted = prompted  # holds the frozen text tower: no part of this module, of ZeRO, or of a checkpoint
+        self._loss = loss
+
+    def segment(self, voxel_coords: Tensor, voxel_features: Tensor) -> Segmented:
+        """Scores of every voxel for every label; arguments as in `forward`."""
+        text = self._prompted.embed(self.prompt_tokens)
+        expanded, voxel_scores = self.net(voxel_coords, voxel_features, text)
+        # In float32 at least, whatever autocast made of the layers before.
+        expanded = F.normalize(expanded.to(torch.promote_types(expanded.dtype, torch.float32)), dim=1)
+        return Segmented(voxel_scores, self._loss.logit_scale * expanded @ text.to(expanded.dtype).T)
+
+    def forward(
+        self, voxel_coords: Tensor, voxel_features: Tensor, label_of_voxel: Tensor, label_of_bottleneck: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Both losses over the voxels of all ranks. Collective.
+
+        Args:
+            voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in LabelledBatch.
+            label_of_voxel: (V,) int64, or IGNORED.
+            label_of_bottleneck: (Vb,) int64, or IGNORED.
+
+        Returns:
+            loss, loss_task, loss_aux: scalars; averaged over ranks they are the global ones.
+            labelled_voxels: of this rank.
+        """
+        segmented = self.segment(voxel_coords, voxel_features)
+        loss_task = balanced_cross_entropy(segmented.voxel_scores, label_of_voxel, self._loss.class_balance)
+        loss_aux = balanced_cross_entropy(segmented.score_map, label_of_bottleneck, self._loss.class_balance)
+        loss = loss_task + self._loss.weight_aux * loss_aux
+        return loss, loss_task, loss_aux, (label_of_voxel != IGNORED).sum().to(loss.dtype)
+
+
+class SemanticTask:
+    """What the module takes of a batch, and the scores on points."""
+
+    term_names = ("loss", "loss_task", "loss_aux", "labelled_voxels")
+
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        device: torch.device,
+        validation: ValidationStream[LabelledSample, LabelledBatch] | None,
+    ) -> None:
+        self._labels = labels
+        self._device = device
+        self._validation = validation
+
+    def inputs(self, batch: LabelledBatch) -> tuple[Tensor, ...]:
+        """The arguments of SemanticModule."""
+        batch = batch.to(self._device)
+        return batch.voxel_coords, batch.voxel_features, batch.label_of_voxel, batch.label_of_bottleneck
+
+    def check(self, record: StepRecord) -> None:
+        """Refuse to go on from a loss or gradient that is not finite."""
+        for name, value in (("loss", record.terms["loss"]), ("gradient norm", record.gradient_norm)):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"step {record.step}: the {name} is {value}; lower train.learning_rate, or lengthen "
+                    "train.warmup_steps, and start again: it resumes from the last checkpoint"
+                )
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """ScanNet's protocol on the points of the validation data: `miou`, `macc`, `accuracy`, and `iou/LABEL`."""
+        if self._validation is None:
+            return {}
+        assert isinstance(module, SemanticModule)
+        module.eval()
+        num_labels = len(self._labels)
+        counts = torch.zeros(num_labels, num_labels + 1, dtype=torch.int64)
+        for batch in self._validation.batches():
+            segmented = module.segment(batch.voxel_coords.to(self._device), batch.voxel_features.to(self._device))
+            predictions = segmented.voxel_scores.argmax(dim=1).cpu()[batch.voxel_of_point]
+            counts += torch.from_numpy(
+                confusion(predictions.numpy(), batch.label_of_point.numpy(), range(num_labels), (IGNORED,))
+            )
+        found = scores(all_reduce_sum(counts.to(self._device)).cpu().numpy(), range(num_labels))
+        named = {"miou": found.miou, "macc": found.macc, "accuracy": found.accuracy}
+        named |= {f"iou/{label}": found.iou[index] for index, label in enumerate(self._labels)}
+        return {name: value for name, value in named.items() if math.isfinite(value)}  # nan: absent from the data
+
+
+def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = None) -> None:
+    """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
+
+    Args:
+        on_step: called on every rank after every step.
+
+    Raises:
+        ConfigError, ClipError: the configuration cannot work; nothing has been written.
+        ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
+    """
+    if config.train.deterministic:
+        make_deterministic()  # before the process group, which makes the first use of CUDA
+    start_process_group()
+    device = local_device()
+    model = config.model
+    assert isinstance(model.labels, tuple)  # the loader has read the file
+    towers = load_towers_from(model.clip, config.run.seed)
+    catalogue = Catalogue(config.data.shards)
+    stream = build_stream(config, catalogue)
+    validation = build_validation(config)
+    torch.manual_seed(config.run.seed)
+    prompted = PromptedLabels(towers.to(device), model.labels, model.text_query.template, model.prompt_tokens)
+    module = SemanticModule(model, config.loss, prompted, towers.embed_dim)
+    if model.pretrained is not None:
+        load_starting_weights(module.net, read_starting_weights(Path(model.pretrained)), model, towers.sha256)
+    module.to(device)
+
+    def build_engine(load_universal: bool) -> Engine:
+        return Engine(
+            module,
+            EngineSettings(
+                zero_stage=config.train.zero_stage,
+                precision=config.train.precision,
+                gradient_clipping=config.train.gradient_clipping,
+                weight_decay=config.train.weight_decay,
+                grad_accum_steps=config.train.grad_accum_steps,
+                fast_part="net.head",
+                fast_scale=config.train.head_learning_rate_scale,
+            ),
+            world_size(),
+            leaf_classes=(Text4Point,),
+            load_universal=load_universal,
+        )
+
+    task = SemanticTask(model.labels, device, validation)
+    with open_run(config, build_engine, catalogue.shards_sha256, towers.sha256, on_step) as (engine, settings, log):
+        train(engine, task, stream, config.train, settings, log)
+
+
+def build_recipe(config: FinetuneConfig, catalogue: Catalogue) -> LabelRecipe:
+    """How the samples of a catalogue become training samples.
+
+    Raises:
+        ConfigError: the classes of a dataset are not those of the configuration.
+    """
+    assert isinstance(config.model.labels, tuple)
+    tables = (
+        build_label_table(names, config.model.labels, config.data.ignored_labels, url)
+        for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
+    )
+    return LabelRecipe(
+        tables=tuple(tables),
+        pixel_stride=config.data.pixel_stride,
+        max_depth=config.data.max_depth,
+        in_world=config.data.frame == "world",
+        voxel_size=config.model.voxel_size,
+        num_strides=config.model.unet.num_strides,
+        point_features=config.model.point_features,
+        augment=config.data.augment,
+        seed=config.run.seed,
+    )
+
+
+def build_stream(config: FinetuneConfig, catalogue: Catalogue) -> TrainingStream[LabelledSample, LabelledBatch]:
+    """This rank's training stream.
+
+    Raises:
+        ConfigError: the global batch is larger than the dataset, or smaller than the world; or the classes do not fit.
+    """
+    settings = StreamSettings(
+        num_workers=config.data.num_workers,
+        num_streams=config.data.streams,
+        shuffle_block=config.data.shuffle_block,
+        global_batch_size=config.train.global_batch_size,
+        grad_accum_steps=config.train.grad_accum_steps,
+        rank=rank(),
+        world_size=world_size(),
+        seed=config.run.seed,
+        max_skip_fraction=config.data.max_skip_fraction,
+    )
+    try:
+        return TrainingStream(catalogue, build_recipe(config, catalogue), settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_validation(config: FinetuneConfig) -> ValidationStream[LabelledSample, LabelledBatch] | None:
+    """Every validation sample, unaugmented; None where no validation data is configured."""
+    if not config.data.validation_shards:
+        return None
+    catalogue = Catalogue(config.data.validation_shards)
+    recipe = replace(build_recipe(config, catalogue), augment=None)
+    return ValidationStream(catalogue, recipe, config.data.num_workers, rank(), world_size())

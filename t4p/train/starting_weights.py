@@ -1,0 +1,90 @@
+"""Weights of a pre-training as the start of a fine-tuning: all of the 3D network but its head, and nothing missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t4p.config import NetworkConfig, changed_keys
+from t4p.errors import ConfigError
+from t4p.models.exported import load_exported
+from t4p.train.checkpoint import read_state, verify_marker
+from t4p.train.engine import saved_weights
+
+NETWORK = "net."
+HEAD = "head."
+# The keys that decide which weights there are.
+SHAPING = ("model.norm", "model.point_features", "model.text_query.mlp_ratio", "model.unet.")
+
+
+@dataclass(frozen=True, eq=False)
+class StartingWeights:
+    """Of a pre-training.
+
+    Attributes:
+        weights: parameters and buffers of the 3D network, by name.
+        model: its configuration, as dumped.
+        towers_sha256: of the CLIP towers that it was trained against.
+    """
+
+    weights: Mapping[str, Tensor]
+    model: Mapping[str, Any]
+    towers_sha256: str
+
+
+def read_starting_weights(path: Path) -> StartingWeights:
+    """Read a checkpoint's directory, or a file that `t4p checkpoint export` wrote.
+
+    Raises:
+        CheckpointError: it is neither, is damaged, or was not written to its end.
+    """
+    if path.is_dir():
+        verify_marker(path)
+        state = read_state(path)
+        saved = saved_weights(path, state.config["train"]["zero_stage"])
+        weights = {name.removeprefix(NETWORK): value for name, value in saved.items() if name.startswith(NETWORK)}
+        return StartingWeights(weights, state.config["model"], state.towers_sha256)
+    exported = load_exported(path)
+    return StartingWeights(
+        exported.net.state_dict(), exported.config.model.model_dump(mode="json"), exported.towers_sha256
+    )
+
+
+def load_starting_weights(net: nn.Module, start: StartingWeights, model: NetworkConfig, towers_sha256: str) -> None:
+    """Put them into a network of the same shape; its head, of another width, keeps the weights it has.
+
+    Args:
+        net: a Text4Point network, changed in place.
+        model: its configuration.
+        towers_sha256: of the CLIP towers whose text it will be asked.
+
+    Raises:
+        ConfigError: the networks are not of one shape, or the text tower is another one: names the keys that differ.
+    """
+    if start.towers_sha256 != towers_sha256:
+        raise ConfigError(
+            f"model.pretrained was aligned with CLIP towers of sha256 {start.towers_sha256[:12]}, and model.clip gives "
+            f"towers of {towers_sha256[:12]}: its features would not know these words; name the same model.clip"
+        )
+    wanted = {name: value for name, value in net.state_dict().items() if not name.startswith(HEAD)}
+    found = {name: value for name, value in start.weights.items() if not name.startswith(HEAD)}
+    misfits = sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+    )
+    if misfits:
+        now = model.model_dump(mode="json")
+        differing = [line for line in changed_keys(start.model, now, "model.") if line.startswith(SHAPING)]
+        listed = "".join(f"\n  {line}" for line in differing)
+        raise ConfigError(
+            f"model.pretrained has another shape than this network: {len(misfits)} weight(s) do not fit, the first is "
+            f"{misfits[0]}; set the keys that shape it as they were there{listed}"
+        )
+    with torch.no_grad():
+        net.load_state_dict({**{name: v for name, v in net.state_dict().items() if name.startswith(HEAD)}, **found})
