@@ -14,7 +14,7 @@ from shards import cli as shards_cli
 from shards.schema import CallError, ShardError
 from t4p import checkpoint_cli
 from t4p.cli_arguments import ConfigArguments, split_arguments
-from t4p.config import FinetuneConfig, load_config, load_config_of
+from t4p.config import EvaluateConfig, FinetuneConfig, load_config, load_config_of
 from t4p.errors import ConfigError, RunError
 
 app = typer.Typer(
@@ -70,6 +70,24 @@ def finetune(arguments: ConfigArguments) -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
         raise typer.Exit(130) from None
+
+
+@app.command()
+def evaluate(
+    arguments: ConfigArguments,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning."""
+    config = load_config_of(EvaluateConfig, *split_arguments(arguments))
+    from t4p.tasks.evaluate import evaluate as run_evaluation
+    from t4p.tasks.evaluate_report import print_scores, scores_as_dict, showing_progress
+
+    with showing_progress() as on_progress:
+        exported, scores = run_evaluation(config, on_progress)
+    if as_json:
+        typer.echo(json.dumps(scores_as_dict(exported, scores)))
+    else:
+        print_scores(exported, scores)
 
 
 @app.command()

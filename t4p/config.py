@@ -250,6 +250,7 @@ class JobConfig(Section):
 class PretrainConfig(JobConfig):
     """Of `t4p pretrain`."""
 
+    task: Literal["pretrain"] = "pretrain"
     data: DataConfig
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -258,13 +259,31 @@ class PretrainConfig(JobConfig):
 class FinetuneConfig(JobConfig):
     """Of `t4p finetune`: semantic segmentation of points."""
 
+    task: Literal["semantic"] = "semantic"
     data: LabelledDataConfig
     model: SemanticModelConfig = SemanticModelConfig()
     loss: SemanticLossConfig = SemanticLossConfig()
     train: FinetuneTrainConfig = FinetuneTrainConfig()
 
 
-AnyConfig = TypeVar("AnyConfig", bound=JobConfig)
+class EvaluatedModelConfig(Section):
+    exported: str = Field(min_length=1, description="A file that `t4p checkpoint export` wrote.")
+
+
+class EvaluatedDataConfig(Section):
+    shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets with labels.")
+    num_workers: int = Field(2, ge=0, description="Loader processes; 0 loads in the process itself.")
+    ignored_labels: tuple[str, ...] = LabelledDataConfig.model_fields["ignored_labels"].default
+
+
+class EvaluateConfig(Section):
+    """Of `t4p evaluate`. How points are made is the file's own configuration."""
+
+    model: EvaluatedModelConfig
+    data: EvaluatedDataConfig
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Section)
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -296,8 +315,19 @@ def load_config_of(schema: type[AnyConfig], files: Sequence[str | Path], overrid
         lines = list(_describe(error, origins, schema))
         problems = "\n".join(f"  {line}" for line in lines)
         raise ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}") from None
-    model = config.model.model_copy(update={"labels": _read_labels(config.model.labels)})
-    return config.model_copy(update={"model": model})
+    if isinstance(config, JobConfig):
+        model = config.model.model_copy(update={"labels": _read_labels(config.model.labels)})
+        return config.model_copy(update={"model": model})
+    return config
+
+
+def config_of_task(tree: Mapping[str, Any]) -> PretrainConfig | FinetuneConfig:
+    """The configuration of the task that a dumped tree names.
+
+    Raises:
+        ValueError: it is of another version (a pydantic ValidationError).
+    """
+    return (FinetuneConfig if tree.get("task") == "semantic" else PretrainConfig).model_validate(tree)
 
 
 def find_packaged(path: str | Path) -> Path:

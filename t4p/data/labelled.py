@@ -12,11 +12,12 @@ from torch import Tensor
 
 from shards.images import BrokenImageError, decode_labels
 from shards.schema import Frame, ShardError
-from t4p.config import AugmentConfig
+from t4p.config import AugmentConfig, NetworkConfig, PointDataConfig
 from t4p.data import transforms
 from t4p.data.decode import decode_frame
 from t4p.data.draws import sample_rng
-from t4p.data.labels import LabelTable
+from t4p.data.fetch import Catalogue
+from t4p.data.labels import LabelTable, build_label_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +169,38 @@ class LabelRecipe:
             voxel_of_point=_joined(voxel_of_point),
             label_of_point=_joined([no_labels, *(sample.label_of_point for sample in samples)]),
         )
+
+
+def build_label_recipe(
+    catalogue: Catalogue,
+    data: PointDataConfig,
+    model: NetworkConfig,
+    labels: Sequence[str],
+    ignored_labels: Sequence[str],
+    *,
+    augment: AugmentConfig | None,
+    seed: int = 0,
+) -> LabelRecipe:
+    """How the samples of a catalogue become labelled points for a network.
+
+    Raises:
+        ConfigError: the classes of a dataset are not the labels.
+    """
+    tables = (
+        build_label_table(names, labels, ignored_labels, url)
+        for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
+    )
+    return LabelRecipe(
+        tables=tuple(tables),
+        pixel_stride=data.pixel_stride,
+        max_depth=data.max_depth,
+        in_world=data.frame == "world",
+        voxel_size=model.voxel_size,
+        num_strides=model.unet.num_strides,
+        point_features=model.point_features,
+        augment=augment,
+        seed=seed,
+    )
 
 
 def lift_labelled(

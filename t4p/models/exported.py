@@ -1,8 +1,8 @@
 """The file that `t4p checkpoint export` writes: one safetensors file with all that inference needs, and its reader.
 
-Tensors: the module's parameters (fp32) and buffers under their own names (`net.`, `decoder2d.`, both temperatures), and
-`label_embeddings`. The header holds the resolved configuration and where the weights come from, as JSON. Nothing here
-needs DeepSpeed, the towers or the dataset.
+Tensors: the module's parameters (fp32) and buffers under their own names (`net.`; after pre-training `decoder2d.` and
+both temperatures, after fine-tuning `prompt_tokens`), and `label_embeddings`. The header holds the resolved
+configuration and where the weights come from, as JSON. Nothing here needs DeepSpeed, the towers or the dataset.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t4p.config import PretrainConfig
+from t4p.config import FinetuneConfig, JobConfig, PretrainConfig, config_of_task
 from t4p.errors import CheckpointError
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.models.decoder2d import Decoder2d
@@ -31,38 +31,49 @@ TEMPERATURES = ("log_logit_scale_e", "log_logit_scale_d")
 
 
 @dataclass(frozen=True)
-class ExportedModel:
-    """Trained weights, ready for inference.
+class ExportedNetwork:
+    """What is left of a run without images: the 3D network and the words it is asked.
 
     Attributes:
-        config: of the run, resolved.
+        config: of the run, resolved; its type tells the task.
         step: optimizer steps taken.
-        net: the 3D network, in eval mode.
-        decoder2d: the 2D decoder on top of CLIP's dense features, in eval mode.
-        logit_scale_e, logit_scale_d: multipliers of cosine similarities.
+        net: the 3D network, in eval mode. After fine-tuning its second output has one channel per label.
         labels: K' names, and
-        label_embeddings: (K', d) what the text tower made of them: the third argument of `net`.
+        label_embeddings: (K', d) what the text tower made of them (behind the learnt prompt tokens, after fine-tuning):
+            the third argument of `net`.
         towers_sha256: of the CLIP towers that it was trained against.
         versions: of Python and the packages that trained it.
     """
 
-    config: PretrainConfig
+    config: PretrainConfig | FinetuneConfig
     step: int
     net: Text4Point
-    decoder2d: Decoder2d
-    logit_scale_e: float
-    logit_scale_d: float
     labels: tuple[str, ...]
     label_embeddings: Tensor
     towers_sha256: str
     versions: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class ExportedModel(ExportedNetwork):
+    """All trained weights of a pre-training.
+
+    Attributes:
+        decoder2d: the 2D decoder on top of CLIP's dense features, in eval mode.
+        logit_scale_e, logit_scale_d: multipliers of cosine similarities.
+    """
+
+    config: PretrainConfig
+    decoder2d: Decoder2d
+    logit_scale_e: float
+    logit_scale_d: float
+
+
 def write_exported(
     path: Path,
     weights: Mapping[str, Tensor],
     label_embeddings: Tensor,
-    config: PretrainConfig,
+    config: JobConfig,
     step: int,
     towers_sha256: str,
     versions: Mapping[str, str],
@@ -70,7 +81,7 @@ def write_exported(
     """Write the file, whole or not at all.
 
     Args:
-        weights: parameters and buffers of the pre-training module.
+        weights: parameters and buffers of the trained module.
         label_embeddings: (K', d) of `config.model.labels`.
 
     Raises:
@@ -99,53 +110,72 @@ def write_exported(
 
 
 def load_exported(path: Path | str, device: torch.device | str = "cpu") -> ExportedModel:
-    """Read an exported file into networks ready for inference.
+    """Read the export of a pre-training into networks ready for inference.
 
     Raises:
-        CheckpointError: the file is not an export, is damaged, or does not hold exactly the weights of its
-            configuration.
+        CheckpointError: the file is not an export, is one of a fine-tuning, is damaged, or does not hold exactly the
+            weights of its configuration.
         ConfigError: the configuration in it needs something that is not here (the sparse backend).
     """
-    tensors, header = _read(Path(path), device)
-    try:
-        config = PretrainConfig.model_validate(header["config"])
-        embeddings = tensors.pop(LABEL_EMBEDDINGS)
-        clip_dim = embeddings.shape[1]
-        step, labels = int(header["step"]), tuple(header["labels"])
-        towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:  # a ValidationError is a ValueError
-        raise _damaged(path, error) from error
-    # In eval mode ranks do not share statistics, and the group may not even fit this process's world.
-    net = build_text4point(
-        config.model.model_copy(update={"norm_group_size": None}), clip_dim, config.model.embed_dim_d
-    )
+    common, tensors = _load_network(path, device)
+    config = common.config
+    if not isinstance(config, PretrainConfig):
+        raise CheckpointError(
+            f"{path}: is of a fine-tuning ({config.task}), without the parts beside the 3D network that a pre-training "
+            "has; read it with load_exported_network, or name the export of a pre-training"
+        )
     decoder = config.model.decoder2d
+    clip_dim = common.label_embeddings.shape[1]
     decoder2d = Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample)
     scales = [tensors.pop(name, None) for name in TEMPERATURES]
-    parts = torch.nn.ModuleDict({"net": net, "decoder2d": decoder2d})
-    try:
-        parts.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights are not those of its configuration: {error}") from error
-    parts.to(device).eval().requires_grad_(False)
+    _load_strictly(path, torch.nn.ModuleDict({"decoder2d": decoder2d}), tensors)
     scale_e, scale_d = (
         float(clamped_logit_scale(scale, 1.0, config.loss.logit_scale_max)) if scale is not None else None
         for scale in scales
     )
     if scale_e is None or scale_d is None:
         raise CheckpointError(f"{path}: holds no temperatures ({', '.join(TEMPERATURES)}); export it again")
+    decoder2d.to(device).eval().requires_grad_(False)
     return ExportedModel(
-        config=config,
-        step=step,
-        net=net,
-        decoder2d=decoder2d,
-        logit_scale_e=scale_e,
-        logit_scale_d=scale_d,
-        labels=labels,
-        label_embeddings=embeddings,
-        towers_sha256=towers_sha256,
-        versions=versions,
+        **{**vars(common), "config": config}, decoder2d=decoder2d, logit_scale_e=scale_e, logit_scale_d=scale_d
     )
+
+
+def load_exported_network(path: Path | str, device: torch.device | str = "cpu") -> ExportedNetwork:
+    """Read the 3D network and its label embeddings from the export of a pre-training or a fine-tuning.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_exported`.
+    """
+    return _load_network(path, device)[0]
+
+
+def _load_network(path: Path | str, device: torch.device | str) -> tuple[ExportedNetwork, dict[str, Tensor]]:
+    """The network, and the tensors beside it."""
+    tensors, header = _read(Path(path), device)
+    try:
+        config = config_of_task(header["config"])
+        embeddings = tensors.pop(LABEL_EMBEDDINGS)
+        clip_dim = embeddings.shape[1]
+        step, labels = int(header["step"]), tuple(header["labels"])
+        towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:  # ValidationError is a ValueError
+        raise _damaged(path, error) from error
+    # In eval mode ranks do not share statistics, and the group may not even fit this process's world.
+    model = config.model.model_copy(update={"norm_group_size": None})
+    out_dim = config.model.embed_dim_d if isinstance(config, PretrainConfig) else len(labels)
+    net = build_text4point(model, clip_dim, out_dim)
+    own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("net.")}
+    _load_strictly(path, torch.nn.ModuleDict({"net": net}), own)
+    net.to(device).eval().requires_grad_(False)
+    return ExportedNetwork(config, step, net, labels, embeddings, towers_sha256, versions), tensors
+
+
+def _load_strictly(path: Path | str, parts: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        parts.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights are not those of its configuration: {error}") from error
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,7 +16,7 @@ from t4p.data.batch import Batch, PairRecipe
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import FrameSample, SampleSettings
-from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
+from t4p.data.stream import ValidationStream
 from t4p.errors import ConfigError, RunError
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
@@ -24,7 +24,8 @@ from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.clip import ClipTowers, load_towers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import Text4Point, build_text4point
-from t4p.train.distributed import all_reduce_sum, rank, world_size
+from t4p.tasks.streams import build_training_stream, build_validation_stream
+from t4p.train.distributed import all_reduce_sum, world_size
 from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
@@ -211,7 +212,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     towers = load_towers_from(config.model.clip, config.run.seed)
     sample_settings = build_sample_settings(config, towers)
     catalogue = Catalogue(config.data.shards)
-    stream = build_stream(config, catalogue, sample_settings)
+    stream = build_training_stream(config, catalogue, PairRecipe(sample_settings))
     validation = build_validation(config, sample_settings)
     torch.manual_seed(config.run.seed)
     module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
@@ -274,31 +275,6 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
     )
 
 
-def build_stream(
-    config: PretrainConfig, catalogue: Catalogue, sample_settings: SampleSettings
-) -> TrainingStream[FrameSample, Batch]:
-    """This rank's training stream.
-
-    Raises:
-        ConfigError: the global batch is larger than the dataset, or smaller than the world.
-    """
-    settings = StreamSettings(
-        num_workers=config.data.num_workers,
-        num_streams=config.data.streams,
-        shuffle_block=config.data.shuffle_block,
-        global_batch_size=config.train.global_batch_size,
-        grad_accum_steps=config.train.grad_accum_steps,
-        rank=rank(),
-        world_size=world_size(),
-        seed=config.run.seed,
-        max_skip_fraction=config.data.max_skip_fraction,
-    )
-    try:
-        return TrainingStream(catalogue, PairRecipe(sample_settings), settings)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def build_validation(
     config: PretrainConfig, sample_settings: SampleSettings
 ) -> ValidationStream[FrameSample, Batch] | None:
@@ -306,8 +282,7 @@ def build_validation(
     if not config.data.validation_shards:
         return None
     settings = replace(sample_settings, num_pairs_e=None, num_pairs_d=None, augment=None)
-    catalogue = Catalogue(config.data.validation_shards)
-    return ValidationStream(catalogue, PairRecipe(settings), config.data.num_workers, rank(), world_size())
+    return build_validation_stream(config, Catalogue(config.data.validation_shards), PairRecipe(settings))
 
 
 def _unit(embeddings: Tensor) -> Tensor:

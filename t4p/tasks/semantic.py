@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,19 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t4p.config import FinetuneConfig, SemanticLossConfig, SemanticModelConfig
+from t4p.config import AugmentConfig, FinetuneConfig, SemanticLossConfig, SemanticModelConfig
 from t4p.data.fetch import Catalogue
-from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe
-from t4p.data.labels import build_label_table
-from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
+from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe, build_label_recipe
+from t4p.data.stream import ValidationStream
 from t4p.data.transforms import IGNORED
-from t4p.errors import ConfigError, RunError
+from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
 from t4p.models.prompts import PromptedLabels
 from t4p.models.text4point import Text4Point, build_text4point
 from t4p.tasks.pretrain import load_towers_from
-from t4p.train.distributed import all_reduce_sum, rank, world_size
+from t4p.tasks.streams import build_training_stream, build_validation_stream
+from t4p.train.distributed import all_reduce_sum, world_size
 from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
@@ -152,7 +151,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     assert isinstance(model.labels, tuple)  # the loader has read the file
     towers = load_towers_from(model.clip, config.run.seed)
     catalogue = Catalogue(config.data.shards)
-    stream = build_stream(config, catalogue)
+    stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))
     validation = build_validation(config)
     torch.manual_seed(config.run.seed)
     prompted = PromptedLabels(towers.to(device), model.labels, model.text_query.template, model.prompt_tokens)
@@ -183,51 +182,22 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
         train(engine, task, stream, config.train, settings, log)
 
 
-def build_recipe(config: FinetuneConfig, catalogue: Catalogue) -> LabelRecipe:
-    """How the samples of a catalogue become training samples.
+def build_recipe(config: FinetuneConfig, catalogue: Catalogue, augment: AugmentConfig | None) -> LabelRecipe:
+    """How the samples of a catalogue become those of this job; `augment` is None for validation.
 
     Raises:
         ConfigError: the classes of a dataset are not those of the configuration.
     """
     assert isinstance(config.model.labels, tuple)
-    tables = (
-        build_label_table(names, config.model.labels, config.data.ignored_labels, url)
-        for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
-    )
-    return LabelRecipe(
-        tables=tuple(tables),
-        pixel_stride=config.data.pixel_stride,
-        max_depth=config.data.max_depth,
-        in_world=config.data.frame == "world",
-        voxel_size=config.model.voxel_size,
-        num_strides=config.model.unet.num_strides,
-        point_features=config.model.point_features,
-        augment=config.data.augment,
+    return build_label_recipe(
+        catalogue,
+        config.data,
+        config.model,
+        config.model.labels,
+        config.data.ignored_labels,
+        augment=augment,
         seed=config.run.seed,
     )
-
-
-def build_stream(config: FinetuneConfig, catalogue: Catalogue) -> TrainingStream[LabelledSample, LabelledBatch]:
-    """This rank's training stream.
-
-    Raises:
-        ConfigError: the global batch is larger than the dataset, or smaller than the world; or the classes do not fit.
-    """
-    settings = StreamSettings(
-        num_workers=config.data.num_workers,
-        num_streams=config.data.streams,
-        shuffle_block=config.data.shuffle_block,
-        global_batch_size=config.train.global_batch_size,
-        grad_accum_steps=config.train.grad_accum_steps,
-        rank=rank(),
-        world_size=world_size(),
-        seed=config.run.seed,
-        max_skip_fraction=config.data.max_skip_fraction,
-    )
-    try:
-        return TrainingStream(catalogue, build_recipe(config, catalogue), settings)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def build_validation(config: FinetuneConfig) -> ValidationStream[LabelledSample, LabelledBatch] | None:
@@ -235,5 +205,4 @@ def build_validation(config: FinetuneConfig) -> ValidationStream[LabelledSample,
     if not config.data.validation_shards:
         return None
     catalogue = Catalogue(config.data.validation_shards)
-    recipe = replace(build_recipe(config, catalogue), augment=None)
-    return ValidationStream(catalogue, recipe, config.data.num_workers, rank(), world_size())
+    return build_validation_stream(config, catalogue, build_recipe(config, catalogue, None))

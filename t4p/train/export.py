@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from t4p.config import PretrainConfig
+from t4p.config import PretrainConfig, config_of_task
 from t4p.errors import CheckpointError
 from t4p.models.exported import write_exported
+from t4p.models.prompts import PromptedLabels
 from t4p.tasks.pretrain import load_towers_from
 from t4p.train.checkpoint import read_state, verify_marker
 from t4p.train.engine import saved_weights
@@ -31,7 +32,7 @@ def export_checkpoint(checkpoint: Path, destination: Path, pretrained: str | Non
         raise CheckpointError(f"{checkpoint}: a universal checkpoint; export the one that it was made from")
     state = read_state(checkpoint)
     try:
-        config = PretrainConfig.model_validate(state.config)
+        config = config_of_task(state.config)
     except ValidationError as error:
         problem = str(error).splitlines()[0]
         raise CheckpointError(
@@ -47,6 +48,12 @@ def export_checkpoint(checkpoint: Path, destination: Path, pretrained: str | Non
             f"{checkpoint}: was trained against towers with sha256 {state.towers_sha256[:12]}, and {clip.name} with "
             f"{clip.pretrained} has {towers.sha256[:12]}; name the same weights with --pretrained"
         )
-    embeddings = towers.encode_labels(config.model.labels, config.model.text_query.template)
     weights = saved_weights(checkpoint, config.train.zero_stage)
+    model = config.model
+    assert isinstance(model.labels, tuple)  # resolved when the run began
+    if isinstance(config, PretrainConfig):
+        embeddings = towers.encode_labels(model.labels, model.text_query.template)
+    else:
+        prompted = PromptedLabels(towers, model.labels, model.text_query.template, config.model.prompt_tokens)
+        embeddings = prompted.embed(weights["prompt_tokens"])
     write_exported(destination, weights, embeddings, config, state.step, state.towers_sha256, state.versions)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from t4p.config import NetworkConfig, changed_keys
 from t4p.errors import ConfigError
-from t4p.models.exported import load_exported
+from t4p.models.exported import load_exported_network
 from t4p.train.checkpoint import read_state, verify_marker
 from t4p.train.engine import saved_weights
 
@@ -49,7 +49,7 @@ def read_starting_weights(path: Path) -> StartingWeights:
         saved = saved_weights(path, state.config["train"]["zero_stage"])
         weights = {name.removeprefix(NETWORK): value for name, value in saved.items() if name.startswith(NETWORK)}
         return StartingWeights(weights, state.config["model"], state.towers_sha256)
-    exported = load_exported(path)
+    exported = load_exported_network(path)
     return StartingWeights(
         exported.net.state_dict(), exported.config.model.model_dump(mode="json"), exported.towers_sha256
     )

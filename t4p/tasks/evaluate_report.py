@@ -1,0 +1,62 @@
+"""What `t4p evaluate` says: a table, or JSON for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from t4p.metrics.semantic import SemanticScores
+from t4p.models.exported import ExportedNetwork
+
+
+def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores) -> dict[str, Any]:
+    """For `--json`; a class that is not in the data has null."""
+    return {
+        "task": exported.config.task,
+        "step": exported.step,
+        "miou": _number(scores.miou),
+        "macc": _number(scores.macc),
+        "accuracy": _number(scores.accuracy),
+        "num_points": scores.num_points,
+        "iou": {label: _number(scores.iou[row]) for row, label in enumerate(exported.labels)},
+        "recall": {label: _number(scores.recall[row]) for row, label in enumerate(exported.labels)},
+    }
+
+
+def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
+    """A line per class and the means, in per cent."""
+    zero_shot = exported.config.task == "pretrain"
+    table = Table(title="Zero-shot, nearest text embedding" if zero_shot else "Fine-tuned head")
+    table.add_column("class")
+    for name in ("IoU %", "recall %"):
+        table.add_column(name, justify="right")
+    for row, label in enumerate(exported.labels):
+        table.add_row(label, _percent(scores.iou[row]), _percent(scores.recall[row]))
+    table.add_section()
+    table.add_row("mean (mIoU, mAcc)", _percent(scores.miou), _percent(scores.macc))
+    table.caption = f"{scores.num_points:,} labelled points, {_percent(scores.accuracy)} % of them right"
+    Console().print(table)
+
+
+@contextmanager
+def showing_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, silent when that is not a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("evaluating", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}" if math.isfinite(value) else "-"

@@ -1,0 +1,46 @@
+"""The streams of a job, whatever its task makes of a stored sample."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from t4p.config import JobConfig
+from t4p.data.fetch import Catalogue
+from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
+from t4p.errors import ConfigError
+from t4p.train.distributed import rank, world_size
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+
+
+def build_training_stream(
+    config: JobConfig, catalogue: Catalogue, recipe: Recipe[Sample, Batch]
+) -> TrainingStream[Sample, Batch]:
+    """This rank's training stream.
+
+    Raises:
+        ConfigError: the global batch is larger than the dataset, or smaller than the world.
+    """
+    settings = StreamSettings(
+        num_workers=config.data.num_workers,
+        num_streams=config.data.streams,
+        shuffle_block=config.data.shuffle_block,
+        global_batch_size=config.train.global_batch_size,
+        grad_accum_steps=config.train.grad_accum_steps,
+        rank=rank(),
+        world_size=world_size(),
+        seed=config.run.seed,
+        max_skip_fraction=config.data.max_skip_fraction,
+    )
+    try:
+        return TrainingStream(catalogue, recipe, settings)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def build_validation_stream(
+    config: JobConfig, catalogue: Catalogue, recipe: Recipe[Sample, Batch]
+) -> ValidationStream[Sample, Batch]:
+    """This rank's share of every sample of a catalogue, one at a time."""
+    return ValidationStream(catalogue, recipe, config.data.num_workers, rank(), world_size())
