@@ -174,3 +174,17 @@ def test_feature_kinds_are_columns_in_the_order_given():
     )
     np.testing.assert_allclose(features, [[-1, 0, 1, 1, 7, 8, 9]])
     assert transforms.num_channels(("one",)) == 1
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_the_label_of_a_voxel_is_that_of_most_of_its_labelled_points(seed):
+    rng = np.random.default_rng(seed)
+    num_points, num_voxels, num_labels = rng.integers(1, 60), rng.integers(1, 8), rng.integers(1, 5)
+    labels = rng.integers(-1, num_labels, num_points)
+    voxels = rng.integers(0, num_voxels, num_points)
+    found = transforms.majority_label(labels, voxels, num_voxels, num_labels)
+    for voxel in range(num_voxels):
+        votes = Counter(label for label in labels[voxels == voxel].tolist() if label != transforms.IGNORED)
+        best = max(votes.values(), default=0)
+        wanted = min((label for label, count in votes.items() if count == best), default=transforms.IGNORED)
+        assert found[voxel] == wanted
