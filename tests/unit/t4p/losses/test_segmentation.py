@@ -52,8 +52,8 @@ def test_the_parts_of_classes_are_as_the_docstring_says():
     (gradient,) = torch.autograd.grad(balanced_cross_entropy(scores, labels, 0.5), scores)
     parts = [gradient[labels == label].abs().sum() for label in range(2)]
     assert float(parts[0] / parts[1]) == pytest.approx(3, rel=1e-9)
-    assert 0.9**-0.5 == pytest.approx(1.05, abs=0.01)
-    assert 0.1**-0.5 == pytest.approx(3.2, abs=0.05)
+    assert pytest.approx(1.05, abs=0.01) == 0.9**-0.5
+    assert pytest.approx(3.2, abs=0.05) == 0.1**-0.5
 
 
 @pytest.mark.parametrize("num_voxels", [0, 5])
