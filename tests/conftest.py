@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # for s3_server; --import-mode=importlib puts no test folder on the path
+sys.path.insert(0, str(ROOT / "tests"))  # helpers; --import-mode=importlib puts no test folder on the path
 
 from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # noqa: E402
 

@@ -10,43 +10,20 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from ports import free_ports
 
-from launch.processes import CARETAKER, end_processes, processes_of
+from launch.processes import CARETAKER, end_processes
 
 START_PATIENCE = 180  # seconds; a node takes 3 to 6 on two idle cores
 START_TRIES = 3
 OBJECT_STORE_BYTES = 80 * 2**20
-
-
-@dataclass(frozen=True)
-class RayNode:
-    """One node of the cluster.
-
-    Attributes:
-        folder: Ray's temporary folder of this node; stands on the command line of each of its processes.
-    """
-
-    folder: Path
-
-    def raylet(self) -> psutil.Process:
-        """The one process without which the node is gone."""
-        (raylet,) = [process for process in processes_of(self.folder) if process.name() == "raylet"]
-        return raylet
-
-    def kill(self) -> None:
-        """Take the node away as a power cut would: its raylet gets SIGKILL, and Ray's own rules end the rest."""
-        self.raylet().send_signal(signal.SIGKILL)
 
 
 class RayCluster:
@@ -91,57 +68,55 @@ class RayCluster:
             ]
         )
 
-    def add_nodes(self, num_cpus: Sequence[int]) -> list[RayNode]:
+    def add_nodes(self, num_cpus: Sequence[int]) -> None:
         """Start one worker node for each number, all at once; returns when Ray says that they are up."""
-        return self._start_nodes(*[[f"--address={self.address}", f"--num-cpus={count}"] for count in num_cpus])
+        self._start_nodes(*[[f"--address={self.address}", f"--num-cpus={count}"] for count in num_cpus])
 
     def end(self) -> None:
         """End every process of the cluster, and no other."""
         end_processes(self._folder)
 
-    def _start_nodes(self, *arguments: list[str]) -> list[RayNode]:
+    def _start_nodes(self, *arguments: list[str]) -> None:
         starts = [self._start(own_arguments) for own_arguments in arguments]
-        nodes = []
         try:
-            for (node, start), own_arguments in zip(starts, arguments, strict=True):
-                nodes.append(self._wait_for(node, start, own_arguments))
+            for (folder, start), own_arguments in zip(starts, arguments, strict=True):
+                self._wait_for(folder, start, own_arguments)
         finally:
             for _, start in starts:  # none still runs if all went well
                 start.kill()
                 start.wait()
-        return nodes
 
-    def _wait_for(self, node: RayNode, start: subprocess.Popen, arguments: list[str]) -> RayNode:
+    def _wait_for(self, folder: Path, start: subprocess.Popen, arguments: list[str]) -> None:
         """Ray gives up on a node that is not up after 30 s: on a busy machine another try may do."""
         for _ in range(START_TRIES - 1):
             if start.wait(timeout=START_PATIENCE) == 0:
-                return node
-            end_processes(node.folder)
-            node, start = self._start(arguments)
+                return
+            end_processes(folder)
+            folder, start = self._start(arguments)
         if start.wait(timeout=START_PATIENCE):
-            raise RuntimeError(f"`ray start` failed {START_TRIES} times:\n{(node.folder / 'start.log').read_text()}")
-        return node
+            raise RuntimeError(f"`ray start` failed {START_TRIES} times:\n{(folder / 'start.log').read_text()}")
 
-    def _start(self, arguments: list[str]) -> tuple[RayNode, subprocess.Popen]:
-        node = RayNode(self._folder / f"n{self._num_nodes:02d}")
+    def _start(self, arguments: list[str]) -> tuple[Path, subprocess.Popen]:
+        """A node's folder, and the `ray start` that starts it."""
+        folder = self._folder / f"n{self._num_nodes:02d}"
         self._num_nodes += 1
-        node.folder.mkdir()
+        folder.mkdir()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         # A lost node is noticed after 5 missed looks, 3 s apart: too long for a test.
         environment |= self.environ() | {"RAY_health_check_period_ms": "1000"}
         del environment["RAY_ADDRESS"]  # `ray start --head` would take it for a cluster to join
         command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *arguments]
         common = [
-            f"--temp-dir={node.folder}",
+            f"--temp-dir={folder}",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--disable-usage-stats",
             "--dashboard-agent-listen-port=0",  # several nodes share this machine
         ]
-        with (node.folder / "start.log").open("wb") as log:
+        with (folder / "start.log").open("wb") as log:
             start = subprocess.Popen(
                 [*command, *common], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
-        return node, start
+        return folder, start
 
 
 @contextmanager
@@ -164,15 +139,3 @@ def start_ray_cluster(num_cpus: Sequence[int]) -> Iterator[RayCluster]:
         caretaker.kill()
         caretaker.communicate()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses at this moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

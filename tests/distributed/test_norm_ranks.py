@@ -1,19 +1,19 @@
 """Synchronised batch norm on several gloo processes must be torch's own batch norm of one process with all rows.
 
-The file is its own worker: `python test_norm_ranks.py RANK FOLDER` is that rank of every world in turn.
+The file is its own worker: `python test_norm_ranks.py FOLDER`, once per rank, takes part in every world in turn.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
-from rank_processes import joined_world, replaced, run_ranks
+from rank_processes import run_worlds, visit_worlds
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -252,9 +252,9 @@ def check_groups_merge() -> None:
 # --- planted bugs -------------------------------------------------------------------------------------------------
 
 PLANTED_BUGS: dict[str, Callable[[], AbstractContextManager]] = {
-    "statistics_of_own_rows": lambda: replaced(norm_module, "all_gather_equal", lambda tensor, group: tensor[None]),
-    "backward_of_own_rows": lambda: replaced(norm_module, "all_reduce_sum", lambda tensor, group: tensor),
-    "ranks_not_weighted_by_their_rows": lambda: replaced(norm_module, "_merge", unweighted_merge),
+    "statistics_of_own_rows": lambda: patch.object(norm_module, "all_gather_equal", lambda tensor, group: tensor[None]),
+    "backward_of_own_rows": lambda: patch.object(norm_module, "all_reduce_sum", lambda tensor, group: tensor),
+    "ranks_not_weighted_by_their_rows": lambda: patch.object(norm_module, "_merge", unweighted_merge),
 }
 
 
@@ -285,17 +285,15 @@ def run_world(rank: int, world_size: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def report_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(__file__, max(WORLD_SIZES), folder)
-    return folder
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
+    """By world size, what every rank found."""
+    return run_worlds(__file__, WORLD_SIZES, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(params=WORLD_SIZES)
-def reports(request: pytest.FixtureRequest, report_folder: Path) -> list[dict]:
+def reports(request: pytest.FixtureRequest, worlds: dict[int, list[dict]]) -> list[dict]:
     """What every rank of one world found."""
-    files = (report_folder / f"report_{request.param}_{rank}.json" for rank in range(request.param))
-    return [json.loads(file.read_text()) for file in files]
+    return worlds[request.param]
 
 
 def accepted(errors_of_cases: list[dict[str, float]]) -> bool:
@@ -314,16 +312,10 @@ def test_recomputation_gives_the_same_bits_and_moves_running_statistics_once(rep
 
 
 @pytest.mark.parametrize("bug", PLANTED_BUGS)
-def test_the_check_rejects_a_planted_bug(report_folder, bug):
+def test_the_check_rejects_a_planted_bug(worlds, bug):
     for world_size in WORLD_SIZES[1:]:
-        errors = json.loads((report_folder / f"report_{world_size}_0.json").read_text())[bug]
-        assert not accepted(errors)
+        assert not accepted(worlds[world_size][0][bug])
 
 
 if __name__ == "__main__":
-    own_rank, own_folder = int(sys.argv[1]), Path(sys.argv[2])
-    for size in WORLD_SIZES:
-        if own_rank < size:
-            with joined_world(own_rank, size, own_folder):
-                found_here = run_world(own_rank, size)
-            (own_folder / f"report_{size}_{own_rank}.json").write_text(json.dumps(found_here))
+    visit_worlds(WORLD_SIZES, Path(sys.argv[1]), run_world)

@@ -1,7 +1,7 @@
 """What `t4p plan` says of memory, network and checkpoints, against the real loop and engine on two gloo ranks.
 
 The file is its own worker: `python test_plan_memory.py FOLDER`, once per rank, trains two steps for every case and
-writes what it saw. Memory is read off twice: by following every tensor of the real run, and off torch's CPU allocator
+leaves what it saw. Memory is read off twice: by following every tensor of the real run, and off torch's CPU allocator
 (every block it gives and takes back, as its profiler reports them). Each may count what is gone already: the profiler
 misses what gloo's threads give back (up to 70 MB, never the same, at stages 2 and 3), and a tensor whose storage
 DeepSpeed emptied still looks full (the module's own parameters at stages 1 and 2). So the smaller one counts; at stage
@@ -10,7 +10,6 @@ those do not exist on a GPU or are part of the plan's reserve there.
 """
 
 import gc
-import json
 import sys
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rank_processes import run_ranks, write_report
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -179,11 +179,12 @@ def work(folder: Path) -> None:
     config = config_of(CASES[0])
     _, settings, sample = the_frame(config)
     batch = join([sample, sample], settings)
+    report = {}
     for case in CASES:
-        seen = train_case(config_of(case), batch, folder / "checkpoints" / case.name)
-        (folder / f"{case.name}-{rank()}.json").write_text(json.dumps(asdict(seen)))
+        report[case.name] = asdict(train_case(config_of(case), batch, folder / "checkpoints" / case.name))
         gc.collect()
         barrier()
+    write_report(folder, rank(), WORLD_SIZE, report)
 
 
 def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
@@ -258,16 +259,8 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Seen]]:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from gloo_ranks import said, start_ranks, wait_for_ranks
-
-    folder = tmp_path_factory.mktemp("plan")
-    ranks = start_ranks([[sys.executable, __file__, str(folder)]] * WORLD_SIZE, folder / "logs")
-    assert wait_for_ranks(ranks, timeout=1500) == [0] * WORLD_SIZE, said(folder / "logs")
-    return {
-        case: [Seen(**json.loads((folder / f"{case.name}-{rank}.json").read_text())) for rank in range(WORLD_SIZE)]
-        for case in CASES
-    }
+    reports = run_ranks(__file__, WORLD_SIZE, tmp_path_factory.mktemp("plan"), timeout=1500)
+    return {case: [Seen(**report[case.name]) for report in reports] for case in CASES}
 
 
 @pytest.fixture(scope="module")

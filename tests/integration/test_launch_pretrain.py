@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_model import SMALL
 
 from launch.quickstart import find_example_frames
 from shards.pack import pack
@@ -27,19 +28,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     packed = str(tmp_path_factory.mktemp("launch") / "shards")
     pack("tum", find_example_frames(), packed)
     return packed
-
-
-SMALL = [
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=8",
-    "data.num_workers=0",
-    "model.voxel_size=0.1",
-    "model.unet.stem_channels=8",
-    "model.unet.encoder_channels=[8, 12]",
-    "model.unet.decoder_channels=[12, 8]",
-    "loss.num_pairs_e=64",
-    "loss.num_pairs_d=128",
-]
 
 
 def command(shards: str, run_dir: Path, *arguments: str) -> list[str]:

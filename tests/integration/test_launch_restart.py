@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from ray_cluster import free_ports, start_ray_cluster
+from ports import free_ports
+from ray_cluster import start_ray_cluster
+from small_model import SMALL
 
 from launch.processes import processes_of
 from shards.pack import pack
@@ -27,19 +29,11 @@ FRAMES = ROOT / "tests" / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"
 PATIENCE = 420  # seconds; an attempt takes about 12 on two idle cores
 NUM_STEPS = 400  # of some 40 ms: enough to hit something in the middle, also when this process gets no turn for seconds
 EVERY = 20  # steps between checkpoints
-SMALL = [
+OVERRIDES = [
+    *SMALL,
     f"train.num_steps={NUM_STEPS}",
     f"train.checkpoint_every={EVERY}",
     "train.warmup_steps=2",
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=8",
-    "data.num_workers=0",
-    "model.voxel_size=0.1",
-    "model.unet.stem_channels=8",
-    "model.unet.encoder_channels=[8, 12]",
-    "model.unet.decoder_channels=[12, 8]",
-    "loss.num_pairs_e=64",
-    "loss.num_pairs_d=128",
 ]
 
 
@@ -74,7 +68,7 @@ def environment() -> dict[str, str]:
 
 
 def overrides(shards: str, run_dir: Path) -> list[str]:
-    return [*SMALL, f"data.shards=[{shards}]", f"run.dir={run_dir}"]
+    return [*OVERRIDES, f"data.shards=[{shards}]", f"run.dir={run_dir}"]
 
 
 class Launched:

@@ -11,25 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import SMALL
 
 from shards.pack import pack
 
 FRAMES = Path(__file__).parents[1] / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"
 NUM_STEPS = 8
-SMALL = [
-    "configs/smoke.yaml",
+OVERRIDES = [
+    *SMALL,
     f"train.num_steps={NUM_STEPS}",
     "train.checkpoint_every=3",
     "train.warmup_steps=2",
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=8",
     "data.num_workers=1",
-    "model.voxel_size=0.1",
-    "model.unet.stem_channels=8",
-    "model.unet.encoder_channels=[8, 12]",
-    "model.unet.decoder_channels=[12, 8]",
-    "loss.num_pairs_e=64",
-    "loss.num_pairs_d=128",
 ]
 
 
@@ -42,7 +35,7 @@ def shards(tmp_path_factory):
 
 def command(shards, run_dir, *overrides):
     return [
-        *(sys.executable, "-m", "t4p.cli", "pretrain", *SMALL),
+        *(sys.executable, "-m", "t4p.cli", "pretrain", "configs/smoke.yaml", *OVERRIDES),
         *(f"data.shards=[{shards}]", f"run.dir={run_dir}", *overrides),
     ]
 

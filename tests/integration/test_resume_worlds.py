@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gloo_ranks import said, start_ranks, wait_for_ranks
+from rank_processes import start_ranks
+from small_model import SMALL
 
 from shards.pack import pack
 from t4p.models.exported import load_exported
@@ -25,24 +26,15 @@ from t4p.train.checkpoint import MARKER, verify_marker
 STAGES = (0, 1, 2, 3)
 LEGS = ((2, 2), (1, 4), (3, 6), (2, 8))  # (world size, up to this step)
 NUM_STEPS = LEGS[-1][1]
-SMALL = [
+OVERRIDES = [
+    *SMALL,
     "run.seed=3",
     f"train.num_steps={NUM_STEPS}",
     "train.checkpoint_every=2",
     "train.keep_checkpoints=10",
     "train.warmup_steps=2",
     "train.global_batch_size=3",
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=8",
-    "data.num_workers=0",
-    "model.voxel_size=0.1",
-    "model.unet.stem_channels=8",
-    "model.unet.encoder_channels=[8, 12]",
-    "model.unet.decoder_channels=[12, 8]",
-    "loss.num_pairs_e=64",
-    "loss.num_pairs_d=128",
 ]
-
 
 WORKER = Path(__file__).with_name("resume_worker.py")
 KILLED_AT = "step_00000004"
@@ -50,9 +42,8 @@ KILLED_AT = "step_00000004"
 
 def do(folder: Path, name: str, world_size: int, runs: list[dict]) -> tuple[list[int], str]:
     """Do these runs (resume_worker.Run) in turn on the same ranks; their exit statuses, and what they said."""
-    logs = folder / f"logs-{name}"
-    statuses = wait_for_ranks(start_ranks([[sys.executable, str(WORKER), json.dumps(runs)]] * world_size, logs))
-    return statuses, said(logs)
+    with start_ranks([sys.executable, str(WORKER), json.dumps(runs)], world_size, folder / f"logs-{name}") as ranks:
+        return ranks.statuses(), ranks.said()
 
 
 @contextmanager
@@ -83,7 +74,7 @@ def runs(tmp_path_factory, tum_sample):
     pack("tum", tum_sample, str(shards))
 
     def run(notes, stage, run_dir, last_step=NUM_STEPS, *more, killed_writing=None):
-        overrides = [*SMALL, f"data.shards=[{shards}]", f"train.zero_stage={stage}", f"run.dir={run_dir}", *more]
+        overrides = [*OVERRIDES, f"data.shards=[{shards}]", f"train.zero_stage={stage}", f"run.dir={run_dir}", *more]
         return {
             "notes": str(folder / "notes" / notes),
             "overrides": overrides,
@@ -103,13 +94,10 @@ def runs(tmp_path_factory, tum_sample):
     statuses, output = do(folder, "0", 2, first)
     assert statuses == [0, 0], output
 
-    logs = folder / "logs-killed"
     calls = json.dumps([run("killed", 1, folder / "killed", killed_writing=KILLED_AT)])
-    processes = start_ranks([[sys.executable, str(WORKER), calls]] * 2, logs)
-    try:
-        processes[1].wait(600)
-    finally:
-        statuses = wait_for_ranks(processes, 60)  # seconds for the one that is left, on a machine that does other work
+    with start_ranks([sys.executable, str(WORKER), calls], 2, folder / "logs-killed") as ranks:
+        ranks.processes[1].wait(600)
+        statuses = ranks.statuses(60)  # seconds for the one that is left, on a machine that does other work
     (folder / "notes" / "killed" / "statuses.json").write_text(json.dumps(statuses))
     shutil.copytree(folder / "killed" / "checkpoints", folder / "as-the-kill-left-it")
 

@@ -7,22 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_model import SMALL
 
 from shards.pack import pack
-
-SMALL = [
-    "train.warmup_steps=0",
-    "train.checkpoint_every=1",
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=8",
-    "data.num_workers=0",
-    "model.voxel_size=0.1",
-    "model.unet.stem_channels=8",
-    "model.unet.encoder_channels=[8, 12]",
-    "model.unet.decoder_channels=[12, 8]",
-    "loss.num_pairs_e=64",
-    "loss.num_pairs_d=128",
-]
 
 SCRIPT = """
 import json, sys
@@ -48,7 +35,8 @@ def shards(tmp_path_factory, tum_sample):
 
 def run_all(shards, *runs):
     """Run each list of overrides in turn; the message of each one's error, '' for none."""
-    calls = [[*SMALL, f"data.shards=[{shards}]", *overrides] for overrides in runs]
+    common = [*SMALL, "train.warmup_steps=0", "train.checkpoint_every=1", f"data.shards=[{shards}]"]
+    calls = [[*common, *overrides] for overrides in runs]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(calls)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -5,26 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bumpy_wall import WALL_OVERRIDES, make_frame
 
 from t4p.config import load_config
 from t4p.data.batch import collate
-from t4p.data.decode import DecodedFrame
 from t4p.data.sample import build_sample
 from t4p.errors import ConfigError, RunError
 from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings, load_towers_from
 from t4p.train.logging import StepRecord
 
-OVERRIDES = [
-    "data.shards=[a]",
-    "data.image_size=[96, 128]",
-    "data.pixel_stride=1",
-    "model.voxel_size=0.08",
-    "model.unet.encoder_channels=[16, 24]",
-    "model.unet.decoder_channels=[24, 16]",
-    "model.unet.stem_channels=16",
-    "loss.num_pairs_e=40",
-    "loss.num_pairs_d=60",
-]
+OVERRIDES = [*WALL_OVERRIDES, "data.pixel_stride=1"]
 
 
 @pytest.fixture(scope="module")
@@ -37,19 +27,9 @@ def towers(config):
     return load_towers_from(config.model.clip, config.run.seed)
 
 
-def frame(seed):
-    """A bumpy wall about 2 m ahead with random blocks of colour."""
-    rng = np.random.default_rng(seed)
-    color = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    depth = np.kron(2 + 0.3 * rng.random((6, 8)), np.ones((16, 16))).astype(np.float32)
-    depth[rng.random(depth.shape) < 0.1] = 0
-    K = np.array([[110.0, 0, 63.5], [0, 110.0, 47.5], [0, 0, 1]])
-    return DecodedFrame(color, depth, K, K, np.eye(4), None)
-
-
 def batch_of(config, towers, seeds, epoch=0):
     settings = build_sample_settings(config, towers)
-    samples = [build_sample(frame(seed), f"room/{seed}", epoch, settings) for seed in seeds]
+    samples = [build_sample(make_frame(seed), f"room/{seed}", epoch, settings) for seed in seeds]
     cells = settings.cell_grid[0] * settings.cell_grid[1]
     pixels = settings.decoder_grid[0] * settings.decoder_grid[1]
     return collate(samples, settings.image_size, 3, cells, pixels), samples
@@ -104,14 +84,14 @@ def test_pairs_join_a_voxel_with_the_cell_that_its_points_are_seen_in(config, to
 
 def test_a_sample_depends_on_seed_epoch_and_key_alone(config, towers):
     settings = build_sample_settings(config, towers)
-    first = build_sample(frame(0), "room/0", 3, settings)
-    again = build_sample(frame(0), "room/0", 3, settings)
+    first = build_sample(make_frame(0), "room/0", 3, settings)
+    again = build_sample(make_frame(0), "room/0", 3, settings)
     for name in ("voxel_coords", "voxel_features", "pairs_e", "pairs_d"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     for other in (
-        build_sample(frame(0), "room/0", 4, settings),
-        build_sample(frame(0), "room/1", 3, settings),
-        build_sample(frame(0), "room/0", 3, replace(settings, seed=1)),
+        build_sample(make_frame(0), "room/0", 4, settings),
+        build_sample(make_frame(0), "room/1", 3, settings),
+        build_sample(make_frame(0), "room/0", 3, replace(settings, seed=1)),
     ):
         assert first.voxel_coords.shape != other.voxel_coords.shape or not np.array_equal(
             first.voxel_coords, other.voxel_coords
