@@ -137,7 +137,7 @@ def be_worker(job: dict[str, Any]) -> None:
 
 def train_both_ways(job: dict[str, Any], report: Callable[[int, int, Mapping[str, float]], None]) -> None:
     """The worker of `t4p launch pretrain`, with a bare step after each of its own."""
-    from launch.trainer import pretrain_worker
+    from launch.trainer import training_worker
     from t4p.config import load_config
     from t4p.tasks import pretrain
     from t4p.train.engine import Engine
@@ -164,7 +164,7 @@ def train_both_ways(job: dict[str, Any], report: Callable[[int, int, Mapping[str
         calls = ((pretrain.PretrainTask, "inputs"), (Engine, "forward"), (Engine, "backward"), (Engine, "step"))
         for owner, name in calls:
             patches.enter_context(patch.object(owner, name, clocks.timed(getattr(owner, name))))
-        pretrain_worker(config.model_dump(mode="json"), report)
+        training_worker(config.model_dump(mode="json"), report)
 
 
 class Clocks:

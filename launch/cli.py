@@ -12,9 +12,9 @@ import typer
 from launch.job_client import ADDRESS_VARIABLE, Cluster, JobState
 from launch.job_spec import METADATA_KEYS, RUN_DIR_KEY, WORKERS_KEY, JobSpec, WorldSizes, world_sizes
 from launch.jobs import connect, exit_status, follow, our_jobs, plan_job, stop, submit
-from launch.trainer import launch_pretrain
+from launch.trainer import launch_training
 from t4p.cli_arguments import ConfigArguments, split_arguments
-from t4p.config import load_config
+from t4p.config import FinetuneConfig, JobConfig, PretrainConfig, load_config_of
 from t4p.errors import ConfigError
 
 app = typer.Typer(help="Start jobs on Ray, here or on a cluster, and look after them.", no_args_is_help=True)
@@ -28,48 +28,82 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="As `t4p launch 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(help="Worker processes, one per GPU or CPU share. Default: what the section `cluster` says."),
+]
+LaunchAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Submit a job to this cluster (http://HOST:8265). `auto`: run in the Ray cluster this machine is part "
+        "of. Default: a private Ray on this machine, which ends with the command."
+    ),
+]
+FollowOption = Annotated[bool, typer.Option("--follow", help="Show the job's log; end with its exit status.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be started; touch no network.")]
+ForwardOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Give the job this variable of your environment (repeatable). Nothing else of it is sent, AWS_* "
+        "included. Whoever may list the cluster's jobs can read the value.",
+    ),
+]
+
+
 @app.command("pretrain")
 def pretrain(
     arguments: ConfigArguments,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Worker processes, one per GPU or CPU share. Default: what the section `cluster` says."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Submit a job to this cluster (http://HOST:8265). `auto`: run in the Ray cluster this machine is part "
-            "of. Default: a private Ray on this machine, which ends with the command."
-        ),
-    ] = None,
-    follow_job: Annotated[bool, typer.Option("--follow", help="Show the job's log; end with its exit status.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started; touch no network.")] = False,
-    forward_env: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Give the job this variable of your environment (repeatable). Nothing else of it is sent, AWS_* "
-            "included. Whoever may list the cluster's jobs can read the value.",
-        ),
-    ] = None,
+    workers: WorkersOption = None,
+    address: LaunchAddressOption = None,
+    follow_job: FollowOption = False,
+    dry_run: DryRunOption = False,
+    forward_env: ForwardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pre-train with several workers: on a private Ray, or as a job on a cluster."""
+    _launch(PretrainConfig, arguments, workers, address, follow_job, dry_run, forward_env, as_json)
+
+
+@app.command("finetune")
+def finetune(
+    arguments: ConfigArguments,
+    workers: WorkersOption = None,
+    address: LaunchAddressOption = None,
+    follow_job: FollowOption = False,
+    dry_run: DryRunOption = False,
+    forward_env: ForwardOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune with several workers: on a private Ray, or as a job on a cluster."""
+    _launch(FinetuneConfig, arguments, workers, address, follow_job, dry_run, forward_env, as_json)
+
+
+def _launch(
+    schema: type[JobConfig],
+    arguments: list[str],
+    workers: int | None,
+    address: str | None,
+    follow_job: bool,
+    dry_run: bool,
+    forward_env: list[str] | None,
+    as_json: bool,
+) -> None:
     on_cluster = address not in (None, IN_CLUSTER)
     for given, option in ((follow_job, "--follow"), (forward_env, "--forward-env")):
         if given and not on_cluster:
             raise ConfigError(f"{option} goes with --address http://HOST:8265: only a submitted job has a use for it")
     if as_json and (follow_job or not (on_cluster or dry_run)):
         raise ConfigError("--json goes with --dry-run, or with a job that is submitted without --follow")
-    config = load_config(*split_arguments(arguments))
+    config = load_config_of(schema, *split_arguments(arguments))
     num_workers = config.cluster.num_workers if workers is None else workers
     if not on_cluster:
         if dry_run:
             _show_plan(None, world_sizes(config, num_workers), as_json)
         elif address == IN_CLUSTER:
-            launch_pretrain(config, num_workers, address=IN_CLUSTER)
+            launch_training(config, num_workers, address=IN_CLUSTER)
         else:
-            launch_pretrain(config, num_workers)
+            launch_training(config, num_workers)
         return
     spec = plan_job(config, num_workers, forward_env or (), os.environ)
     if dry_run:

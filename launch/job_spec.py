@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from launch.placement import WorkerResources, worker_resources
-from t4p.config import PretrainConfig, dump_config
+from t4p.config import FinetuneConfig, JobConfig, dump_config
 from t4p.errors import ConfigError
 
 CONFIG_FILE = "t4p-job.yaml"
@@ -27,6 +27,9 @@ RUN_DIR_KEY = "run_dir"
 WORKERS_KEY = "num_workers"
 CONFIG_KEY = "config_sha256"
 METADATA_KEYS = (VERSION_KEY, RUN_DIR_KEY, WORKERS_KEY, CONFIG_KEY)
+
+# The subcommand of `t4p launch` for a task.
+COMMANDS = {"pretrain": "pretrain", "semantic": "finetune"}
 
 _PATH_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
 
@@ -82,7 +85,7 @@ class JobSpec:
         return tuple(self.files[REQUIREMENTS_FILE].decode().splitlines())
 
 
-def world_sizes(config: PretrainConfig, num_workers: int) -> WorldSizes:
+def world_sizes(config: JobConfig, num_workers: int) -> WorldSizes:
     """The per-rank sizes of a world.
 
     Raises:
@@ -113,7 +116,7 @@ def world_sizes(config: PretrainConfig, num_workers: int) -> WorldSizes:
 
 
 def build_job_spec(
-    config: PretrainConfig,
+    config: JobConfig,
     num_workers: int,
     *,
     source: Mapping[str, bytes],
@@ -148,7 +151,7 @@ def build_job_spec(
     resolved = dump_config(config).encode()
     return JobSpec(
         job_id=f"{_run_name(config.run.dir)}-{now:%Y%m%d-%H%M%S}-{suffix}",
-        entrypoint=_entrypoint(num_workers),
+        entrypoint=_entrypoint(config.task, num_workers),
         sizes=sizes,
         env={"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE), **forwarded},
         forwarded=tuple(forwarded),
@@ -166,7 +169,7 @@ def build_job_spec(
     )
 
 
-def wanted_extras(config: PretrainConfig) -> tuple[str, ...]:
+def wanted_extras(config: JobConfig) -> tuple[str, ...]:
     """The optional dependencies of the project that this configuration needs."""
     return ("minkowski",) if config.model.sparse_backend == "minkowski" else ()
 
@@ -185,9 +188,9 @@ def choose_forwarded(names: Sequence[str], environment: Mapping[str, str]) -> di
     return {name: environment[name] for name in names}
 
 
-def _entrypoint(num_workers: int) -> str:
+def _entrypoint(task: str, num_workers: int) -> str:
     check = ["python", "-m", "launch.job_versions", REQUIREMENTS_FILE]
-    train = ["python", "-m", "t4p.cli", "launch", "pretrain", CONFIG_FILE]
+    train = ["python", "-m", "t4p.cli", "launch", COMMANDS[task], CONFIG_FILE]
     train += ["--workers", str(num_workers), "--address", "auto"]
     return f"{shlex.join(check)} && exec {shlex.join(train)}"  # exec: signals and the exit status are the command's own
 
@@ -196,7 +199,7 @@ def _run_name(run_dir: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(run_dir).name).strip("-").lower()[:40] or "run"
 
 
-def _lost_paths(config: PretrainConfig, shipped: Collection[str]) -> Iterator[str]:
+def _lost_paths(config: JobConfig, shipped: Collection[str]) -> Iterator[str]:
     """Paths that only mean something from the folder in which the user stands, as `key: what was found`."""
     clip = config.model.clip
     paths = [("run.dir", config.run.dir)]
@@ -206,6 +209,8 @@ def _lost_paths(config: PretrainConfig, shipped: Collection[str]) -> Iterator[st
         paths.append(("model.clip.name", clip.name))
     if "/" in clip.pretrained or clip.pretrained.endswith(_PATH_SUFFIXES):
         paths.append(("model.clip.pretrained", clip.pretrained))
+    if isinstance(config, FinetuneConfig) and config.model.pretrained is not None:
+        paths.append(("model.pretrained", config.model.pretrained))
     if config.train.resume not in ("auto", "never"):
         paths.append(("train.resume", config.train.resume))
     for key, path in paths:

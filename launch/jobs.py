@@ -26,7 +26,7 @@ from launch.job_spec import (
 )
 from launch.job_versions import version_problem
 from launch.placement import describe_shortage
-from t4p.config import PretrainConfig
+from t4p.config import JobConfig
 from t4p.errors import ConfigError
 
 # Seconds between two looks at a log, growing while nothing is new.
@@ -47,7 +47,7 @@ def connect(address: str | None, environment: Mapping[str, str]) -> Cluster:
 
 
 def plan_job(
-    config: PretrainConfig, num_workers: int, forward_env: Sequence[str], environment: Mapping[str, str]
+    config: JobConfig, num_workers: int, forward_env: Sequence[str], environment: Mapping[str, str]
 ) -> JobSpec:
     """The job that would be submitted now. Touches no network.
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from launch.errors import LaunchError
 from launch.quickstart_report import QuickstartReport, draw_losses, read_lines, show_table, summarise, write_report
-from launch.trainer import launch_pretrain
+from launch.trainer import launch_training
 from shards.manifest import MANIFEST_NAME
 from shards.pack import pack
 from shards.reader import DatasetReader
@@ -85,7 +85,7 @@ def quickstart(data: str | None, out: Path) -> int:
     config = smoke_config(dataset, out / "run")
 
     started = time.monotonic()
-    launch_pretrain(config, NUM_WORKERS, console)
+    launch_training(config, NUM_WORKERS, console)
     train_seconds = time.monotonic() - started
 
     report = collect_report(config, dataset, train_seconds)

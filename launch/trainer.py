@@ -1,4 +1,4 @@
-"""Pre-training through Ray in the foreground, on a private Ray or from inside a cluster: `t4p launch pretrain`."""
+"""Training through Ray in the foreground, on a private Ray or from inside a cluster: what `t4p launch` does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launch.placement import worker_resources
 from launch.private_ray import Stopped, run_job, title_of_attempt
 from launch.progress import RunProgress
 from launch.worker_group import Report, WorkerJob
-from t4p.config import PretrainConfig
+from t4p.config import FinetuneConfig, JobConfig, config_of_task
 from t4p.errors import ConfigError
 from t4p.train.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 from t4p.train.run_lock import describe_taken, is_locked
@@ -32,10 +32,10 @@ WRONG_CALLS = (
 )
 
 
-def launch_pretrain(
-    config: PretrainConfig, num_workers: int, console: Console | None = None, address: str | None = None
+def launch_training(
+    config: JobConfig, num_workers: int, console: Console | None = None, address: str | None = None
 ) -> None:
-    """Run pre-training with `num_workers` workers and wait for it; begin again where something was lost.
+    """Run a job with `num_workers` workers and wait for it; begin again where something was lost.
 
     Args:
         num_workers: ranks; on a machine with GPUs each has one, otherwise they share the cores.
@@ -81,7 +81,7 @@ def launch_pretrain(
     raise_failure(outcome, num_workers, run_dir)
 
 
-def check_call(config: PretrainConfig, num_workers: int, address: str | None = None) -> None:
+def check_call(config: JobConfig, num_workers: int, address: str | None = None) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
@@ -110,11 +110,11 @@ def check_call(config: PretrainConfig, num_workers: int, address: str | None = N
         raise ConfigError(describe_taken(run_dir))
 
 
-def job_of(config: PretrainConfig, num_workers: int) -> WorkerJob:
-    """Pre-training as a job for a worker group."""
+def job_of(config: JobConfig, num_workers: int) -> WorkerJob:
+    """A training as a job for a worker group."""
     worker = worker_resources(config.cluster)
     return WorkerJob(
-        "launch.trainer:pretrain_worker",
+        "launch.trainer:training_worker",
         config.model_dump(mode="json"),
         num_workers,
         cpus_per_worker=worker.num_cpus,
@@ -122,7 +122,7 @@ def job_of(config: PretrainConfig, num_workers: int) -> WorkerJob:
     )
 
 
-def config_of_restart(config: PretrainConfig) -> PretrainConfig:
+def config_of_restart(config: JobConfig) -> JobConfig:
     """The configuration that goes on where a lost attempt ended.
 
     With `train.resume` never, or naming a checkpoint, the lost attempt may have left checkpoints of its own, and those
@@ -140,17 +140,23 @@ def newest_step(checkpoints: Path) -> int:
     return max((step_of(folder) for folder in checkpoints_in(checkpoints) if (folder / MARKER).exists()), default=0)
 
 
-def pretrain_worker(worker_config: dict[str, Any], report: Report) -> None:
-    """What every rank of a launched pre-training does."""
-    from t4p.tasks.pretrain import run
+def training_worker(worker_config: dict[str, Any], report: Report) -> None:
+    """What every rank of a launched training does."""
     from t4p.train.logging import StepRecord
 
-    config = PretrainConfig.model_validate(worker_config)
+    config = config_of_task(worker_config)
 
     def on_step(record: StepRecord) -> None:
         report(record.step, config.train.num_steps, record.as_dict())
 
-    run(config, on_step=on_step)
+    if isinstance(config, FinetuneConfig):
+        from t4p.tasks import semantic
+
+        semantic.run(config, on_step=on_step)
+    else:
+        from t4p.tasks import pretrain
+
+        pretrain.run(config, on_step=on_step)
 
 
 def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:

@@ -240,6 +240,7 @@ class ClusterConfig(Section):
 class JobConfig(Section):
     """Everything a training job reads. Saved, resolved, as `config.yaml` in the run folder."""
 
+    task: Literal["pretrain", "semantic"]
     run: RunConfig
     data: PointDataConfig
     model: NetworkConfig = NetworkConfig()

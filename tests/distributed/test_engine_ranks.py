@@ -105,8 +105,8 @@ class Data:
         self._inputs: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
 
     def inputs(self, seeds: tuple[int, ...]) -> tuple[Tensor, ...]:
-        from t4p.data.sample import build_sample
         from t4p.data.batch import join
+        from t4p.data.sample import build_sample
 
         if seeds not in self._inputs:
             samples = [build_sample(make_frame(seed), f"room/{seed}", 0, self._settings) for seed in seeds]

@@ -24,9 +24,9 @@ from torch import Tensor
 import t4p.losses.contrastive as contrastive
 import t4p.models.norm as norm_module
 from t4p.config import AugmentConfig, PretrainConfig, load_config
+from t4p.data.batch import join
 from t4p.data.decode import DecodedFrame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
-from t4p.data.batch import join
 from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 

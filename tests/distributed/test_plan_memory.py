@@ -27,9 +27,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t4p.config import PretrainConfig, load_config
-from t4p.data.batch import Batch
+from t4p.data.batch import Batch, join
 from t4p.data.sample import FrameSample, SampleSettings
-from t4p.data.batch import join
 from t4p.models.clip import ClipTowers
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, with_checkpointing

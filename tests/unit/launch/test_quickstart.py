@@ -65,7 +65,7 @@ def test_a_quickstart_on_raw_frames_trains_on_their_shards(
         seen.append(config.data)
         raise LaunchError("far enough")
 
-    monkeypatch.setattr("launch.quickstart.launch_pretrain", stop_here)
+    monkeypatch.setattr("launch.quickstart.launch_training", stop_here)
     out = tmp_path / "out"
     for _ in range(2):  # the second replaces what the first packed
         with pytest.raises(LaunchError, match="far enough"):

@@ -8,7 +8,7 @@ import pytest
 
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
-from launch.trainer import check_call, config_of_restart, job_of, launch_pretrain, newest_step, raise_failure
+from launch.trainer import check_call, config_of_restart, job_of, launch_training, newest_step, raise_failure
 from shards.schema import CallError
 from shards.store import MissingBucketError
 from t4p.config import ClusterConfig, DataConfig, PretrainConfig, RunConfig, TrainConfig
@@ -37,9 +37,9 @@ def test_more_workers_than_frames_are_refused_before_ray_starts(
 ) -> None:
     monkeypatch.setattr("launch.trainer.run_job", lambda *args, **keywords: pytest.fail("Ray was started"))
     with pytest.raises(ConfigError, match=r"--workers is 5, but train\.global_batch_size is 4"):
-        launch_pretrain(config_with_batch(4, tmp_path / "run"), 5)
+        launch_training(config_with_batch(4, tmp_path / "run"), 5)
     with pytest.raises(ConfigError, match="--workers is 0"):
-        launch_pretrain(config_with_batch(4, tmp_path / "run"), 0)
+        launch_training(config_with_batch(4, tmp_path / "run"), 0)
     assert not (tmp_path / "run").exists()
 
 
@@ -49,7 +49,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_before_ray_starts(
     monkeypatch.setattr("launch.trainer.run_job", lambda *args, **keywords: pytest.fail("Ray was started"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"run\.dir .*/file/run: cannot be written .*set run\.dir to a folder"):
-        launch_pretrain(config_with_batch(4, tmp_path / "file" / "run"), 1)
+        launch_training(config_with_batch(4, tmp_path / "file" / "run"), 1)
 
 
 def test_a_full_disk_is_found_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
