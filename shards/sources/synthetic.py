@@ -9,11 +9,11 @@ from shards.schema import CallError, Frame
 from shards.sources.raw_files import SourceOptions
 from shards.synthetic.draws import MAX_NUMBER
 from shards.synthetic.furniture import LABEL_NAMES
-from shards.synthetic.view import frame_of_view, make_view
+from shards.synthetic.view import MAX_FRAMES, frame_of_view, make_view
 
 NAME = "synthetic"
 _LEAST = {"rooms": 1, "frames": 1, "width": 16, "height": 12}
-_MOST = {"seed": MAX_NUMBER, "first": MAX_NUMBER, "rooms": 10**7, "frames": 10**6, "width": 4096, "height": 4096}
+_MOST = {"seed": MAX_NUMBER, "first": MAX_NUMBER, "rooms": 10**7, "frames": MAX_FRAMES, "width": 4096, "height": 4096}
 _REQUIRED = ("seed", "rooms")
 
 

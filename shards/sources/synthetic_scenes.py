@@ -1,4 +1,4 @@
-"""Procedural rooms as whole scenes: one labelled point cloud per room, fused from the frames of its trajectory."""
+"""Procedural rooms as whole scenes: one labelled point cloud per room, fused from views of several tours."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from shards.synthetic.cloud import make_scene
 __all__ = ["NAME", "SyntheticSceneRef", "label_names", "read", "scan"]
 
 NAME = "synthetic-scenes"
-_DEFAULT_FRAMES = 24  # takes the camera once round
+_DEFAULT_FRAMES = 48  # take the camera once round on each of its tours
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A whole room as one labelled point cloud: the readings of all its frames, thinned to one point per voxel.
+"""A whole room as one labelled point cloud: the readings of many views, thinned to one point per voxel.
 
 Points come from the noisy depth, as those of a scanned room would, and only from where a camera looked; labels are
 those of the pixel a point was read at, so they are exact although its place is not.
@@ -12,13 +12,22 @@ from shards.synthetic.sensor import DEPTH_SCALE
 from shards.synthetic.view import View, build_stage, make_view
 
 VOXEL_SIZE = 0.02  # metres
+NUM_TOURS = 3  # from one curve, much of a room lies behind its furniture
+_STRIDE = 2  # of the steps along a path: neighbours overlap by half and more even so
 
 
 def make_scene(
     seed: int, room_index: int, num_frames: int, width: int, height: int, dataset: str, scene_id: str
 ) -> Scene:
-    """Fuse the first `num_frames` frames of a room; boxes are those of the objects that have points."""
-    views = [make_view(seed, room_index, i, width, height) for i in range(num_frames)]
+    """Fuse `num_frames` views of a room, shared out among NUM_TOURS paths of the camera.
+
+    Boxes are those of the objects that have points, in the order of their instance ids.
+    """
+    views = [
+        make_view(seed, room_index, _STRIDE * frame, width, height, tour)
+        for tour in range(NUM_TOURS)
+        for frame in range((num_frames + NUM_TOURS - 1 - tour) // NUM_TOURS)
+    ]
     points = np.concatenate([lift_readings(view) for view in views])
     read = [view.depth > 0 for view in views]
     distance = np.concatenate([view.depth[seen] for view, seen in zip(views, read, strict=True)])

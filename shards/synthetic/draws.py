@@ -4,6 +4,9 @@ from enum import IntEnum
 
 import numpy as np
 
+# Sines and exponentials differ between processors in their last digit; rounded to so many decimals (of metres, or of
+# the entries of rotations), all that follows is sums, products and roots, which do not: packed bytes stay equal.
+DECIMALS = 9
 MAX_NUMBER = 2**32 - 1  # of seeds and indexes: a larger one takes two words of a seed sequence and may meet another's
 
 

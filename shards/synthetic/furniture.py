@@ -12,6 +12,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from shards.synthetic.draws import DECIMALS
+
 Vector = tuple[float, float, float]
 
 
@@ -61,7 +63,7 @@ def build_piece(name: str, rng: np.random.Generator) -> Piece:
     low = np.min([np.subtract(part.center, part.half_size) for part in parts], axis=0)
     high = np.max([np.add(part.center, part.half_size) for part in parts], axis=0)
     shift = np.array([*(-(low + high)[:2] / 2), -low[2]])
-    centered = tuple(replace(part, center=_vector(np.add(part.center, shift))) for part in parts)
+    centered = tuple(replace(part, center=_vector(np.add(part.center, shift).round(DECIMALS))) for part in parts)
     return Piece(name, centered, _vector(high - low))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Matrix
-from shards.synthetic.draws import Purpose, generator
+from shards.synthetic.draws import DECIMALS, Purpose, generator
 from shards.synthetic.furniture import FURNITURE_NAMES, LABEL_NAMES, NUM_SLOTS, Piece, Vector, build_piece
 
 # The six inner faces of the room are the first surfaces; face 2 * axis + 1 is the one at the positive end of the axis.
@@ -68,10 +68,17 @@ class RoomObject:
         return LABEL_NAMES[self.label_id]
 
     @property
+    def turn(self) -> tuple[float, float]:
+        """Cosine and sine of its yaw."""
+        cos, sin = round(math.cos(self.yaw), DECIMALS), round(math.sin(self.yaw), DECIMALS)
+        length = math.sqrt(cos * cos + sin * sin)
+        return cos / length, sin / length
+
+    @property
     def world_from_box(self) -> Matrix:
         """(4, 4) rigid, metres: from the box, centred on its own origin, to the world."""
         matrix = np.eye(4)
-        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        cos, sin = self.turn
         matrix[:2, :2] = [[cos, -sin], [sin, cos]]
         matrix[:3, 3] = [*self.position, self.size[2] / 2]
         return matrix
@@ -132,7 +139,7 @@ def build_room(seed: int, room_index: int) -> Room:
             continue
         outlines.append(place.outline)
         label_id = LABEL_NAMES.index(piece.name)
-        position = (place.outline.x, place.outline.y)
+        position = (round(place.outline.x, DECIMALS), round(place.outline.y, DECIMALS))
         placed.append((piece, RoomObject(len(placed) + 1, label_id, position, place.yaw, piece.size)))
     return Room(
         seed=seed,
@@ -208,8 +215,7 @@ def _place(
 
 def _solids(placed: list[tuple[Piece, RoomObject]]) -> Solids:
     parts = [(part, one) for piece, one in placed for part in piece.parts]
-    cos = np.array([math.cos(one.yaw) for _, one in parts])
-    sin = np.array([math.sin(one.yaw) for _, one in parts])
+    cos, sin = np.array([one.turn for _, one in parts]).reshape(-1, 2).T
     local = np.array([part.center for part, _ in parts]).reshape(-1, 3)
     origin = np.array([one.position for _, one in parts]).reshape(-1, 2)
     center = np.stack(

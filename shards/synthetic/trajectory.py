@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.schema import Matrix
-from shards.synthetic.draws import Purpose, generator
+from shards.synthetic.draws import DECIMALS, Purpose, generator
 from shards.synthetic.room import FREE_RADIUS, Room
 
 CLEARANCE = 0.3  # metres from the camera to the nearest piece of furniture, wall, floor or ceiling
@@ -65,7 +65,7 @@ class CameraPath:
         matrix[:3, 1] = math.cos(roll) * down - math.sin(roll) * right
         matrix[:3, 2] = ahead
         matrix[:3, 3] = position[0]
-        return matrix
+        return matrix.round(DECIMALS)
 
     def positions(self, phases: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, 3) positions at (n,) phases, metres, world."""
@@ -97,9 +97,12 @@ class CameraPath:
         return gaze / np.sqrt((gaze**2).sum(axis=1, keepdims=True))
 
 
-def plan_path(room: Room) -> CameraPath:
-    """The way of the camera through a room; depends on the seed and index of the room alone."""
-    rng = generator(room.seed, room.room_index, Purpose.PATH)
+def plan_path(room: Room, tour: int = 0) -> CameraPath:
+    """A way of the camera through a room; depends on the seed and index of the room and the number of the tour alone.
+
+    Frames are taken on tour 0; more tours see more of the room.
+    """
+    rng = generator(room.seed, room.room_index, Purpose.PATH, tour)
     targets = np.array([[*one.position, rng.uniform(0.2, 0.7) * one.size[2]] for one in room.objects]).reshape(-1, 3)
     inside_low, inside_high = room.low[:2] + CLEARANCE, room.high[:2] - CLEARANCE
     for attempt in range(_TRIES):
@@ -122,7 +125,7 @@ def clearance(room: Room, points: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n,) metres from (n, 3) world points to the nearest box of a piece or face of the room; below 0 outside it."""
     nearest = np.minimum(points - room.low, room.high - points).min(axis=1)
     for one in room.objects:
-        cos, sin = math.cos(one.yaw), math.sin(one.yaw)
+        cos, sin = one.turn
         x, y = points[:, 0] - one.position[0], points[:, 1] - one.position[1]
         local = np.stack([cos * x + sin * y, cos * y - sin * x, points[:, 2] - one.size[2] / 2], axis=1)
         beyond = np.maximum(np.abs(local) - np.array(one.size) / 2, 0)

@@ -15,12 +15,13 @@ from shards.images import encode_depth
 from shards.schema import Box, Frame, Matrix
 from shards.synthetic.appearance import Appearance, color_image, draw_appearance
 from shards.synthetic.captions import caption
-from shards.synthetic.draws import Purpose, generator
+from shards.synthetic.draws import DECIMALS, Purpose, generator
 from shards.synthetic.raycast import Render, intrinsics_of_size, render
 from shards.synthetic.room import Room, RoomObject, build_room
 from shards.synthetic.sensor import DEPTH_SCALE, sense_depth
 from shards.synthetic.trajectory import CameraPath, plan_path
 
+MAX_FRAMES = 10**6  # of one tour
 _MAX_CACHED_ROOMS = 4  # frames of a room come one after the other
 
 
@@ -57,39 +58,41 @@ class View:
 
 
 @lru_cache(maxsize=_MAX_CACHED_ROOMS)
-def build_stage(seed: int, room_index: int) -> Stage:
+def build_stage(seed: int, room_index: int, tour: int = 0) -> Stage:
     """The room of (seed, room_index), ready to be looked at; the last few are kept."""
     room = build_room(seed, room_index)
-    return Stage(room, draw_appearance(room), plan_path(room))
+    return Stage(room, draw_appearance(room), plan_path(room, tour))
 
 
-def exact_view(seed: int, room_index: int, frame_index: int, width: int, height: int) -> Render:
-    """The noise-free geometry and labels of a frame."""
-    stage = build_stage(seed, room_index)
+def exact_view(seed: int, room_index: int, frame_index: int, width: int, height: int, tour: int = 0) -> Render:
+    """The noise-free geometry and labels of a frame; arguments as those of `make_view`."""
+    stage = build_stage(seed, room_index, tour)
     pose = stage.path.world_from_camera(frame_index)
     return render(stage.room, intrinsics_of_size(width, height), width, height, pose)
 
 
-def make_view(seed: int, room_index: int, frame_index: int, width: int, height: int) -> View:
+def make_view(seed: int, room_index: int, frame_index: int, width: int, height: int, tour: int = 0) -> View:
     """Make one frame.
 
     Args:
         seed: of the series of rooms, 0 to draws.MAX_NUMBER.
         room_index: in the series, likewise.
-        frame_index: along the path of the camera, likewise.
+        frame_index: along the path of the camera, below MAX_FRAMES.
         width: of the images, pixels.
         height: of the images, pixels.
+        tour: which of the paths through the room, 0 to 1000; packed frames are of tour 0.
     """
-    stage = build_stage(seed, room_index)
-    exact = exact_view(seed, room_index, frame_index, width, height)
+    stage = build_stage(seed, room_index, tour)
+    exact = exact_view(seed, room_index, frame_index, width, height, tour)
+    draw = tour * MAX_FRAMES + frame_index  # no two pictures of a room share their noise
     seen = set(np.unique(exact.instance).tolist())
     return View(
-        color=color_image(exact, stage.appearance, generator(seed, room_index, Purpose.EXPOSURE, frame_index)),
-        depth=sense_depth(exact, generator(seed, room_index, Purpose.DEPTH_SENSOR, frame_index)),
+        color=color_image(exact, stage.appearance, generator(seed, room_index, Purpose.EXPOSURE, draw)),
+        depth=sense_depth(exact, generator(seed, room_index, Purpose.DEPTH_SENSOR, draw)),
         K=intrinsics_of_size(width, height),
         world_from_camera=stage.path.world_from_camera(frame_index),
         exact=exact,
-        caption=caption(exact, generator(seed, room_index, Purpose.CAPTION, frame_index)),
+        caption=caption(exact, generator(seed, room_index, Purpose.CAPTION, draw)),
         objects=tuple(one for one in stage.room.objects if one.instance_id in seen),
     )
 
@@ -97,7 +100,9 @@ def make_view(seed: int, room_index: int, frame_index: int, width: int, height: 
 def camera_boxes(view: View) -> tuple[Box, ...]:
     """The boxes of a view's objects in the camera's frame: box i is of the i-th nonzero id of the instance image."""
     camera_from_world = np.linalg.inv(view.world_from_camera)
-    return tuple(Box(one.label, camera_from_world @ one.world_from_box, one.size) for one in view.objects)
+    return tuple(
+        Box(one.label, (camera_from_world @ one.world_from_box).round(DECIMALS), one.size) for one in view.objects
+    )
 
 
 def frame_of_view(view: View, dataset: str, scene_id: str, frame_id: str) -> Frame:
