@@ -1,0 +1,190 @@
+"""ScanNet's protocol for semantic labels, on points: one confusion matrix over the whole split.
+
+Counts of scenes and ranks are arrays and add up; scores are read off their sum. Predictions made on voxels belong on
+points before they come here: counted per voxel they score higher than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SemanticScores:
+    """How well the labels of a split were predicted; every score in [0, 1], nan where nothing could be scored.
+
+    A class without a point in the ground truth has no IoU and no recall, and is left out of both means, also where it
+    was predicted: those points are false negatives of what they really are, and no absent class counts as 0. (ScanNet's
+    own script gives such a class 0, and nan only where it is neither there nor predicted; with all classes present, as
+    in ScanNet's validation split, the two agree.)
+
+    Attributes:
+        iou: intersection over union by class id, in the order of the class ids.
+        recall: share of a class's points that were found, by class id.
+        miou: mean IoU of the classes that are present.
+        macc: mean recall of the classes that are present.
+        accuracy: share of all labelled points that were predicted right.
+        num_points: labelled points that were scored.
+    """
+
+    iou: Mapping[int, float]
+    recall: Mapping[int, float]
+    miou: float
+    macc: float
+    accuracy: float
+    num_points: int
+
+
+def evaluate(
+    predictions: ArrayLike | Iterable[ArrayLike],
+    targets: ArrayLike | Iterable[ArrayLike],
+    class_ids: Sequence[int],
+    ignore_ids: Sequence[int] = (),
+) -> SemanticScores:
+    """Score predicted labels.
+
+    Args:
+        predictions: integer label of every point: one array, or one array per scene.
+        targets: the ground truth, in the same form.
+        class_ids: the labels that count.
+        ignore_ids: labels of ground truth that is not scored (unlabelled points).
+
+    Raises:
+        ValueError: as `confusion`, naming the scene; or there are more scenes of one than of the other.
+    """
+    predicted_scenes, target_scenes = _scenes(predictions), _scenes(targets)
+    if len(predicted_scenes) != len(target_scenes):
+        raise ValueError(
+            f"predictions of {len(predicted_scenes)} scene(s), targets of {len(target_scenes)}; give one array of each "
+            "per scene"
+        )
+    # So that wrong ids are an error also where there is no scene.
+    counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids, ignore_ids)
+    for index, (predicted, target) in enumerate(zip(predicted_scenes, target_scenes, strict=True)):
+        try:
+            counts += confusion(predicted, target, class_ids, ignore_ids)
+        except ValueError as error:
+            raise ValueError(f"scene {index} of {len(target_scenes)}: {error}") from error
+    return scores(counts, class_ids)
+
+
+def confusion(
+    predictions: ArrayLike, targets: ArrayLike, class_ids: Sequence[int], ignore_ids: Sequence[int] = ()
+) -> Counts:
+    """Count the points of one scene (or of a part of one).
+
+    Args:
+        predictions: integers of any shape; a label outside `class_ids` is a false negative of the target's class and a
+            false positive of none.
+        targets: integers of the same shape.
+
+    Returns:
+        (K, K + 1): points of class_ids[i] that were predicted as class_ids[j]; the last column holds those that were
+        predicted as none of them. The counts of a split are the sum of those of its scenes.
+
+    Raises:
+        ValueError: not integers, shapes that differ, a target that is neither a class nor ignored, or ids that repeat.
+    """
+    classes = _check_ids(class_ids, ignore_ids)
+    predicted, target = _integers(predictions, "predictions"), _integers(targets, "targets")
+    if predicted.shape != target.shape:
+        raise ValueError(
+            f"predictions have shape {predicted.shape}, targets {target.shape}; wanted one prediction per target"
+        )
+    labelled = ~np.isin(target, np.array(sorted(ignore_ids), np.int64))
+    rows = _index_of(classes, target[labelled])
+    unknown = np.unique(target[labelled][rows == len(classes)])
+    if len(unknown):
+        named = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise ValueError(
+            f"targets hold {named}, neither a class nor ignored; add what counts to class_ids and what is unlabelled "
+            "to ignore_ids, or map the labels first"
+        )
+    columns = _index_of(classes, predicted[labelled])
+    shape = (len(classes), len(classes) + 1)
+    return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
+
+
+def scores(counts: Counts, class_ids: Sequence[int]) -> SemanticScores:
+    """Read the scores off the counts of a whole split.
+
+    Args:
+        counts: (K, K + 1), a sum of what `confusion` returned for these class ids.
+
+    Raises:
+        ValueError: counts of another number of classes.
+    """
+    classes = _check_ids(class_ids, ())
+    if counts.shape != (len(classes), len(classes) + 1):
+        raise ValueError(
+            f"counts have shape {counts.shape}; wanted {(len(classes), len(classes) + 1)} for {len(classes)} class ids"
+        )
+    hits = counts.diagonal()
+    of_target, of_prediction = counts.sum(axis=1), counts.sum(axis=0)[:-1]
+    present = of_target > 0
+    iou, recall = (
+        np.divide(hits, out_of, out=np.full(len(classes), np.nan), where=present)
+        for out_of in (of_target + of_prediction - hits, of_target)
+    )
+    num_points = int(of_target.sum())
+    return SemanticScores(
+        iou=dict(zip(classes.tolist(), iou.tolist(), strict=True)),
+        recall=dict(zip(classes.tolist(), recall.tolist(), strict=True)),
+        miou=_mean(iou[present]),
+        macc=_mean(recall[present]),
+        accuracy=int(hits.sum()) / num_points if num_points else float("nan"),
+        num_points=num_points,
+    )
+
+
+def _scenes(labels: ArrayLike | Iterable[ArrayLike]) -> list[ArrayLike]:
+    """One array is one scene, and so is a plain list of numbers."""
+    if hasattr(labels, "__array__") or not isinstance(labels, Iterable):
+        return [labels]  # type: ignore[list-item]
+    each: list[ArrayLike] = list(labels)
+    return [each] if each and all(np.isscalar(label) for label in each) else each  # type: ignore[list-item]
+
+
+def _integers(labels: ArrayLike, name: str) -> NDArray[np.int64]:
+    array = np.asarray(labels)
+    if array.size == 0 and not isinstance(labels, np.ndarray):
+        return array.astype(np.int64)  # an empty list has no type of its own
+    if array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} are {array.dtype}; wanted an integer label per point (argmax of the scores, an id for unlabelled)"
+        )
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{name} hold {array.max()}, which does not fit int64; map the labels to smaller ids")
+    return array.astype(np.int64, copy=False)
+
+
+def _check_ids(class_ids: Sequence[int], ignore_ids: Sequence[int]) -> NDArray[np.int64]:
+    """The class ids as an array."""
+    classes, ignored = _integers(class_ids, "class_ids").ravel(), _integers(ignore_ids, "ignore_ids").ravel()
+    if len(classes) == 0:
+        raise ValueError("class_ids is empty; give the ids of the classes to score")
+    values, repeats = np.unique(classes, return_counts=True)
+    if (repeats > 1).any():
+        raise ValueError(f"class_ids holds {values[repeats > 1][0]} more than once; give each class once")
+    both = np.intersect1d(classes, ignored)
+    if len(both):
+        raise ValueError(f"{both[0]} is in class_ids and in ignore_ids; a label is either scored or ignored")
+    return classes
+
+
+def _index_of(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of every label among the classes, len(classes) where it is none of them."""
+    by_id = np.argsort(classes)
+    place = np.searchsorted(classes, labels, sorter=by_id)
+    index = by_id[np.minimum(place, len(classes) - 1)]
+    return np.where(classes[index] == labels, index, len(classes))
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
