@@ -196,17 +196,16 @@ class Trial:
         return Row(self._check, with_fix(self._check, finding))
 
     def _end(self) -> None:
-        if self._process.poll() is not None:
-            return
-        self._process.terminate()
+        """End the process, politely first, and then what it may have started in its session."""
         try:
-            self._process.wait(END_PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
             if self._process.poll() is None:
+                self._process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(END_PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+            self._process.wait()
 
 
 def with_fix(check: Check, finding: Finding) -> Finding:

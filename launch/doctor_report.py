@@ -37,7 +37,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     table = Table(box=box.SIMPLE_HEAD, width=min(console.width, WIDTH))
     table.add_column("check", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    table.add_column("found", ratio=1)
+    table.add_column("found", ratio=1, overflow="fold")
     for row in diagnosis.rows:
         state = row.finding.state
         table.add_row(row.check.name, Text(state, style=STYLES[state]), Text(row.finding.found))

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from launch.doctor_finding import Finding
-from shards.store import FolderStore, Store, StoreError, open_store
+from shards.store import FolderStore, MissingObjectError, Store, StoreError, open_store
 
 SMALL_BYTES = 2**18
 LARGE_BYTES = 2**23
@@ -34,6 +34,10 @@ def try_storage(url: str) -> Finding:
     with _folders_removed(scratch):
         try:
             _try_everything(trial)
+        except MissingObjectError as error:
+            # Nobody answers a put with that.
+            fix = f"is {os.environ.get('AWS_ENDPOINT_URL', 'the endpoint')} an S3 endpoint? check AWS_ENDPOINT_URL"
+            return Finding("broken", f"{trial.step}: {error}", fix, trial.figures)
         except StoreError as error:
             found, semicolon, fix = str(error).rpartition("; ")
             if "AccessDenied" in found and trial.step == "put":
