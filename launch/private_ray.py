@@ -150,7 +150,7 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     """The caller's environment (AWS_* included), with what Ray needs; the workers of a private Ray inherit it."""
     environment = {
         START_TIMEOUT: START_PATIENCE_S,
-        **_importable(os.environ),
+        **importable(os.environ),
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the configuration mean the same in the workers
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a failure and the end of the job are seen
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it prints every line twice where output goes to a file
@@ -170,7 +170,7 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     }
 
 
-def _importable(environment: Mapping[str, str]) -> dict[str, str]:
+def importable(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment in which `python -m launch...` finds these very packages, wherever it is started.
 
     `python -m` looks into the current folder first, where a plain folder `shards/` passes for a package until a real
@@ -249,7 +249,7 @@ def _caretaker(folder: Path) -> Iterator[None]:
         stdin=subprocess.PIPE,  # closes when this process dies
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_importable(os.environ),
+        env=importable(os.environ),
         start_new_session=True,
     )
     try:

@@ -43,6 +43,27 @@ def quickstart(
 
 
 @app.command()
+def doctor(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Storage to try, s3://BUCKET/PREFIX or a folder: a few MiB are written there, read and removed."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What is installed and works, and for each gap the command that closes it."""
+    from launch.doctor_report import diagnose_aloud, print_diagnosis
+
+    diagnosis = diagnose_aloud(url)
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_json()))
+    else:
+        print_diagnosis(diagnosis)
+    raise typer.Exit(diagnosis.exit_status)
+
+
+@app.command()
 def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
     config = load_config(*split_arguments(arguments))
