@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.schema import Frame
+from shards.sample import Sample as StoredSample
+from shards.schema import Frame, ShardError
 from t4p.data.decode import decode_frame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
 from t4p.data.transforms import num_channels
@@ -57,8 +58,10 @@ class PairRecipe:
 
     settings: SampleSettings
 
-    def make(self, stored: Frame, dataset_index: int, key: str, epoch: int) -> FrameSample:
+    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> FrameSample:
         """Decode, lift, augment, voxelise and pair one frame."""
+        if not isinstance(stored, Frame):
+            raise ShardError(f"sample {key}: is a scene, and pre-training needs RGB-D frames")
         return build_sample(decode_frame(stored), key, epoch, self.settings)
 
     def join(self, samples: Sequence[FrameSample]) -> Batch:

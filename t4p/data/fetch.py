@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.reader import DatasetReader
-from shards.schema import Frame
+from shards.sample import Sample, sample_from_members
+from shards.schema import CallError
 
 
 class Catalogue:
@@ -48,14 +49,24 @@ class Catalogue:
         reader, local_shard = self._locate(shard_index)
         return reader.key(local_shard, sample_index)
 
-    def fetch(self, shard_index: int, sample_index: int) -> Frame:
+    def require_frames(self) -> None:
+        """Raise CallError unless every dataset holds RGB-D frames: pre-training needs images."""
+        for reader in self._readers:
+            if reader.manifest.sample_kind != "frames":
+                raise CallError(
+                    f"{reader.url}: holds {reader.manifest.sample_kind}, and pre-training needs RGB-D frames; name a "
+                    "dataset of frames in data.shards (scenes are for t4p finetune)"
+                )
+
+    def fetch(self, shard_index: int, sample_index: int) -> Sample:
         """Read one sample by its index entry, length and crc32c checked.
 
         Raises:
             ShardError: the bytes are not what the index promises, or cannot be read.
         """
         reader, local_shard = self._locate(shard_index)
-        return reader.read_frame(local_shard, sample_index)
+        key, members = reader.key(local_shard, sample_index), reader.read_members(local_shard, sample_index)
+        return sample_from_members(reader.manifest.sample_kind, key, members)
 
     def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
         dataset_index = self.dataset_index(shard_index)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.images import BrokenImageError, decode_labels
+from shards.sample import Sample as StoredSample
+from shards.scene import Scene
 from shards.schema import Frame, ShardError
 from t4p.config import AugmentConfig, NetworkConfig, PointDataConfig
 from t4p.data import transforms
@@ -90,13 +92,14 @@ class LabelledBatch:
 
 @dataclass(frozen=True)
 class LabelRecipe:
-    """Stored frames to the batches of fine-tuning: see `t4p.data.stream.Recipe`.
+    """Stored frames or scenes to the batches of fine-tuning: see `t4p.data.stream.Recipe`.
 
     Attributes:
         tables: what the class ids of each dataset of the catalogue mean.
-        pixel_stride: every k-th row and column of a depth image is lifted.
-        max_depth: metres; readings beyond are dropped.
-        in_world: points in the world of the dataset where there are poses, else in upright camera axes.
+        pixel_stride: of frames: every k-th row and column of a depth image is lifted.
+        max_depth: of frames: metres; readings beyond are dropped.
+        in_world: frames go to the world of the dataset where they have poses, else to upright camera axes. Scenes are
+            in their world already.
         voxel_size: metres.
         num_strides: halvings between the voxels and the bottleneck.
         augment: None for validation, which also leaves the voxel grid on the origin.
@@ -112,10 +115,13 @@ class LabelRecipe:
     augment: AugmentConfig | None
     seed: int
 
-    def make(self, stored: Frame, dataset_index: int, key: str, epoch: int) -> LabelledSample:
-        """Lift, label, augment and voxelise one frame; every draw is keyed by (seed, epoch, key)."""
+    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
+        """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, key)."""
         table = self.tables[dataset_index]
-        cloud = lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
+        if isinstance(stored, Scene):
+            cloud = label_scene(stored, table)
+        else:
+            cloud = lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
         grid_rng = None
         if self.augment is not None:
             cloud = transforms.augment(cloud, self.augment, sample_rng(self.seed, epoch, key, "augment"))
@@ -231,6 +237,25 @@ def lift_labelled(
     lifted = transforms.lift_frame(decoded, (height, width), pixel_stride, max_depth, in_world)
     row, col = lifted.depth_pixel_of_point.T
     return LabelledCloud(points=lifted.points, colors=lifted.colors, label_of_point=table.look_up(ids[row, col]))
+
+
+def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:
+    """The points of a scene, as they are stored.
+
+    Raises:
+        ShardError: the scene has no semantic labels.
+        ValueError: a class id has no name.
+    """
+    if scene.semantic is None:
+        raise ShardError(
+            f"scene {scene.scene_id}: has no semantic labels; leave it out (data.max_skip_fraction), or pack it with "
+            "labels"
+        )
+    return LabelledCloud(
+        points=scene.points,
+        colors=(scene.rgb / 255).astype(np.float32),
+        label_of_point=table.look_up(scene.semantic),
+    )
 
 
 def _joined(parts: Sequence[NDArray]) -> Tensor:

@@ -14,7 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from shards.schema import Frame, ShardError
+from shards.sample import Sample as StoredSample
+from shards.schema import ShardError
 from shards.store import MissingObjectError, StoreError
 from t4p.data.fetch import Catalogue
 from t4p.data.order import EpochOrder, epoch_and_step, rank_positions, steps_per_epoch
@@ -32,7 +33,7 @@ Batch_co = TypeVar("Batch_co", covariant=True)
 class Recipe(Protocol[Sample, Batch_co]):
     """How a task turns stored samples into batches. Picklable: loader processes make the samples."""
 
-    def make(self, stored: Frame, dataset_index: int, key: str, epoch: int) -> Sample:
+    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> Sample:
         """One sample; every draw keyed by (seed, epoch, key).
 
         Args:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from shards.reader import DatasetReader
 from shards.schema import CallError, Frame, ShardError
+from t4p.data.batch import PairRecipe
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
@@ -97,7 +98,7 @@ def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
         index = int(position - stops[shard] + catalogue.samples_per_shard[shard])
         key = catalogue.key(shard, index)
         started = time.process_time()
-        samples.append(build_sample(decode_frame(catalogue.fetch(shard, index)), key, 0, settings))
+        samples.append(PairRecipe(settings).make(catalogue.fetch(shard, index), 0, key, 0))
         seconds.append(time.process_time() - started)
     total_samples = sum(manifest.num_samples for manifest in manifests)
     return FrameFigures(

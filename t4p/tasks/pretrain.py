@@ -212,6 +212,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     towers = load_towers_from(config.model.clip, config.run.seed)
     sample_settings = build_sample_settings(config, towers)
     catalogue = Catalogue(config.data.shards)
+    catalogue.require_frames()
     stream = build_training_stream(config, catalogue, PairRecipe(sample_settings))
     validation = build_validation(config, sample_settings)
     torch.manual_seed(config.run.seed)
