@@ -1,0 +1,141 @@
+"""Fine-tuning on several gloo ranks must be fine-tuning on one, with the batch spread unevenly and over idle ranks.
+
+The file is its own worker: every rank takes its share of the same labelled clouds in every world.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from rank_processes import run_worlds, visit_worlds
+
+import t4p.losses.segmentation as segmentation
+from t4p.config import FinetuneConfig, load_config_of
+from t4p.data.labelled import LabelledSample, LabelRecipe
+from t4p.data.labels import build_label_table
+from t4p.data.transforms import IGNORED, coarsen, majority_label, mean_per_voxel, voxel_features, voxelize
+from t4p.models.prompts import PromptedLabels
+from t4p.tasks.semantic import SemanticModule
+from t4p.train.distributed import all_reduce_sum
+
+WORLD_SIZES = (1, 2, 3)
+NUM_SAMPLES = 4  # in a world of 3 one rank has two, and sample 3 has no label at all
+TOLERANCE = 1e-9
+CLIP_DIM = 12
+LABELS = ("a", "b", "c")
+PLANTED = {
+    "counts of this rank alone": (segmentation, "all_reduce_sum", lambda counts: counts),
+    "a mean over this rank alone": (segmentation, "world_size", lambda: 1),
+}
+
+
+def make_sample(index: int) -> LabelledSample:
+    rng = np.random.default_rng(index)
+    num_points = 60 + 50 * index
+    points = rng.random((num_points, 3)).astype(np.float32)
+    labels = rng.choice([IGNORED, 0, 1, 2], num_points, p=[0.3, 0.5, 0.1, 0.1]) if index < 3 else None
+    labels = np.full(num_points, IGNORED) if labels is None else labels
+    voxels = voxelize(points, 0.1, None)
+    count = len(voxels.voxel_coords)
+    coarse = coarsen(voxels.voxel_coords, 2)
+    colors, positions = (mean_per_voxel(values, voxels.voxel_of_point, count) for values in (points, points))
+    of_point = coarse.voxel_of_point[voxels.voxel_of_point]
+    return LabelledSample(
+        key=f"cloud/{index}",
+        voxel_coords=voxels.voxel_coords,
+        voxel_features=voxel_features(colors, positions, ("color", "position")),
+        label_of_voxel=majority_label(labels, voxels.voxel_of_point, count, len(LABELS)),
+        label_of_bottleneck=majority_label(labels, of_point, len(coarse.voxel_coords), len(LABELS)),
+        bottleneck_of_voxel=coarse.voxel_of_point,
+        voxel_of_point=voxels.voxel_of_point,
+        label_of_point=labels,
+    )
+
+
+class StandInPrompts(PromptedLabels):
+    """A text tower in float64: what the real one computes does not matter here, that gradients pass it does."""
+
+    def __init__(self) -> None:
+        self.labels = LABELS
+        self.initial_tokens = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def embed(self, prompt_tokens: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        projection = torch.randn(3, CLIP_DIM, 10, generator=generator, dtype=torch.float64)
+        return torch.nn.functional.normalize((projection @ prompt_tokens.flatten()).tanh(), dim=-1)
+
+
+def one_step(rank: int, world_size: int) -> tuple[float, torch.Tensor]:
+    """The loss and the gradient of all parameters, as DeepSpeed would average them."""
+    config = load_config_of(
+        FinetuneConfig,
+        [],
+        [
+            "run.dir=unused",
+            "data.shards=[unused]",
+            "model.sparse_backend=native",
+            "model.point_features=[color, position]",
+            "model.unet.plan=Res16UNet14A",
+            "model.unet.num_strides=2",
+            "model.unet.stem_channels=8",
+            "model.unet.stem_kernel_size=3",
+            "model.unet.encoder_channels=[8, 12]",
+            "model.unet.decoder_channels=[12, 8]",
+            "model.text_query.num_heads=4",
+        ],
+    )
+    torch.manual_seed(0)
+    module = SemanticModule(config.model, config.loss, StandInPrompts(), CLIP_DIM).double()
+    table = build_label_table(LABELS, LABELS, (), "clouds")
+    recipe = LabelRecipe((table,), 1, 10.0, True, 0.1, 2, ("color", "position"), None, 0)
+    batch = recipe.join([make_sample(index) for index in range(rank, NUM_SAMPLES, world_size)])
+    loss, *_ = module(
+        batch.voxel_coords, batch.voxel_features.double(), batch.label_of_voxel, batch.label_of_bottleneck
+    )
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in module.parameters()), "every rank touches every parameter"
+    gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+    mean = all_reduce_sum(torch.cat([loss.detach()[None], gradient])) / world_size
+    return float(mean[0]), mean[1:]
+
+
+def run_world(rank: int, world_size: int) -> dict[str, SimpleNamespace]:
+    found = {"right": one_step(rank, world_size)}
+    for bug, (module, name, value) in PLANTED.items():
+        with patch.object(module, name, value):
+            found[bug] = one_step(rank, world_size)
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
+    return run_worlds(__file__, WORLD_SIZES, tmp_path_factory.mktemp("ranks"))
+
+
+def difference(found: tuple[float, torch.Tensor], wanted: tuple[float, torch.Tensor]) -> float:
+    scale = float(wanted[1].abs().max())
+    return max(abs(found[0] - wanted[0]), float((found[1] - wanted[1]).abs().max()) / scale)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
+def test_the_loss_and_every_gradient_are_those_of_one_process(worlds, world_size):
+    wanted = worlds[1][0]["right"]
+    assert float(wanted[1].abs().max()) > 1e-3
+    for report in worlds[world_size]:
+        assert difference(report["right"], wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_the_check_rejects_a_planted_bug(worlds, bug):
+    wanted = worlds[1][0]["right"]
+    assert all(difference(report[bug], wanted) > 1e3 * TOLERANCE for report in worlds[2])
+
+
+if __name__ == "__main__":
+    visit_worlds(WORLD_SIZES, Path(sys.argv[1]), run_world)

@@ -1,0 +1,258 @@
+"""Pre-train, fine-tune with another label list, evaluate offline: the road after the shards, by command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.pack import pack
+from shards.reader import DatasetReader
+from t4p.config import FinetuneConfig, load_config_of
+from t4p.models.exported import load_exported_network
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "data.num_workers=0",
+    "data.frame=world",
+    "model.voxel_size=0.08",
+    "model.point_features=[one, position]",
+    "model.clip.name=configs/clip/tiny-rn.json",
+    "model.clip.pretrained=random",
+    "model.unet.plan=Res16UNet14A",
+    "model.unet.num_strides=2",
+    "model.unet.stem_channels=24",
+    "model.unet.stem_kernel_size=3",
+    "model.unet.encoder_channels=[48, 96]",
+    "model.unet.decoder_channels=[48, 32]",
+    "model.text_query.num_heads=4",
+]
+FEW_LABELS = "model.labels=[wall, floor, ceiling, chair]"
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("rooms") / "frames")
+    pack("synthetic", "seed=11,rooms=4,frames=6", folder, num_workers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("scenes") / "scenes")
+    pack("synthetic-scenes", "seed=11,rooms=2", folder, num_workers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(rooms: str) -> tuple[str, ...]:
+    """Every class of the rooms."""
+    return tuple(name for name in DatasetReader(rooms).manifest.label_names if name != "unlabelled")
+
+
+@pytest.fixture(scope="module")
+def pretrained(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a pre-training of three steps, with four labels, and its export."""
+    run_dir = tmp_path_factory.mktemp("pretrained")
+    t4p(
+        "pretrain",
+        "configs/smoke.yaml",
+        *SMALL,
+        FEW_LABELS,
+        "model.clip.dense=value",
+        "data.image_size=[96, 128]",
+        "train.num_steps=3",
+        "train.warmup_steps=1",
+        "train.checkpoint_every=3",
+        f"data.shards=[{rooms}]",
+        f"run.dir={run_dir}",
+    )
+    t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000003"), str(run_dir / "pretrained.safetensors"))
+    return run_dir
+
+
+RUN_ALL = """
+import json, sys
+from t4p.config import FinetuneConfig, load_config_of
+from t4p.tasks.semantic import run
+outcomes = []
+for overrides in json.loads(sys.argv[1]):
+    try:
+        run(load_config_of(FinetuneConfig, [], overrides))
+        outcomes.append(("none", ""))
+    except Exception as error:
+        outcomes.append((type(error).__name__, str(error)))
+print("OUTCOMES" + json.dumps(outcomes))
+"""
+
+
+def t4p(*arguments: str, status: int = 0) -> str:
+    """Run the command; its output, of which errors are a part."""
+    return run([sys.executable, "-m", "t4p.cli", *arguments], status)
+
+
+def python(script: str, *arguments: str) -> str:
+    """Run a script; its output."""
+    return run([sys.executable, "-c", script, *arguments], 0)
+
+
+def run(command: list[str], status: int) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "COLUMNS": "200"}
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=420,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
+
+
+def as_yaml(labels: tuple[str, ...]) -> str:
+    return f"[{', '.join(labels)}]"
+
+
+def test_four_rooms_are_learnt_by_heart_and_the_export_knows_them_without_clip(rooms, labels, tmp_path):
+    run_dir = tmp_path / "run"
+    output = t4p(
+        "finetune",
+        *SMALL,
+        f"model.labels={as_yaml(labels)}",
+        f"data.shards=[{rooms}]",
+        f"data.validation_shards=[{rooms}]",
+        "data.augment.rotation=false",
+        "data.augment.mirror=false",
+        "data.augment.scale=0",
+        f"run.dir={run_dir}",
+        "train.num_steps=500",
+        "train.global_batch_size=4",
+        "train.learning_rate=3e-3",
+        "train.warmup_steps=10",
+        "train.head_learning_rate_scale=5",
+        "train.checkpoint_every=500",
+    )
+    before, after = (json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines())
+    assert before["miou"] < 0.1
+    assert after["miou"] > 0.95, (output, after)
+
+    exported = tmp_path / "model.safetensors"
+    t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000500"), str(exported))
+    scores = json.loads(t4p("evaluate", f"model.exported={exported}", f"data.shards=[{rooms}]", "--json"))
+    assert scores["task"] == "semantic"
+    assert scores["miou"] == pytest.approx(after["miou"], abs=1e-6)
+    assert scores["iou"].keys() == set(labels)
+
+
+def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, labels, pretrained, tmp_path):
+    checkpoint = pretrained / "checkpoints" / "step_00000003"
+    steps = ["train.num_steps=2", "train.checkpoint_every=2", "train.global_batch_size=2", "train.learning_rate=1e-6"]
+    for start in (checkpoint, pretrained / "pretrained.safetensors"):
+        run_dir = tmp_path / start.name
+        t4p(
+            "finetune",
+            *SMALL,
+            f"model.labels={as_yaml(labels)}",
+            f"model.pretrained={start}",
+            f"data.shards=[{rooms}]",
+            f"run.dir={run_dir}",
+            *steps,
+        )
+        exported = tmp_path / f"{start.name}.safetensors"
+        t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000002"), str(exported))
+        before, after = (
+            load_exported_network(path).net.state_dict() for path in (pretrained / "pretrained.safetensors", exported)
+        )
+        assert before.keys() == after.keys(), "not a weight is missing"
+        for name, value in before.items():
+            if value.is_floating_point() and not name.startswith("head.") and "running_" not in name:
+                assert (after[name] - value).abs().max() < 1e-4, f"{name} began somewhere else"
+        assert after["head.weight"].shape[0] == len(labels)
+
+
+def test_a_pre_training_is_scored_zero_shot_on_frames_and_scenes(rooms, scenes, pretrained):
+    exported = f"model.exported={pretrained / 'pretrained.safetensors'}"
+    for shards in (rooms, scenes):
+        scores = json.loads(t4p("evaluate", exported, f"data.shards=[{shards}]", "data.ignored_labels=['*']", "--json"))
+        assert scores["task"] == "pretrain"
+        assert scores["iou"].keys() == {"wall", "floor", "ceiling", "chair"}
+        assert 0 <= scores["miou"] <= 1
+    table = t4p("evaluate", exported, f"data.shards=[{rooms}]", "data.ignored_labels=['*']")
+    assert "Zero-shot" in table
+    assert "chair" in table
+
+
+def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained, tmp_path):
+    run_dir = tmp_path / "run"
+    t4p(
+        "launch",
+        "finetune",
+        *SMALL,
+        f"model.labels={as_yaml(labels)}",
+        f"model.pretrained={pretrained / 'pretrained.safetensors'}",
+        f"data.shards=[{scenes}]",
+        f"data.validation_shards=[{scenes}]",
+        f"run.dir={run_dir}",
+        "train.num_steps=4",
+        "train.global_batch_size=2",
+        "train.checkpoint_every=4",
+        "--workers",
+        "2",
+    )
+    losses = [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    assert load_config_of(FinetuneConfig, [run_dir / "config.yaml"]).model.labels == labels
+
+
+REFUSALS = [
+    (["model.labels=[wall, floor]"], "ConfigError", "which are neither in model.labels nor in data.ignored_labels"),
+    (["model.labels=[wall, flor]", "data.ignored_labels=['*']"], "ConfigError", "has no class 'flor'"),
+    (["data.shards=[/nowhere]"], "CallError", "/nowhere"),
+    (["model.pretrained=/nowhere.safetensors"], "CheckpointError", "/nowhere.safetensors: cannot be read"),
+    (
+        ["model.unet.encoder_channels=[48, 64]", "model.pretrained={start}"],
+        "ConfigError",
+        "model.unet.encoder_channels",
+    ),
+    (
+        ["model.clip.name=configs/clip/tiny-vit16.json", "model.pretrained={start}"],
+        "ConfigError",
+        "name the same model.clip",
+    ),
+    (["model.prompt_tokens=20"], "ClipError", "shorten the label or the template"),
+    (["data.image_size=[96, 128]"], "ConfigError", "data.image_size: unknown key"),
+]
+
+
+def test_calls_that_cannot_work_are_refused(rooms, labels, pretrained, tmp_path):
+    """In one process, to pay for its imports once."""
+    start = pretrained / "pretrained.safetensors"
+    common = [
+        *SMALL,
+        f"model.labels={as_yaml(labels)}",
+        f"data.shards=[{rooms}]",
+        f"run.dir={tmp_path / 'run'}",
+        "train.num_steps=1",
+        "train.global_batch_size=2",
+    ]
+    calls = [[*common, *(override.format(start=start) for override in overrides)] for overrides, _, _ in REFUSALS]
+    output = python(RUN_ALL, json.dumps(calls))
+    outcomes = json.loads(output.rpartition("OUTCOMES")[2])
+    for (_, kind, message), (found_kind, found_message) in zip(REFUSALS, outcomes, strict=True):
+        assert found_kind == kind, found_message
+        assert message in found_message
+    assert not (tmp_path / "run").exists(), "nothing was written"
+
+
+def test_pre_training_on_scenes_is_refused_by_name(scenes, tmp_path):
+    output = t4p("pretrain", "configs/smoke.yaml", f"data.shards=[{scenes}]", f"run.dir={tmp_path}", status=2)
+    assert "holds scenes, and pre-training needs RGB-D frames" in output.replace("\n", " ")

@@ -1,0 +1,88 @@
+"""A fine-tuning starts from all of a pre-training's network but its head, or says which key keeps it from doing so."""
+
+import pytest
+import torch
+
+from t4p.config import FinetuneConfig, load_config, load_config_of
+from t4p.errors import CheckpointError, ConfigError
+from t4p.models.exported import write_exported
+from t4p.models.text4point import build_text4point
+from t4p.train.starting_weights import load_starting_weights, read_starting_weights
+
+CLIP_DIM = 16
+NETWORK = [
+    "data.shards=[none]",
+    "model.text_query.num_heads=4",
+    "model.unet.plan=Res16UNet14A",
+    "model.unet.num_strides=2",
+    "model.unet.stem_channels=8",
+    "model.unet.stem_kernel_size=3",
+    "model.unet.encoder_channels=[8, 12]",
+    "model.unet.decoder_channels=[12, 8]",
+]
+TOWERS = "f" * 64
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The export of a pre-training with 20 labels, and its network."""
+    config = load_config(["configs/smoke.yaml"], [*NETWORK, "model.decoder2d.hidden_channels=8"])
+    torch.manual_seed(1)
+    net = build_text4point(config.model, CLIP_DIM, config.model.embed_dim_d)
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    path = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    write_exported(path, weights, torch.zeros(20, CLIP_DIM), config, 7, TOWERS, {})
+    return path, net
+
+
+def network_of(*overrides):
+    config = load_config_of(FinetuneConfig, [], ["run.dir=unused", *NETWORK, *overrides])
+    torch.manual_seed(2)
+    return build_text4point(config.model, CLIP_DIM, 5), config.model
+
+
+def test_everything_but_the_head_is_taken_over(exported):
+    path, pretrained = exported
+    net, model = network_of()
+    head = net.head.weight.clone()
+    load_starting_weights(net, read_starting_weights(path), model, TOWERS)
+    for name, value in net.state_dict().items():
+        if not name.startswith("head."):
+            torch.testing.assert_close(value, pretrained.state_dict()[name], rtol=0, atol=0)
+    torch.testing.assert_close(net.head.weight, head, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.unet.encoder_channels=[8, 16]", r"model\.unet\.encoder_channels: \[8, 12\] -> \[8, 16\]"),
+        ("model.point_features=[one, position]", r"model\.point_features: \['color'\] -> \['one', 'position'\]"),
+        ("model.norm=layer", r"model\.norm: 'sync_batch' -> 'layer'"),
+        ("model.text_query.mlp_ratio=4", r"model\.text_query\.mlp_ratio: 2\.0 -> 4\.0"),
+    ],
+)
+def test_a_network_of_another_shape_is_refused_by_key(exported, override, key):
+    net, model = network_of(override)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ConfigError, match=rf"weight\(s\) do not fit, the first is .*\n  {key}$"):
+        load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_what_shapes_nothing_may_change(exported):
+    net, model = network_of("model.voxel_size=0.05", "model.text_query.beta=0.5", "model.labels=[a, b, c, d, e]")
+    load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+
+
+def test_the_words_of_other_towers_are_refused(exported):
+    net, model = network_of()
+    with pytest.raises(ConfigError, match=r"CLIP towers of sha256 ffffffffffff, and model\.clip gives towers of eeee"):
+        load_starting_weights(net, read_starting_weights(exported[0]), model, "e" * 64)
+
+
+def test_what_is_no_pre_training_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere: cannot be read"):
+        read_starting_weights(tmp_path / "nowhere")
+    (tmp_path / "step_00000001").mkdir()
+    with pytest.raises(CheckpointError, match=r"no COMPLETE\.json, so it was not written to its end"):
+        read_starting_weights(tmp_path / "step_00000001")
