@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from t4p.config import load_config
+from t4p.config import FinetuneConfig, load_config, load_config_of
 from t4p.models.text4point import build_plan
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing
@@ -25,6 +25,11 @@ def test_every_overlay_of_a_cluster_is_tested_here():
 @pytest.mark.parametrize("path", sorted((CONFIGS / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_pretraining_configuration_loads(path):
     load_config([path])
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_fine_tuning_configuration_loads_once_it_has_data(path):
+    load_config_of(FinetuneConfig, [path], ["data.shards=[none]"])
 
 
 def test_the_full_size_run_is_what_it_is_said_to_be():
