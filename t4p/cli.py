@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -68,14 +69,8 @@ def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
     config = load_config(*split_arguments(arguments))
     from t4p.tasks.pretrain import run
-    from t4p.train.engine import stop_process_group
 
-    try:
-        run(config)
-        stop_process_group()
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+    _train(lambda: run(config))
 
 
 @app.command()
@@ -83,14 +78,8 @@ def finetune(arguments: ConfigArguments) -> None:
     """Fine-tune for semantic segmentation as one worker, from a pre-training or from scratch. No images."""
     config = load_config_of(FinetuneConfig, *split_arguments(arguments))
     from t4p.tasks.semantic import run
-    from t4p.train.engine import stop_process_group
 
-    try:
-        run(config)
-        stop_process_group()
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+    _train(lambda: run(config))
 
 
 @app.command()
@@ -178,6 +167,18 @@ def shards_order(
     else:
         for step, keys in listed:
             typer.echo(f"{step:>8}  {' '.join(keys)}")
+
+
+def _train(run: Callable[[], None]) -> None:
+    """Be one worker of a training, to its end or to Ctrl-C."""
+    from t4p.train.engine import stop_process_group
+
+    try:
+        run()
+        stop_process_group()
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
 
 
 def main() -> NoReturn:

@@ -23,10 +23,10 @@ from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.clip import ClipTowers, load_towers
 from t4p.models.decoder2d import Decoder2d
-from t4p.models.text4point import Text4Point, build_text4point
-from t4p.tasks.streams import build_training_stream, build_validation_stream
-from t4p.train.distributed import all_reduce_sum, world_size
-from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
+from t4p.models.text4point import build_text4point
+from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream
+from t4p.train.distributed import all_reduce_sum
+from t4p.train.engine import Engine, local_device, make_deterministic, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run
@@ -218,24 +218,12 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     torch.manual_seed(config.run.seed)
     module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
 
-    def build_engine(load_universal: bool) -> Engine:
-        return Engine(
-            module,
-            EngineSettings(
-                zero_stage=config.train.zero_stage,
-                precision=config.train.precision,
-                gradient_clipping=config.train.gradient_clipping,
-                weight_decay=config.train.weight_decay,
-                grad_accum_steps=config.train.grad_accum_steps,
-            ),
-            world_size(),
-            leaf_classes=(Text4Point,),
-            load_universal=load_universal,
-        )
+    def wrap(load_universal: bool) -> Engine:
+        return build_engine(module, config.train, load_universal)
 
     task = PretrainTask(towers, config.model, device, validation)
     sha256 = (catalogue.shards_sha256, towers.sha256)
-    with open_run(config, build_engine, *sha256, on_step) as (engine, settings, log):
+    with open_run(config, wrap, *sha256, on_step) as (engine, settings, log):
         train(engine, task, stream, config.train, settings, log)
 
 

@@ -24,11 +24,11 @@ from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
 from t4p.models.prompts import PromptedLabels
-from t4p.models.text4point import Text4Point, build_text4point
+from t4p.models.text4point import build_text4point
+from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream
 from t4p.tasks.pretrain import load_towers_from
-from t4p.tasks.streams import build_training_stream, build_validation_stream
-from t4p.train.distributed import all_reduce_sum, world_size
-from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
+from t4p.train.distributed import all_reduce_sum
+from t4p.train.engine import Engine, local_device, make_deterministic, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run
@@ -160,25 +160,12 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
         load_starting_weights(module.net, read_starting_weights(Path(model.pretrained)), model, towers.sha256)
     module.to(device)
 
-    def build_engine(load_universal: bool) -> Engine:
-        return Engine(
-            module,
-            EngineSettings(
-                zero_stage=config.train.zero_stage,
-                precision=config.train.precision,
-                gradient_clipping=config.train.gradient_clipping,
-                weight_decay=config.train.weight_decay,
-                grad_accum_steps=config.train.grad_accum_steps,
-                fast_part="net.head",
-                fast_scale=config.train.head_learning_rate_scale,
-            ),
-            world_size(),
-            leaf_classes=(Text4Point,),
-            load_universal=load_universal,
-        )
+    def wrap(load_universal: bool) -> Engine:
+        scale = config.train.head_learning_rate_scale
+        return build_engine(module, config.train, load_universal, fast_part="net.head", fast_scale=scale)
 
     task = SemanticTask(model.labels, device, validation)
-    with open_run(config, build_engine, catalogue.shards_sha256, towers.sha256, on_step) as (engine, settings, log):
+    with open_run(config, wrap, catalogue.shards_sha256, towers.sha256, on_step) as (engine, settings, log):
         train(engine, task, stream, config.train, settings, log)
 
 

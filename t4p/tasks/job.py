@@ -1,14 +1,18 @@
-"""The streams of a job, whatever its task makes of a stored sample."""
+"""What every training job builds from its configuration, whatever its task: streams and engine."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
-from t4p.config import JobConfig
+from torch import nn
+
+from t4p.config import JobConfig, TrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
 from t4p.errors import ConfigError
+from t4p.models.text4point import Text4Point
 from t4p.train.distributed import rank, world_size
+from t4p.train.engine import Engine, EngineSettings
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -44,3 +48,28 @@ def build_validation_stream(
 ) -> ValidationStream[Sample, Batch]:
     """This rank's share of every sample of a catalogue, one at a time."""
     return ValidationStream(catalogue, recipe, config.data.num_workers, rank(), world_size())
+
+
+def build_engine(
+    module: nn.Module,
+    train: TrainConfig,
+    load_universal: bool,
+    *,
+    fast_part: str | None = None,
+    fast_scale: float = 1.0,
+) -> Engine:
+    """The module of a task under DeepSpeed; its 3D network is a leaf at ZeRO 3. Collective.
+
+    Args:
+        fast_part, fast_scale: as in EngineSettings.
+    """
+    settings = EngineSettings(
+        zero_stage=train.zero_stage,
+        precision=train.precision,
+        gradient_clipping=train.gradient_clipping,
+        weight_decay=train.weight_decay,
+        grad_accum_steps=train.grad_accum_steps,
+        fast_part=fast_part,
+        fast_scale=fast_scale,
+    )
+    return Engine(module, settings, world_size(), leaf_classes=(Text4Point,), load_universal=load_universal)
