@@ -275,10 +275,12 @@ class EvaluatedDataConfig(Section):
     shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets with labels.")
     num_workers: int = Field(2, ge=0, description="Loader processes; 0 loads in the process itself.")
     ignored_labels: tuple[str, ...] = LabelledDataConfig.model_fields["ignored_labels"].default
+    pixel_stride: PositiveInt = Field(1, description="Of frames: score every k-th row and column of the depth image.")
+    max_depth: PositiveFloat = Field(10.0, description="Of frames: readings beyond this many metres are not scored.")
 
 
 class EvaluateConfig(Section):
-    """Of `t4p evaluate`. How points are made is the file's own configuration."""
+    """Of `t4p evaluate`. What a network is given (voxels, features, axes) is the file's own configuration."""
 
     model: EvaluatedModelConfig
     data: EvaluatedDataConfig

@@ -190,7 +190,7 @@ def build_label_recipe(
     """How the samples of a catalogue become labelled points for a network.
 
     Raises:
-        ConfigError: the classes of a dataset are not the labels.
+        ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
     """
     tables = (
         build_label_table(names, labels, ignored_labels, url)

@@ -53,12 +53,14 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
         url: of the dataset, for messages.
 
     Raises:
-        ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or lacks a label.
+        ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or a name is both.
     """
+    if both := [name for name in ignored if name in labels]:
+        raise ConfigError(f"{_listed(both)} stand in model.labels and in data.ignored_labels; take them out of one")
     if not names:
         raise ConfigError(
-            f"{url}: has no class labels (its manifest names none), and this task learns from labels; give a dataset "
-            "with semantic labels in data.shards"
+            f"{url}: has no class labels (its manifest names none), and this task needs them; give a dataset with "
+            "semantic labels"
         )
     index = {label: row for row, label in enumerate(labels)}
     unknown = [name for name in dict.fromkeys(names) if name not in index and name not in ignored]
@@ -67,15 +69,24 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
             f"{url}: has class(es) {_listed(unknown)}, which are neither in model.labels nor in data.ignored_labels; "
             "add them to one of the two (ignored_labels: ['*'] ignores every class that is not in model.labels)"
         )
-    if missing := [label for label in labels if label not in names]:
-        near = difflib.get_close_matches(missing[0], names, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else f"; the dataset knows {_listed(list(dict.fromkeys(names)))}"
-        raise ConfigError(f"{url}: has no class {_listed(missing)} of model.labels{hint}")
     return LabelTable(
         names=tuple(names),
         label_of_id=np.array([index.get(name, IGNORED) for name in names], np.int64),
         num_labels=len(labels),
     )
+
+
+def require_labels(names_of_datasets: Sequence[Sequence[str]], labels: Sequence[str], urls: Sequence[str]) -> None:
+    """Refuse to learn a label that no dataset has a class for.
+
+    Raises:
+        ConfigError: names it.
+    """
+    known = list(dict.fromkeys(name for names in names_of_datasets for name in names))
+    if missing := [label for label in labels if label not in known]:
+        near = difflib.get_close_matches(missing[0], known, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f"; known there: {_listed(known)}"
+        raise ConfigError(f"{', '.join(urls)}: no class {_listed(missing)} of model.labels{hint}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,6 +28,8 @@ def evaluate(
 ) -> tuple[ExportedNetwork, SemanticScores]:
     """Score an exported network by ScanNet's protocol, on every point of the datasets.
 
+    Of a frame these are the readings that `data.pixel_stride` and `data.max_depth` leave and that the colour camera sees.
+
     Args:
         on_progress: called with (samples done, samples in all).
 
@@ -42,7 +44,8 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
     catalogue = Catalogue(config.data.shards)
-    data, model = exported.config.data, exported.config.model
+    points = {"pixel_stride": config.data.pixel_stride, "max_depth": config.data.max_depth}
+    data, model = exported.config.data.model_copy(update=points), exported.config.model
     recipe = build_label_recipe(catalogue, data, model, exported.labels, config.data.ignored_labels, augment=None)
     class_ids = range(len(exported.labels))
     counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
@@ -13,6 +14,7 @@ from t4p.errors import ConfigError
 from t4p.models.text4point import Text4Point
 from t4p.train.distributed import rank, world_size
 from t4p.train.engine import Engine, EngineSettings
+from t4p.train.universal import is_universal
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -53,15 +55,17 @@ def build_validation_stream(
 def build_engine(
     module: nn.Module,
     train: TrainConfig,
-    load_universal: bool,
+    checkpoint: Path | None,
     *,
     fast_part: str | None = None,
     fast_scale: float = 1.0,
+    undecayed: tuple[str, ...] = (),
 ) -> Engine:
     """The module of a task under DeepSpeed; its 3D network is a leaf at ZeRO 3. Collective.
 
     Args:
-        fast_part, fast_scale: as in EngineSettings.
+        checkpoint: what it will load, if anything.
+        fast_part, fast_scale, undecayed: as in EngineSettings.
     """
     settings = EngineSettings(
         zero_stage=train.zero_stage,
@@ -71,5 +75,7 @@ def build_engine(
         grad_accum_steps=train.grad_accum_steps,
         fast_part=fast_part,
         fast_scale=fast_scale,
+        undecayed=undecayed,
     )
-    return Engine(module, settings, world_size(), leaf_classes=(Text4Point,), load_universal=load_universal)
+    universal = checkpoint is not None and is_universal(checkpoint)
+    return Engine(module, settings, world_size(), leaf_classes=(Text4Point,), load_universal=universal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -218,8 +219,8 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     torch.manual_seed(config.run.seed)
     module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
 
-    def wrap(load_universal: bool) -> Engine:
-        return build_engine(module, config.train, load_universal)
+    def wrap(checkpoint: Path | None) -> Engine:
+        return build_engine(module, config.train, checkpoint)
 
     task = PretrainTask(towers, config.model, device, validation)
     sha256 = (catalogue.shards_sha256, towers.sha256)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from t4p.config import AugmentConfig, FinetuneConfig, SemanticLossConfig, SemanticModelConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe, build_label_recipe
+from t4p.data.labels import require_labels
 from t4p.data.stream import ValidationStream
 from t4p.data.transforms import IGNORED
 from t4p.errors import RunError
@@ -27,11 +28,11 @@ from t4p.models.prompts import PromptedLabels
 from t4p.models.text4point import build_text4point
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream
 from t4p.tasks.pretrain import load_towers_from
-from t4p.train.distributed import all_reduce_sum
+from t4p.train.distributed import all_reduce_sum, rank
 from t4p.train.engine import Engine, local_device, make_deterministic, start_process_group
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
-from t4p.train.run_folder import open_run
+from t4p.train.run_folder import open_run, say
 from t4p.train.starting_weights import load_starting_weights, read_starting_weights
 
 
@@ -54,13 +55,22 @@ class SemanticModule(nn.Module):
         self._prompted = prompted  # holds the frozen text tower: no part of this module, of ZeRO, or of a checkpoint
         self._loss = loss
 
-    def segment(self, voxel_coords: Tensor, voxel_features: Tensor) -> Segmented:
-        """Scores of every voxel for every label; arguments as in `forward`."""
-        text = self._prompted.embed(self.prompt_tokens)
+    def embed_labels(self) -> Tensor:
+        """(K, d) the labels behind the prompt tokens, unit-norm: what `segment` asks."""
+        return self._prompted.embed(self.prompt_tokens)
+
+    def segment(self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor) -> Segmented:
+        """Scores of every voxel for every label.
+
+        Args:
+            voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in LabelledBatch.
+            text: of `embed_labels`.
+        """
         expanded, voxel_scores = self.net(voxel_coords, voxel_features, text)
-        # In float32 at least, whatever autocast made of the layers before.
-        expanded = F.normalize(expanded.to(torch.promote_types(expanded.dtype, torch.float32)), dim=1)
-        return Segmented(voxel_scores, self._loss.logit_scale * expanded @ text.to(expanded.dtype).T)
+        with torch.autocast(expanded.device.type, enabled=False):  # in bf16 a cosine over a temperature is off by 0.06
+            expanded = F.normalize(expanded.to(torch.promote_types(expanded.dtype, torch.float32)), dim=1)
+            score_map = self._loss.logit_scale * expanded @ text.to(expanded.dtype).T
+        return Segmented(voxel_scores, score_map)
 
     def forward(
         self, voxel_coords: Tensor, voxel_features: Tensor, label_of_voxel: Tensor, label_of_bottleneck: Tensor
@@ -76,7 +86,7 @@ class SemanticModule(nn.Module):
             loss, loss_task, loss_aux: scalars; averaged over ranks they are the global ones.
             labelled_voxels: of this rank.
         """
-        segmented = self.segment(voxel_coords, voxel_features)
+        segmented = self.segment(voxel_coords, voxel_features, self.embed_labels())
         loss_task = balanced_cross_entropy(segmented.voxel_scores, label_of_voxel, self._loss.class_balance)
         loss_aux = balanced_cross_entropy(segmented.score_map, label_of_bottleneck, self._loss.class_balance)
         loss = loss_task + self._loss.weight_aux * loss_aux
@@ -104,13 +114,18 @@ class SemanticTask:
         return batch.voxel_coords, batch.voxel_features, batch.label_of_voxel, batch.label_of_bottleneck
 
     def check(self, record: StepRecord) -> None:
-        """Refuse to go on from a loss or gradient that is not finite."""
+        """Refuse to go on from a loss or gradient that is not finite, and from a step without a labelled voxel."""
         for name, value in (("loss", record.terms["loss"]), ("gradient norm", record.gradient_norm)):
             if not math.isfinite(value):
                 raise RunError(
                     f"step {record.step}: the {name} is {value}; lower train.learning_rate, or lengthen "
                     "train.warmup_steps, and start again: it resumes from the last checkpoint"
                 )
+        if not record.terms["labelled_voxels"]:
+            raise RunError(
+                f"step {record.step}: no sample of the batch has a point with a label of model.labels; look at one with "
+                "`t4p shards show`, and check data.max_depth"
+            )
 
     @torch.no_grad()
     def validate(self, module: nn.Module) -> Mapping[str, float]:
@@ -119,15 +134,23 @@ class SemanticTask:
             return {}
         assert isinstance(module, SemanticModule)
         module.eval()
+        text = module.embed_labels()
         num_labels = len(self._labels)
         counts = torch.zeros(num_labels, num_labels + 1, dtype=torch.int64)
         for batch in self._validation.batches():
-            segmented = module.segment(batch.voxel_coords.to(self._device), batch.voxel_features.to(self._device))
+            voxels = batch.voxel_coords.to(self._device), batch.voxel_features.to(self._device)
+            segmented = module.segment(*voxels, text)
             predictions = segmented.voxel_scores.argmax(dim=1).cpu()[batch.voxel_of_point]
             counts += torch.from_numpy(
                 confusion(predictions.numpy(), batch.label_of_point.numpy(), range(num_labels), (IGNORED,))
             )
-        found = scores(all_reduce_sum(counts.to(self._device)).cpu().numpy(), range(num_labels))
+        counts = all_reduce_sum(counts.to(self._device)).cpu()
+        if not counts.sum():
+            raise RunError(
+                "validation: not one point of data.validation_shards has a label of model.labels; look at a sample with "
+                "`t4p shards show`"
+            )
+        found = scores(counts.numpy(), range(num_labels))
         named = {"miou": found.miou, "macc": found.macc, "accuracy": found.accuracy}
         named |= {f"iou/{label}": found.iou[index] for index, label in enumerate(self._labels)}
         return {name: value for name, value in named.items() if math.isfinite(value)}  # nan: absent from the data
@@ -151,18 +174,28 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     assert isinstance(model.labels, tuple)  # the loader has read the file
     towers = load_towers_from(model.clip, config.run.seed)
     catalogue = Catalogue(config.data.shards)
+    require_labels(catalogue.label_names, model.labels, catalogue.urls)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))
     validation = build_validation(config)
     torch.manual_seed(config.run.seed)
     prompted = PromptedLabels(towers.to(device), model.labels, model.text_query.template, model.prompt_tokens)
-    module = SemanticModule(model, config.loss, prompted, towers.embed_dim)
-    if model.pretrained is not None:
-        load_starting_weights(module.net, read_starting_weights(Path(model.pretrained)), model, towers.sha256)
-    module.to(device)
+    module = SemanticModule(model, config.loss, prompted, towers.embed_dim).to(device)
 
-    def wrap(load_universal: bool) -> Engine:
-        scale = config.train.head_learning_rate_scale
-        return build_engine(module, config.train, load_universal, fast_part="net.head", fast_scale=scale)
+    def wrap(checkpoint: Path | None) -> Engine:
+        if checkpoint is None and model.pretrained is not None:
+            start = read_starting_weights(Path(model.pretrained))
+            differing = load_starting_weights(module.net, start, model, towers.sha256)
+            if rank() == 0:
+                for line in differing:
+                    say(f"model.pretrained was trained otherwise: {line}")
+        return build_engine(
+            module,
+            config.train,
+            checkpoint,
+            fast_part="net.head",
+            fast_scale=config.train.head_learning_rate_scale,
+            undecayed=("prompt_tokens",),
+        )
 
     task = SemanticTask(model.labels, device, validation)
     with open_run(config, wrap, catalogue.shards_sha256, towers.sha256, on_step) as (engine, settings, log):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from t4p.config import changed_keys
+from t4p.config import changed_keys, config_of_task
 from t4p.errors import CheckpointError
 
 MARKER = "COMPLETE.json"
@@ -36,6 +36,7 @@ FREE_KEYS = (
     "train.resume",
     "train.keep_checkpoints",
     "model.clip.pretrained",  # files may move; the weights in them are compared by hash
+    "model.pretrained",  # where a fine-tuning began is in its first checkpoint
     "model.unet.activation_checkpointing",
     "data.num_workers",
     "data.validation_shards",
@@ -233,7 +234,9 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
     Raises:
         CheckpointError: names every key that differs, and the next move.
     """
-    changes = [line for line in changed_keys(saved.config, now.config) if not _is_free(line.partition(":")[0])]
+    changes = [
+        line for line in changed_keys(_completed(saved.config), now.config) if not _is_free(line.partition(":")[0])
+    ]
     if saved.shards_sha256 != now.shards_sha256:
         changes.append("data.shards: the datasets hold other samples than those it was trained on")
     if saved.towers_sha256 != now.towers_sha256:
@@ -252,6 +255,14 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
             f"{directory}: cannot resume, the configuration has changed:\n{listed}\n"
             f"take the changes back, or start a new run in another run.dir{hint}"
         )
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved configuration with the defaults of keys that came later: the run had what they now stand for."""
+    try:
+        return config_of_task(config).model_dump(mode="json")
+    except ValueError:  # of a version that had other keys
+        return config
 
 
 def _is_free(key: str) -> bool:

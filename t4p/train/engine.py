@@ -47,6 +47,7 @@ class EngineSettings:
 
     Attributes:
         fast_part: name of a part of the module (`net.head`) whose learning rate is `fast_scale` times that of the rest.
+        undecayed: names of parameters that do not decay though they are matrices.
     """
 
     zero_stage: int
@@ -56,6 +57,7 @@ class EngineSettings:
     grad_accum_steps: int
     fast_part: str | None = None
     fast_scale: float = 1.0
+    undecayed: tuple[str, ...] = ()
 
 
 def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -156,8 +158,8 @@ class Engine:
         self._stage_0_norm = 0.0
         if settings.zero_stage == 3 and leaf_classes:
             _make_leaves(module, leaf_classes)
-        groups = _decay_groups(module, settings.weight_decay, settings.fast_part)
-        self._learning_rate_scales = (1.0, 1.0, settings.fast_scale, settings.fast_scale)[: len(groups)]
+        groups = _decay_groups(module, settings.weight_decay, settings.fast_part, settings.undecayed)
+        self._learning_rate_scales = (1.0, 1.0, settings.fast_scale)[: len(groups)]
         self._optimizer = build_optimizer(groups)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=config, dist_init_required=False
@@ -324,19 +326,26 @@ def _forward_hooks_removed(module: nn.Module) -> Iterator[None]:
             part._forward_pre_hooks, part._forward_hooks = before, after
 
 
-def _decay_groups(module: nn.Module, weight_decay: float, fast_part: str | None = None) -> ParameterGroups:
-    """Matrices decay; biases, norms and temperatures do not. A fast part comes in two groups of its own, last."""
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    fast = [p for name, p in named if fast_part is not None and name.startswith(f"{fast_part}.")]
-    rest = [p for name, p in named if fast_part is None or not name.startswith(f"{fast_part}.")]
-    return [
-        group
-        for parameters in ([rest, fast] if fast_part is not None else [rest])
-        for group in (
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        )
-    ]
+def _decay_groups(
+    module: nn.Module, weight_decay: float, fast_part: str | None = None, undecayed: Sequence[str] = ()
+) -> ParameterGroups:
+    """Matrices decay; biases, norms, temperatures and what is named do not. A fast part is a third group, whole.
+
+    Whole, though its bias then decays too: a group of a few numbers leaves ranks of a large world without any, and
+    DeepSpeed 0.19.8 then cannot load a universal checkpoint ("list index out of range").
+    """
+    decayed, others, fast = [], [], []
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if fast_part is not None and name.startswith(f"{fast_part}."):
+            fast.append(parameter)
+        elif parameter.ndim >= 2 and name not in undecayed:
+            decayed.append(parameter)
+        else:
+            others.append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [*groups, {"params": fast, "weight_decay": weight_decay}] if fast else groups
 
 
 def _free_port() -> str:

@@ -39,7 +39,7 @@ RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4poi
 @contextmanager
 def open_run(
     config: JobConfig,
-    build_engine: Callable[[bool], Engine],
+    build_engine: Callable[[Path | None], Engine],
     shards_sha256: tuple[str, ...],
     towers_sha256: str,
     on_step: Callable[[StepRecord], None] | None,
@@ -47,7 +47,7 @@ def open_run(
     """Begin or resume a run in `run.dir`. Collective.
 
     Args:
-        build_engine: given whether the engine will load a universal checkpoint.
+        build_engine: given the checkpoint that the engine will load; None begins.
 
     Yields:
         The engine in the state to go on from, where the loop starts, and rank 0's log (None on the others), which is
@@ -69,12 +69,12 @@ def open_run(
         return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
 
     if checkpoint is None:
-        engine, start_step = build_engine(False), 0
+        engine, start_step = build_engine(None), 0
     else:
         saved = read_state(checkpoint)
         refuse_changes(saved, describe(saved.step), checkpoint)
         loadable = fit_to_world(checkpoint, saved)
-        engine, start_step = build_engine(is_universal(loadable)), saved.step
+        engine, start_step = build_engine(loadable), saved.step
         engine.load(loadable.parent, loadable.name)
     log = None
     if rank() == 0:

@@ -11,15 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from t4p.config import NetworkConfig, changed_keys
-from t4p.errors import ConfigError
+from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network
 from t4p.train.checkpoint import read_state, verify_marker
 from t4p.train.engine import saved_weights
+from t4p.train.universal import is_universal
 
 NETWORK = "net."
 HEAD = "head."
-# The keys that decide which weights there are.
-SHAPING = ("model.norm", "model.point_features", "model.text_query.mlp_ratio", "model.unet.")
+# The keys that decide which weights there are, ...
+SHAPING = ("model.norm:", "model.point_features", "model.text_query.mlp_ratio", "model.unet.")
+# ... those that give the same weights another meaning (channels in another order, other heads), ...
+MEANING = ("model.point_features", "model.text_query.num_heads")
+# ... and those that a fine-tuning may well change, but should not by accident.
+TOLD = ("model.voxel_size", "model.text_query.alpha", "model.text_query.beta", "model.text_query.template")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,10 +46,12 @@ def read_starting_weights(path: Path) -> StartingWeights:
     """Read a checkpoint's directory, or a file that `t4p checkpoint export` wrote.
 
     Raises:
-        CheckpointError: it is neither, is damaged, or was not written to its end.
+        CheckpointError: it is neither, is damaged, was not written to its end, or is a universal checkpoint.
     """
     if path.is_dir():
         verify_marker(path)
+        if is_universal(path):
+            raise CheckpointError(f"{path}: a universal checkpoint; name the one that it was made from")
         state = read_state(path)
         saved = saved_weights(path, state.config["train"]["zero_stage"])
         weights = {name.removeprefix(NETWORK): value for name, value in saved.items() if name.startswith(NETWORK)}
@@ -55,7 +62,9 @@ def read_starting_weights(path: Path) -> StartingWeights:
     )
 
 
-def load_starting_weights(net: nn.Module, start: StartingWeights, model: NetworkConfig, towers_sha256: str) -> None:
+def load_starting_weights(
+    net: nn.Module, start: StartingWeights, model: NetworkConfig, towers_sha256: str
+) -> tuple[str, ...]:
     """Put them into a network of the same shape; its head, of another width, keeps the weights it has.
 
     Args:
@@ -63,14 +72,20 @@ def load_starting_weights(net: nn.Module, start: StartingWeights, model: Network
         model: its configuration.
         towers_sha256: of the CLIP towers whose text it will be asked.
 
+    Returns:
+        What a user should know: `key: then -> now` of settings that fit, and were others.
+
     Raises:
-        ConfigError: the networks are not of one shape, or the text tower is another one: names the keys that differ.
+        ConfigError: the networks are not of one shape, the same weights would mean something else, or the text tower is
+            another one: names the keys that differ.
     """
     if start.towers_sha256 != towers_sha256:
+        seed = " (random towers come from run.seed)" if model.clip.pretrained == "random" else ""
         raise ConfigError(
             f"model.pretrained was aligned with CLIP towers of sha256 {start.towers_sha256[:12]}, and model.clip gives "
-            f"towers of {towers_sha256[:12]}: its features would not know these words; name the same model.clip"
+            f"towers of {towers_sha256[:12]}: its features would not know these words; name the same model.clip{seed}"
         )
+    changes = list(changed_keys(start.model, model.model_dump(mode="json"), "model."))
     wanted = {name: value for name, value in net.state_dict().items() if not name.startswith(HEAD)}
     found = {name: value for name, value in start.weights.items() if not name.startswith(HEAD)}
     misfits = sorted(
@@ -79,12 +94,17 @@ def load_starting_weights(net: nn.Module, start: StartingWeights, model: Network
         if name not in wanted or name not in found or wanted[name].shape != found[name].shape
     )
     if misfits:
-        now = model.model_dump(mode="json")
-        differing = [line for line in changed_keys(start.model, now, "model.") if line.startswith(SHAPING)]
-        listed = "".join(f"\n  {line}" for line in differing)
+        listed = "".join(f"\n  {line}" for line in changes if line.startswith(SHAPING))
         raise ConfigError(
             f"model.pretrained has another shape than this network: {len(misfits)} weight(s) do not fit, the first is "
             f"{misfits[0]}; set the keys that shape it as they were there{listed}"
         )
+    if others := [line for line in changes if line.startswith(MEANING)]:
+        listed = "".join(f"\n  {line}" for line in others)
+        raise ConfigError(
+            "model.pretrained has weights of this shape that mean something else; set these keys as they were there"
+            f"{listed}"
+        )
     with torch.no_grad():
         net.load_state_dict({**{name: v for name, v in net.state_dict().items() if name.startswith(HEAD)}, **found})
+    return tuple(line for line in changes if line.startswith(TOLD))

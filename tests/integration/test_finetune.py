@@ -19,17 +19,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "configs/finetune/rooms.yaml"
-NETWORK = [
-    "data.num_workers=0",
-    "data.frame=world",
-    "model.voxel_size=0.08",
-    "model.point_features=[one, position]",
-    "model.clip.name=configs/clip/tiny-rn.json",
-    "model.clip.dense=value",
-    "model.unet.stem_channels=24",
-    "model.unet.encoder_channels=[48, 96]",
-    "model.unet.decoder_channels=[48, 32]",
-]
 FEW_LABELS = "model.labels=[wall, floor, ceiling, chair]"
 
 
@@ -59,10 +48,10 @@ def pretrained(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("pretrained")
     t4p(
         "pretrain",
-        "configs/smoke.yaml",
-        *NETWORK,
+        "configs/pretrain/rooms.yaml",
+        "data.num_workers=0",
+        "train.global_batch_size=2",
         FEW_LABELS,
-        "data.image_size=[96, 128]",
         "train.num_steps=3",
         "train.warmup_steps=1",
         "train.checkpoint_every=3",
@@ -205,7 +194,11 @@ def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained,
 
 REFUSALS = [
     (["model.labels=[wall, floor]"], "ConfigError", "which are neither in model.labels nor in data.ignored_labels"),
-    (["model.labels=[wall, flor]", "data.ignored_labels=['*']"], "ConfigError", "has no class 'flor'"),
+    (
+        ["model.labels=[wall, flor]", "data.ignored_labels=['*']"],
+        "ConfigError",
+        "no class 'flor' of model.labels, did you mean 'floor'?",
+    ),
     (["data.shards=[/nowhere]"], "CallError", "/nowhere"),
     (["model.pretrained=/nowhere.safetensors"], "CheckpointError", "/nowhere.safetensors: cannot be read"),
     (

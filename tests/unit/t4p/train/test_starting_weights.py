@@ -36,7 +36,7 @@ def exported(tmp_path_factory):
 
 
 def network_of(*overrides):
-    config = load_config_of(FinetuneConfig, [], ["run.dir=unused", *NETWORK, *overrides])
+    config = load_config_of(FinetuneConfig, [], ["run.dir=unused", "model.voxel_size=0.04", *NETWORK, *overrides])
     torch.manual_seed(2)
     return build_text4point(config.model, CLIP_DIM, 5), config.model
 
@@ -69,9 +69,23 @@ def test_a_network_of_another_shape_is_refused_by_key(exported, override, key):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_what_shapes_nothing_may_change(exported):
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.point_features=[position]", r"model\.point_features: \['color'\] -> \['position'\]"),
+        ("model.text_query.num_heads=2", r"model\.text_query\.num_heads: 4 -> 2"),
+    ],
+)
+def test_weights_of_the_same_shape_that_mean_something_else_are_refused(exported, override, key):
+    net, model = network_of(override)
+    with pytest.raises(ConfigError, match=rf"of this shape that mean something else; .*\n  {key}$"):
+        load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+
+
+def test_what_may_change_is_told(exported):
     net, model = network_of("model.voxel_size=0.05", "model.text_query.beta=0.5", "model.labels=[a, b, c, d, e]")
-    load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+    told = load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+    assert told == ("model.voxel_size: 0.04 -> 0.05", "model.text_query.beta: 1.0 -> 0.5")
 
 
 def test_the_words_of_other_towers_are_refused(exported):
