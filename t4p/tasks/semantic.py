@@ -163,7 +163,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
         on_step: called on every rank after every step.
 
     Raises:
-        ConfigError, ClipError: the configuration cannot work; nothing has been written.
+        ConfigError, ClipError: the configuration cannot work; no step has been taken.
         ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
     """
     if config.train.deterministic:
