@@ -28,7 +28,7 @@ def evaluate(
 ) -> tuple[ExportedNetwork, SemanticScores]:
     """Score an exported network by ScanNet's protocol, on every point of the datasets.
 
-    Of a frame these are the readings that `data.pixel_stride` and `data.max_depth` leave and that the colour camera sees.
+    Of a frame: the readings that `data.pixel_stride` and `data.max_depth` leave and that the colour camera sees.
 
     Args:
         on_progress: called with (samples done, samples in all).

@@ -123,8 +123,8 @@ class SemanticTask:
                 )
         if not record.terms["labelled_voxels"]:
             raise RunError(
-                f"step {record.step}: no sample of the batch has a point with a label of model.labels; look at one with "
-                "`t4p shards show`, and check data.max_depth"
+                f"step {record.step}: no sample of the batch has a point with a label of model.labels; look at one "
+                "with `t4p shards show`, and check data.max_depth"
             )
 
     @torch.no_grad()
@@ -147,8 +147,8 @@ class SemanticTask:
         counts = all_reduce_sum(counts.to(self._device)).cpu()
         if not counts.sum():
             raise RunError(
-                "validation: not one point of data.validation_shards has a label of model.labels; look at a sample with "
-                "`t4p shards show`"
+                "validation: not one point of data.validation_shards has a label of model.labels; look at a sample "
+                "with `t4p shards show`"
             )
         found = scores(counts.numpy(), range(num_labels))
         named = {"miou": found.miou, "macc": found.macc, "accuracy": found.accuracy}
