@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 _MAX_DEFAULT_WORKERS = 8
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of the raw dataset")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of the raw dataset, or the text of a generator")]
 Dataset = Annotated[str, typer.Argument(metavar="DST", help="a folder or s3://bucket/prefix")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Workers = Annotated[int | None, typer.Option(min=1, help="processes; by default one per core, at most 8")]
@@ -73,9 +73,9 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
 @app.command("formats")
 def formats_command() -> None:
     """List the raw formats that `pack` reads."""
-    from shards.sources.formats import FORMATS
+    from shards.sources.formats import FORMATS, GENERATORS
 
-    for source_format in FORMATS:
+    for source_format in (*FORMATS, *GENERATORS):
         typer.echo(f"{source_format.name}\n    {source_format.summary}\n    licence: {source_format.licence}")
 
 
@@ -170,6 +170,7 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
         facts = {
             "url": dataset.url,
             "format_version": manifest.format_version,
+            "sample_kind": manifest.sample_kind,
             "num_samples": manifest.num_samples,
             "num_shards": manifest.num_shards,
             "bytes": manifest.size_bytes,
@@ -191,7 +192,7 @@ def show_command(
     key: Annotated[str, typer.Argument(metavar="KEY", help="SCENE/FRAME, as `info` and `verify` spell it")],
     out: Annotated[Path | None, typer.Option(help="the PNG to write; by default KEY.png here")] = None,
 ) -> None:
-    """Write a PNG of a sample: colour, depth, labels."""
+    """Write a PNG of a sample: colour, depth, labels; of a scene, its points from above and from the side."""
     with _user_errors():
         from shards.show import show
 

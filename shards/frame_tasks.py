@@ -1,4 +1,4 @@
-"""The frames to be packed as tasks for worker processes, and fingerprints of the raw files they are made of."""
+"""The samples to be packed as tasks for worker processes, and fingerprints of the raw files they are made of."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.schema import Frame, ShardError, check_frame, members_of_frame, sample_key
+from shards.sample import Sample, check_sample, members_of_sample
+from shards.schema import ShardError, sample_key
 from shards.sources.formats import FrameRef
 
 
@@ -50,12 +51,12 @@ def unique_tasks(refs: Sequence[FrameRef]) -> list[FrameTask]:
     return list(tasks.values())
 
 
-def load_frame(read: Callable[[Any], Frame], task: FrameTask) -> LoadedFrame:
-    """Read and check one frame; runs in a worker process."""
+def load_frame(read: Callable[[Any], Sample], task: FrameTask) -> LoadedFrame:
+    """Read and check one frame, or scene; runs in a worker process."""
     fingerprint = fingerprint_of_task(task)
-    frame = read(task.ref)
-    check_frame(frame, f"{task.key} ({task.ref.origin})")
-    return LoadedFrame(members_of_frame(frame), fingerprint)
+    sample = read(task.ref)
+    check_sample(sample, f"{task.key} ({task.ref.origin})")
+    return LoadedFrame(members_of_sample(sample), fingerprint)
 
 
 def fingerprint_of_task(task: FrameTask) -> bytes:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import google_crc32c
 import numpy as np
@@ -15,6 +15,7 @@ from shards.schema import FORMAT_VERSION, ShardError
 MANIFEST_NAME = "manifest.json"
 TABLE_NAME = "shards.bin"
 PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
+SampleKind = Literal["frames", "scenes"]  # RGB-D views, or whole point clouds
 _ROW = np.dtype([("num_samples", "<u8"), ("size_bytes", "<u8"), ("sha256", "u1", (32,))])
 
 
@@ -39,12 +40,13 @@ class Manifest:
 
     Attributes:
         format_version: of samples, table and index.
-        num_samples: frames in all shards.
+        num_samples: in all shards.
         num_shards: rows of the shard table.
         size_bytes: bytes of all tars.
         label_names: name of every class id that semantic images use, by id; empty without labels.
         provenance: where it came from and how: format, source, options, versions.
         shards_sha256: hex digest of shards.bin, and so, through it, of every tar.
+        sample_kind: what every sample is.
     """
 
     format_version: int
@@ -54,6 +56,7 @@ class Manifest:
     label_names: tuple[str, ...]
     provenance: Mapping[str, Any]
     shards_sha256: str
+    sample_kind: SampleKind = "frames"
 
     def encode(self) -> bytes:
         """The bytes of manifest.json."""
@@ -75,6 +78,12 @@ class Manifest:
                     f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; use the program "
                     "version that packed it, or pack again"
                 )
+            sample_kind = fields.get("sample_kind", "frames")  # the only kind at first, when no manifest said so
+            if sample_kind not in get_args(SampleKind):
+                raise ShardError(
+                    f"{where}: samples are {sample_kind!r}, this program reads {' and '.join(get_args(SampleKind))}; "
+                    "use the program version that packed it"
+                )
             return cls(
                 format_version=FORMAT_VERSION,
                 num_samples=int(fields["num_samples"]),
@@ -83,6 +92,7 @@ class Manifest:
                 label_names=tuple(str(name) for name in fields["label_names"]),
                 provenance=dict(fields["provenance"]),
                 shards_sha256=str(fields["shards_sha256"]),
+                sample_kind=sample_kind,
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(

@@ -17,6 +17,7 @@ from shards.manifest import (
     MANIFEST_NAME,
     TABLE_NAME,
     Manifest,
+    SampleKind,
     ShardRow,
     ShardTable,
     index_name,
@@ -74,7 +75,7 @@ def pack(
 
     Args:
         source_format: a name in `shards.sources.formats`.
-        src: folder of the raw dataset.
+        src: folder of the raw dataset, or the text of a generator.
         dst: folder or s3:// prefix, without a dataset in it.
         num_workers: processes that read and check frames; the result does not depend on it.
         shard_size_bytes: cap on a tar.
@@ -117,7 +118,7 @@ def pack(
         rest = _pack_rest(ours, load, tasks, kept, shard_size_bytes, num_workers, on_progress)
         with closing(rest):  # ends the workers before anything else happens
             rows = [*kept, *rest]
-        manifest = _publish(ours, rows, label_names, provenance)
+        manifest = _publish(ours, rows, chosen.sample_kind, label_names, provenance)
     release(store)
     return PackReport(
         url=store.url,
@@ -216,7 +217,11 @@ def _store_shard(ours: Claim, finished: FinishedShard, fingerprints: Sequence[by
 
 
 def _publish(
-    ours: Claim, rows: Sequence[ShardRow], label_names: tuple[str, ...], provenance: Mapping[str, Any]
+    ours: Claim,
+    rows: Sequence[ShardRow],
+    sample_kind: SampleKind,
+    label_names: tuple[str, ...],
+    provenance: Mapping[str, Any],
 ) -> Manifest:
     """Write the shard table and, by a conditional put, the manifest that makes the objects a dataset."""
     store = ours.store
@@ -234,6 +239,7 @@ def _publish(
         label_names=label_names,
         provenance=provenance,
         shards_sha256=hashlib.sha256(table).hexdigest(),
+        sample_kind=sample_kind,
     )
     ours.require()
     store.write(TABLE_NAME, table)

@@ -11,11 +11,13 @@ from shards.manifest import (
     PACKING_NAME,
     TABLE_NAME,
     Manifest,
+    SampleKind,
     ShardIndex,
     ShardTable,
     index_name,
     shard_name,
 )
+from shards.scene import Scene, scene_from_members
 from shards.schema import CallError, Frame, ShardError, escape_id, frame_from_members
 from shards.store import MissingObjectError, Store, open_store
 from shards.writer import archive_end, members_of_slice
@@ -103,8 +105,14 @@ class DatasetReader:
         return members_of_slice(data, where)
 
     def read_frame(self, shard_index: int, sample_index: int) -> Frame:
-        """The sample as a Frame; its images stay encoded. Raises as `read_members`."""
+        """The sample as a Frame; its images stay encoded. Raises as `read_members`; CallError where it is a scene."""
+        self._require_kind("frames")
         return frame_from_members(self.key(shard_index, sample_index), self.read_members(shard_index, sample_index))
+
+    def read_scene(self, shard_index: int, sample_index: int) -> Scene:
+        """The sample as a Scene. Raises as `read_members`; CallError where it is a frame."""
+        self._require_kind("scenes")
+        return scene_from_members(self.key(shard_index, sample_index), self.read_members(shard_index, sample_index))
 
     def find(self, key: str) -> tuple[int, int]:
         """Position (shard_index, sample_index) of a key, SCENE/FRAME, escaped or as the ids were. Reads every index.
@@ -131,6 +139,14 @@ class DatasetReader:
             f"{self.url}: no sample {key!r} among {self.num_samples}; the first is {self.key(0, 0)}, the last "
             f"{self.index(last).keys[-1]}"
         )
+
+    def _require_kind(self, kind: SampleKind) -> None:
+        if self.manifest.sample_kind != kind:
+            source_format = self.manifest.provenance.get("source_format")
+            raise CallError(
+                f"{self.url}: holds {self.manifest.sample_kind} (packed with {source_format}), wanted {kind}; give a "
+                "dataset of these"
+            )
 
 
 def check_layout(index: ShardIndex, size_bytes: int, where: str) -> None:

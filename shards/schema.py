@@ -142,7 +142,7 @@ def members_of_frame(frame: Frame) -> dict[str, bytes]:
         "world_from_camera": None if frame.world_from_camera is None else frame.world_from_camera.tolist(),
         "timestamp": frame.timestamp,
     }
-    members = {f"color.{frame.color_format}": frame.color, "depth.png": frame.depth, "meta.json": _json_bytes(meta)}
+    members = {f"color.{frame.color_format}": frame.color, "depth.png": frame.depth, "meta.json": json_bytes(meta)}
     if frame.semantic is not None:
         members["semantic.png"] = frame.semantic
     if frame.instance is not None:
@@ -154,7 +154,7 @@ def members_of_frame(frame: Frame) -> dict[str, bytes]:
             {"label": box.label, "camera_from_box": box.camera_from_box.tolist(), "size": list(box.size)}
             for box in frame.boxes
         ]
-        members["boxes.json"] = _json_bytes(boxes)
+        members["boxes.json"] = json_bytes(boxes)
     return members
 
 
@@ -188,10 +188,10 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
             color_format=COLOR_MEMBERS[color_names[0]],
             depth=members["depth.png"],
             depth_scale=float(meta["depth_scale"]),
-            K_depth=_matrix(meta["K_depth"], 3),
-            K_color=_matrix(meta["K_color"], 3),
-            color_from_depth=_matrix(meta["color_from_depth"], 4),
-            world_from_camera=None if world_from_camera is None else _matrix(world_from_camera, 4),
+            K_depth=matrix_from_json(meta["K_depth"], 3),
+            K_color=matrix_from_json(meta["K_color"], 3),
+            color_from_depth=matrix_from_json(meta["color_from_depth"], 4),
+            world_from_camera=None if world_from_camera is None else matrix_from_json(world_from_camera, 4),
             timestamp=None if timestamp is None else float(timestamp),
             semantic=members.get("semantic.png"),
             instance=members.get("instance.png"),
@@ -273,7 +273,8 @@ def _size(size: tuple[int, ...]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _matrix(value: Any, size: int) -> Matrix:
+def matrix_from_json(value: Any, size: int) -> Matrix:
+    """(size, size) from nested lists; ValueError for another shape."""
     matrix = np.array(value, dtype=np.float64)
     if matrix.shape != (size, size):
         raise ValueError(f"wanted a {size}x{size} matrix, found shape {matrix.shape}")
@@ -284,10 +285,11 @@ def _boxes(data: bytes) -> tuple[Box, ...]:
     boxes = []
     for entry in json.loads(data):
         x, y, z = (float(length) for length in entry["size"])
-        boxes.append(Box(str(entry["label"]), _matrix(entry["camera_from_box"], 4), (x, y, z)))
+        boxes.append(Box(str(entry["label"]), matrix_from_json(entry["camera_from_box"], 4), (x, y, z)))
     return tuple(boxes)
 
 
-def _json_bytes(value: Any) -> bytes:
-    # Sorted keys and shortest round-trip floats: the same frame gives the same bytes. NaN is not JSON.
+def json_bytes(value: Any) -> bytes:
+    """The one way in which values become bytes of a sample; ValueError for what is not finite."""
+    # Sorted keys and shortest round-trip floats: the same sample gives the same bytes. NaN is not JSON.
     return json.dumps(value, sort_keys=True, allow_nan=False).encode("ascii")

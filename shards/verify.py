@@ -18,10 +18,11 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.manifest import ShardIndex, index_name, shard_name
+from shards.manifest import SampleKind, ShardIndex, index_name, shard_name
 from shards.ordered_map import ordered_map
 from shards.reader import DatasetReader, check_slice
-from shards.schema import ShardError, check_frame, frame_from_members
+from shards.sample import check_sample, sample_from_members
+from shards.schema import ShardError
 from shards.store import MissingObjectError, StoreError
 from shards.writer import archive_end, members_of_slice
 
@@ -137,12 +138,12 @@ def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
         else:
             problems.append(Problem(tar, None, "tar and index are both damaged: none of its samples can be read"))
             return _ShardResult(tuple(problems), np.empty(0, dtype=np.uint64))
-    problems.extend(_verify_samples(tar, data, index))
+    problems.extend(_verify_samples(tar, data, index, dataset.manifest.sample_kind))
     return _ShardResult(tuple(problems), _fingerprints(index.keys), rebuilt_keys)
 
 
-def _verify_samples(tar: str, data: bytes, index: ShardIndex) -> list[Problem]:
-    """Check every slice, decode every frame, and let webdataset read what is intact."""
+def _verify_samples(tar: str, data: bytes, index: ShardIndex, kind: SampleKind) -> list[Problem]:
+    """Check every slice, decode every sample, and let webdataset read what is intact."""
     problems: list[Problem] = []
     intact: dict[str, _MemberChecksums] = {}  # and not the members: a worker holds its shard once, not three times
     spans: list[tuple[int, int]] = []
@@ -156,7 +157,7 @@ def _verify_samples(tar: str, data: bytes, index: ShardIndex) -> list[Problem]:
             members = members_of_slice(piece, where)
             intact[key] = _checksums(members)
             spans.append((offset, end))
-            check_frame(frame_from_members(key, members), where)
+            check_sample(sample_from_members(kind, key, members), where)
         except ShardError as error:
             problems.append(Problem(tar, key, str(error)))
     if len(spans) == len(index.keys):

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from shards.schema import CallError, Frame
-from shards.sources import folder, seven_scenes, tum
+from shards.manifest import SampleKind
+from shards.sample import Sample
+from shards.schema import CallError
+from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
 from shards.sources.raw_files import SourceOptions
 
 
 class FrameRef(Protocol):
-    """A frame not loaded yet: a dataclass, light and picklable, so that worker processes load it."""
+    """A frame, or scene, not loaded yet: a dataclass, light and picklable, so that worker processes load it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -41,16 +43,19 @@ class SourceFormat:
         scan: lists the frames of a folder, in packing order.
         read: loads one of them; called in worker processes.
         label_names: names of the class ids in the folder, by id.
+        sample_kind: what `read` returns, a Frame or a Scene.
     """
 
     name: str
     summary: str
     licence: str
     scan: Callable[[Path, SourceOptions], Sequence[FrameRef]]
-    read: Callable[[Any], Frame]
+    read: Callable[[Any], Sample]
     label_names: Callable[[Path], tuple[str, ...]] = _no_label_names
+    sample_kind: SampleKind = "frames"
 
 
+# Raw data in a folder, in the order in which a folder is tried where nobody says what it holds.
 FORMATS = (
     SourceFormat(
         seven_scenes.NAME,
@@ -76,6 +81,27 @@ FORMATS = (
     ),
 )
 
+# Made from a text that stands where the others have a folder.
+GENERATORS = (
+    SourceFormat(
+        synthetic.NAME,
+        "procedural rooms, nothing to download: SRC is seed=1,rooms=20 and any of first, frames, width, height",
+        "made by this program: no terms",
+        synthetic.scan,
+        synthetic.read,
+        synthetic.label_names,
+    ),
+    SourceFormat(
+        synthetic_scenes.NAME,
+        "the same rooms as whole point clouds with labels and boxes, one sample a room",
+        "made by this program: no terms",
+        synthetic_scenes.scan,
+        synthetic_scenes.read,
+        synthetic_scenes.label_names,
+        "scenes",
+    ),
+)
+
 
 def find_format(name: str) -> SourceFormat:
     """The format of that name.
@@ -83,10 +109,14 @@ def find_format(name: str) -> SourceFormat:
     Raises:
         CallError: there is none.
     """
-    for source_format in FORMATS:
+    for source_format in (*FORMATS, *GENERATORS):
         if source_format.name == name:
             return source_format
     names = [source_format.name for source_format in FORMATS]
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    generators = [source_format.name for source_format in GENERATORS]
+    close = difflib.get_close_matches(name, names + generators, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise CallError(f"unknown format {name!r}, wanted one of {', '.join(names)}{hint} (see `t4p shards formats`)")
+    raise CallError(
+        f"unknown format {name!r}, wanted one of {', '.join(names)}{hint} (see `t4p shards formats`; "
+        f"without any files: {', '.join(generators)})"
+    )
