@@ -4,10 +4,11 @@ CLIP trains one pooled embedding per image. The value and output projections tha
 instead of to the attention-weighted mean, place the cells in the same joint space (the reading of MaskCLIP).
 """
 
+from collections.abc import Iterable
 from typing import Literal, Protocol, get_args
 
 import torch
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,7 +66,7 @@ class DenseResNet:
         return F.conv2d(values, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
 
 
-def _without_stride(layer: nn.Sequential, features: Tensor) -> Tensor:
+def _without_stride(layer: Iterable[Bottleneck], features: Tensor) -> Tensor:
     """Run a layer of a ModifiedResNet at the resolution of its input (F, C, H, W).
 
     Only its first block halves, by average poolings before two of its 1x1 convolutions. They are stepped over here,
