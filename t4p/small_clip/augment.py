@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ZOOM = (0.75, 1.6)  # below 1 the image shrinks and its surroundings count as unlabelled
+_ZOOM = (0.8, 1.4)  # below 1 the image shrinks and its surroundings count as unlabelled
 _STRETCH = 0.1  # of one side against the other
-_GAIN, _GAMMA = (0.75, 1.3), (0.7, 1.4)
+_GAIN, _GAMMA = (0.85, 1.2), (0.8, 1.25)
 
 
 def random_views(colors: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
