@@ -34,7 +34,7 @@ _MEAN_ALBEDO = 0.66
 _CONTRAST = 0.42  # of albedos around the mean: 1 would be the palette itself
 _TEXTURED_SHARE = 0.5
 _COLOR_NOISE = 0.015  # standard deviation, of a full scale of 1
-_GAIN = (0.85, 1.15)
+_GAIN = (1.1, 1.5)
 
 
 class Pattern(IntEnum):
