@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ZOOM = (0.8, 1.4)  # below 1 the image shrinks and its surroundings count as unlabelled
-_STRETCH = 0.1  # of one side against the other
-_GAIN, _GAMMA = (0.85, 1.2), (0.8, 1.25)
+_ZOOM = (0.85, 1.3)  # below 1 the image shrinks and its surroundings count as unlabelled
+_STRETCH = 0.06  # of one side against the other
+_GAIN, _GAMMA = (0.85, 1.1), (0.85, 1.2)
 
 
 def random_views(colors: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

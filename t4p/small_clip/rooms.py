@@ -32,7 +32,7 @@ class RoomSet:
 
 # Series of rooms that belong to the small CLIP alone. Whoever pre-trains, fine-tunes or measures a 3D network against
 # it takes other seeds: features of rooms that the towers know by heart would flatter it.
-TRAINING_ROOMS = RoomSet(seed=41, rooms=1500)
+TRAINING_ROOMS = RoomSet(seed=41, rooms=1000)
 VALIDATION_ROOMS = RoomSet(seed=42, rooms=40)  # settings were chosen on these
 TEST_ROOMS = RoomSet(seed=43, rooms=60)  # looked at once, for the scores that are shipped
 

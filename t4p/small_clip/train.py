@@ -36,6 +36,10 @@ from t4p.small_clip.score import (
 from t4p.small_clip.trainer import OUTPUT_STRIDE, Recipe, Trainer, write_weights
 
 MAX_BYTES = 5_000_000  # of the weights, which every installation carries
+ALIGNMENT = (
+    "captions of whole images (the loss of CLIP) and exact region labels: every place of an image against prompts of "
+    "all class names, classes weighted by frequency^-0.5. Like LSeg, it has been told what it sees where."
+)
 _CLIP_FOLDER = Path("configs/clip")
 _NAME = "small-rooms"
 
@@ -49,29 +53,31 @@ def score_file(config: Path, weights: Path, frames: RoomFrames) -> dict[str, Any
     }
 
 
-def make_small_clip(
-    config: Path, folder: Path, recipe: Recipe, validate_every: int, progress: Progress, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Render, train, measure; write `small-rooms.safetensors` and `small-rooms.scores.json` into `folder`.
+def train_and_validate(
+    trainer: Trainer,
+    config: Path,
+    weights: Path,
+    validation: RoomFrames,
+    num_steps: int,
+    validate_every: int,
+    on_step: Callable[[], None],
+    log: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Take so many steps; every now and then, and at the end, write the weights and score them.
 
     Returns:
-        What the scores file holds.
+        What was found each time: the validation curve.
     """
     start = time.perf_counter()
-    weights = folder / f"{_NAME}.safetensors"
-    training, validation = (_render(rooms, progress) for rooms in (recipe.training, recipe.validation))
-    trainer = Trainer(config, training, recipe)
-    log(f"{recipe.training.num_frames} frames rendered, {time.perf_counter() - start:.0f} s")
     curve = []
     losses: list[float] = []
     caption_losses: list[float] = []
-    bar = progress.add_task("training", total=recipe.num_steps)
-    for step in range(1, recipe.num_steps + 1):
+    for step in range(1, num_steps + 1):
         dense, caption = trainer.step()
         losses.append(dense)
         caption_losses += [] if caption is None else [caption]
-        progress.advance(bar)
-        if step % validate_every == 0 or step == recipe.num_steps:
+        on_step()
+        if step % validate_every == 0 or step == num_steps:
             write_weights(trainer.model, weights)
             scores = score_file(config, weights, validation)
             point = {
@@ -86,31 +92,40 @@ def make_small_clip(
             curve.append(point)
             log("  ".join(f"{key} {value}" for key, value in point.items()))
             losses, caption_losses = [], []
-    seconds = time.perf_counter() - start
-    test = _render(recipe.test, progress)
-    record = {
-        "made_by": "python -m t4p.small_clip.train",
-        "alignment": (
-            "captions of whole images (CLIP's loss) and exact region labels: cells of the image tower against prompts "
-            "of the class names, weights frequency^-0.5. As LSeg, it has been told what it sees where."
-        ),
-        "rooms_used_nowhere_else": "series of the seeds in recipe.training, recipe.validation and recipe.test",
+    return curve
+
+
+def make_record(
+    config: Path,
+    weights: Path,
+    recipe: Recipe,
+    curve: list[dict[str, Any]],
+    validation: RoomFrames,
+    test: RoomFrames,
+    seconds: float,
+) -> dict[str, Any]:
+    """How the file came about and what it scores: everything that is needed to make it again, or to doubt it.
+
+    Args:
+        seconds: of rendering and training.
+    """
+    content = weights.read_bytes()
+    return {
+        "made_by": "make small-clip (python -m t4p.small_clip.train)",
+        "alignment": ALIGNMENT,
+        "rooms": "the series of the seeds in recipe.training, recipe.validation and recipe.test, used nowhere else",
         "output_stride": OUTPUT_STRIDE,
-        "test": score_file(config, weights, test) | {"everything_a_wall": _rounded(asdict(score_one_answer(test)))},
+        "test": score_file(config, weights, test),
+        "test_everything_a_wall": _rounded(asdict(score_one_answer(test))),
         "validation": score_file(config, weights, validation),
         "recipe": asdict(recipe),
         "curve": curve,
-        "weights": {"bytes": weights.stat().st_size, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()},
+        "weights": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         "seconds": round(seconds),
         "machine": {"processor": _processor(), "threads": torch.get_num_threads()},
         "versions": {name: metadata.version(name) for name in ("torch", "open_clip_torch", "numpy", "safetensors")}
         | {"python": platform.python_version()},
     }
-    text = json.dumps(record, indent=1)
-    (folder / f"{_NAME}.scores.json").write_text(text + "\n", encoding="utf-8")
-    if weights.stat().st_size > MAX_BYTES:
-        raise RunError(f"{weights} has {weights.stat().st_size} bytes, more than the {MAX_BYTES} that may be shipped")
-    return record
 
 
 def _render(rooms: RoomSet, progress: Progress) -> RoomFrames:
@@ -163,8 +178,21 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     config = find_packaged(_CLIP_FOLDER / f"{_NAME}.json")
     recipe = Recipe(training=replace(TRAINING_ROOMS, rooms=rooms), num_steps=steps)
+    weights = folder / f"{_NAME}.safetensors"
+    start = time.perf_counter()
     with _showing_progress() as progress:
-        record = make_small_clip(config, folder, recipe, validate_every, progress, typer.echo)
+        training, validation = (_render(rooms, progress) for rooms in (recipe.training, recipe.validation))
+        bar = progress.add_task("training", total=steps)
+        trainer = Trainer(config, training, recipe)
+        curve = train_and_validate(
+            trainer, config, weights, validation, steps, validate_every, lambda: progress.advance(bar), typer.echo
+        )
+        seconds = time.perf_counter() - start
+        test = _render(recipe.test, progress)
+    record = make_record(config, weights, recipe, curve, validation, test, seconds)
+    (folder / f"{_NAME}.scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if weights.stat().st_size > MAX_BYTES:
+        raise RunError(f"{weights} has {weights.stat().st_size} bytes, more than the {MAX_BYTES} that may be shipped")
     for template, score in record["test"]["dense"].items():
         typer.echo(f"test rooms, {template!r}: mIoU {score['miou']:.3f}, furniture {score['miou_furniture']:.3f}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +33,17 @@ class Recipe:
         captions_per_step: of the caption loss.
         caption_every: so many steps the caption loss is taken.
         caption_weight: of the caption loss, the dense one having 1.
-        learning_rate: at the end of the warm-up; a cosine takes it to 0.
-        frozen_norms_from: share of the steps after which batch norms use their running statistics. The two readings
-            of the image tower share them and differ in their own: the weights have to learn to live with the mixture.
+        learning_rate: between the warm-up and the last steps.
+        decay_steps: the last steps, in which it falls to 0.
+        frozen_norm_steps: the last steps, in which batch norms use their running statistics. The two readings of the
+            image tower share them and differ in their own: the weights have to learn to live with the mixture.
     """
 
     seed: int = 0
     training: RoomSet = TRAINING_ROOMS
     validation: RoomSet = VALIDATION_ROOMS
     test: RoomSet = TEST_ROOMS
-    num_steps: int = 8500
+    num_steps: int = 5000
     frames_per_step: int = 8
     captions_per_step: int = 16
     caption_every: int = 4
@@ -52,7 +52,8 @@ class Recipe:
     warmup_steps: int = 50
     weight_decay: float = 0.02
     gradient_clipping: float = 1.0
-    frozen_norms_from: float = 0.7
+    decay_steps: int = 1500
+    frozen_norm_steps: int = 1000
 
 
 class Trainer:
@@ -86,7 +87,7 @@ class Trainer:
         """Take one optimizer step; the dense loss and, where it was taken, the caption loss before it."""
         recipe = self._recipe
         self.model.train()
-        if self._step >= recipe.frozen_norms_from * recipe.num_steps:
+        if self._step >= recipe.num_steps - recipe.frozen_norm_steps:
             _freeze_norms(self.model.visual)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate_at(self._step, recipe)
@@ -137,9 +138,13 @@ def build_optimizer(model: CLIP, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to 0."""
-    warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.num_steps))
+    """Linear up, constant, linear down to 0.
+
+    Not a cosine: this way all steps but the last are those of a longer run too.
+    """
+    rise = (step + 1) / recipe.warmup_steps
+    fall = (recipe.num_steps - step) / recipe.decay_steps
+    return recipe.learning_rate * min(1.0, rise, fall)
 
 
 def _open_residual_branches(visual: nn.Module) -> None:
