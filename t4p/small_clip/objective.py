@@ -85,6 +85,23 @@ def dense_loss(
     return F.cross_entropy(logit_scale(model) * maps, labels - 1, weight=weights, ignore_index=-1)
 
 
+def prompt_loss(model: CLIP, prompts: Tensor, same_prompts: Tensor) -> Tensor:
+    """Cross-entropy of every class among all classes in another wording: equal classes agree, others stay apart.
+
+    Without it the text tower, whose random weights give all prompts nearly one embedding, left pairs of classes at
+    cosines up to 0.998 after 1,500 steps, and no image feature can tell such a pair apart.
+
+    Args:
+        model: whose text tower and temperature are used.
+        prompts: (K, context length) token ids.
+        same_prompts: likewise, the same classes in wordings of their own.
+    """
+    embeddings, same = model.encode_text(torch.cat([prompts, same_prompts]), normalize=True).chunk(2)
+    logits = logit_scale(model).detach() * embeddings @ same.T
+    own = torch.arange(len(prompts))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 def caption_loss(model: CLIP, images: Tensor, captions: Tensor) -> Tensor:
     """CLIP's own loss: every image among all captions, every caption among all images.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from t4p.models.dense_clip import OutputStride, build_dense_tower
 from t4p.small_clip.augment import random_colors, random_views
-from t4p.small_clip.objective import ClassPrompts, caption_loss, class_weights, dense_loss
+from t4p.small_clip.objective import ClassPrompts, caption_loss, class_weights, dense_loss, prompt_loss
 from t4p.small_clip.rooms import TEST_ROOMS, TRAINING_ROOMS, VALIDATION_ROOMS, RoomFrames, RoomSet
 
 OUTPUT_STRIDE: OutputStride = 8  # 20 x 15 cells of a 160 x 120 image; with 32 there would be 5 x 4
@@ -33,6 +33,8 @@ class Recipe:
         captions_per_step: of the caption loss.
         caption_every: so many steps the caption loss is taken.
         caption_weight: of the caption loss, the dense one having 1.
+        prompt_weight: of the prompt loss, likewise.
+        prompt_steps: before the first of num_steps, with the prompt loss alone.
         learning_rate: between the warm-up and the last steps.
         decay_steps: the last steps, in which it falls to 0.
         frozen_norm_steps: the last steps, in which batch norms use their running statistics. The two readings of the
@@ -48,6 +50,8 @@ class Recipe:
     captions_per_step: int = 16
     caption_every: int = 4
     caption_weight: float = 0.3
+    prompt_weight: float = 0.2
+    prompt_steps: int = 200
     learning_rate: float = 2.5e-3
     warmup_steps: int = 50
     weight_decay: float = 0.02
@@ -82,6 +86,10 @@ class Trainer:
         self._optimizer = build_optimizer(self.model, recipe)
         self._step = 0
         self._order = torch.zeros(0, dtype=torch.int64)
+        for _ in range(recipe.prompt_steps):  # what the image tower is compared with should not move at first
+            self._optimizer.zero_grad()
+            self._prompt_loss().backward()
+            self._optimizer.step()
 
     def step(self) -> tuple[float, float | None]:
         """Take one optimizer step; the dense loss and, where it was taken, the caption loss before it."""
@@ -93,7 +101,7 @@ class Trainer:
             group["lr"] = learning_rate_at(self._step, recipe)
         self._optimizer.zero_grad()
         dense = self._dense_loss(self._next_frames(recipe.frames_per_step))
-        dense.backward()
+        (dense + recipe.prompt_weight * self._prompt_loss()).backward()
         caption = None
         if self._step % recipe.caption_every == 0:
             caption = self._caption_loss(self._next_frames(recipe.captions_per_step))
@@ -107,6 +115,9 @@ class Trainer:
         images, labels = random_views(self._colors[chosen], self._labels[chosen], self._generator)
         prompts = self._prompts.draw(self._generator)
         return dense_loss(self.model, self._dense, self._normalize(images), labels, prompts, self._weights)
+
+    def _prompt_loss(self) -> Tensor:
+        return prompt_loss(self.model, self._prompts.draw(self._generator), self._prompts.draw(self._generator))
 
     def _caption_loss(self, chosen: Tensor) -> Tensor:
         images = random_colors(self._colors[chosen].float().div_(255), self._generator)
