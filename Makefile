@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help env minkowski quickstart test unit lint clean distclean
+.PHONY: help env minkowski quickstart small-clip test unit lint clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,7 @@ PYTEST_ARGS ?=
 help:
 	@echo "make env                build .venv with everything (about ten minutes on two cores, most of it MinkowskiEngine)"
 	echo "make quickstart         run the main job on real frames; DATA=FOLDER or DATA=s3://BUCKET/PREFIX to use your own"
+	echo "make small-clip         make the CLIP that is shipped for procedural rooms again (configs/clip/small-rooms.*)"
 	echo "make test | unit        all tests | the quick ones (PYTEST_ARGS=... is passed on)"
 	echo "make lint               ruff check, ruff format --check, mypy"
 	echo "make minkowski          try again to build MinkowskiEngine (optional sparse backend)"
@@ -86,6 +87,9 @@ minkowski:
 
 quickstart: env
 	@$(BIN)/t4p quickstart $(if $(DATA),--data '$(DATA)')
+
+small-clip: env
+	@$(BIN)/python -m t4p.small_clip.train
 
 test: env
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -89,6 +89,9 @@ class ClipConfig(Section):
     dense: Literal["value", "value-residual"] = Field(
         "value", description="How a ViT's last block gives dense features."
     )
+    output_stride: Literal[32, 16, 8] = Field(
+        32, description="Pixels per dense cell of a ResNet tower: finer cells cost more time. A ViT has its patches."
+    )
 
 
 class UNetConfig(Section):

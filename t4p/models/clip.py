@@ -21,9 +21,16 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t4p.models.dense_clip import ClipError, DenseReading, build_dense_tower
+from t4p.models.dense_clip import (
+    DEFAULT_OUTPUT_STRIDE,
+    ClipError,
+    DenseReading,
+    DenseTower,
+    OutputStride,
+    build_dense_tower,
+)
 
-__all__ = ["RANDOM", "ClipError", "ClipTowers", "DenseReading", "load_towers"]
+__all__ = ["RANDOM", "ClipError", "ClipTowers", "DenseReading", "OutputStride", "load_towers"]
 
 RANDOM = "random"  # the value of `pretrained` that asks for seeded random weights
 _LABELS_PER_BATCH = 256
@@ -59,7 +66,7 @@ class ClipTowers(nn.Module):
         *,
         name: str,
         pretrained: str,
-        dense: DenseReading,
+        dense_tower: DenseTower,
     ) -> None:
         super().__init__()
         self.name = name
@@ -67,7 +74,7 @@ class ClipTowers(nn.Module):
         self.embed_dim = int(spec.config["embed_dim"])
         self.image_mean = spec.image_mean
         self.image_std = spec.image_std
-        self._dense = build_dense_tower(model.visual, dense, name)
+        self._dense = dense_tower
         self.cell_size = self._dense.cell_size
         self.tokenizer = tokenizer
         self.model: CLIP | CustomTextCLIP = model.requires_grad_(False)
@@ -155,7 +162,14 @@ class ClipTowers(nn.Module):
                 )
 
 
-def load_towers(name: str, pretrained: str, *, seed: int = 0, dense: DenseReading = "value") -> ClipTowers:
+def load_towers(
+    name: str,
+    pretrained: str,
+    *,
+    seed: int = 0,
+    dense: DenseReading = "value",
+    output_stride: OutputStride = DEFAULT_OUTPUT_STRIDE,
+) -> ClipTowers:
     """Build a CLIP model, load its weights and freeze it.
 
     The global random state is left as it was.
@@ -168,6 +182,7 @@ def load_towers(name: str, pretrained: str, *, seed: int = 0, dense: DenseReadin
             "-quickgelu" model.
         seed: of the weights when `pretrained` is "random".
         dense: how the image tower is read at every cell, see `t4p.models.dense_clip`.
+        output_stride: pixels per side of a dense cell of a ResNet tower; finer cells take the same weights.
 
     Raises:
         ClipError: an unknown name or tag, a missing or unfitting weights file, a failed download, or a tower without a
@@ -181,10 +196,10 @@ def load_towers(name: str, pretrained: str, *, seed: int = 0, dense: DenseReadin
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches into the GPUs' generators
         model, tokenizer = _build_model(name, spec.config)
     # Before the weights, so that a model we cannot use fails before its file is read.
-    build_dense_tower(model.visual, dense, name)
+    dense_tower = build_dense_tower(model.visual, dense, name, output_stride)
     if weights_path is not None:
         _load_weights(model, weights_path, name)
-    return ClipTowers(model, tokenizer, spec, name=name, pretrained=pretrained, dense=dense)
+    return ClipTowers(model, tokenizer, spec, name=name, pretrained=pretrained, dense_tower=dense_tower)
 
 
 def _find_spec(name: str) -> _ModelSpec:

@@ -4,10 +4,11 @@ CLIP trains one pooled embedding per image. The value and output projections tha
 instead of to the attention-weighted mean, place the cells in the same joint space (the reading of MaskCLIP).
 """
 
+from collections.abc import Iterable
 from typing import Literal, Protocol, get_args
 
 import torch
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
+from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from t4p.errors import ConfigError
 
 DenseReading = Literal["value", "value-residual"]
+OutputStride = Literal[32, 16, 8]
+DEFAULT_OUTPUT_STRIDE: OutputStride = 32
 
 
 class ClipError(ConfigError):
@@ -35,28 +38,49 @@ class DenseResNet:
     """RN50 family: the attention pool's value and output projections as 1x1 convolutions on the last feature map.
 
     No attention and no positions (the pool's positions fit one image size only, open_clip never resizes them), so any
-    image whose sides are multiples of 32 pixels works.
+    image whose sides are multiples of `cell_size` works.
+
+    With an output stride of 16 layer4 keeps the resolution of its input, with 8 layer3 does so too: the same weights,
+    not dilated, without the average poolings that halve. Only this reading changes; the global embedding does not.
     """
 
-    cell_size = 32
-
-    def __init__(self, visual: ModifiedResNet) -> None:
+    def __init__(self, visual: ModifiedResNet, output_stride: OutputStride = DEFAULT_OUTPUT_STRIDE) -> None:
         self._visual = visual
+        self.cell_size: int = output_stride
 
     def features(self, images: Tensor) -> Tensor:
         return self.project(self.feature_map(images))
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Map images (F, 3, H, W) to the output of layer4, (F, C, H / 32, W / 32)."""
+        """Map images (F, 3, H, W) to the output of layer4, (F, C, H / cell_size, W / cell_size)."""
         # Not forward_intermediates: its early stop is inverted in open_clip 3.3.0 for this tower.
         visual = self._visual
-        return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+        features = visual.layer2(visual.layer1(visual.stem(images)))
+        features = visual.layer3(features) if self.cell_size > 8 else _without_stride(visual.layer3, features)
+        return visual.layer4(features) if self.cell_size > 16 else _without_stride(visual.layer4, features)
 
     def project(self, feature_map: Tensor) -> Tensor:
         """Map layer4 features (F, C, Hc, Wc) to the joint space, (F, d, Hc, Wc)."""
         pool = self._visual.attnpool
         values = F.conv2d(feature_map, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
         return F.conv2d(values, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
+
+
+def _without_stride(layer: Iterable[Bottleneck], features: Tensor) -> Tensor:
+    """Run a layer of a ModifiedResNet at the resolution of its input (F, C, H, W).
+
+    Only its first block halves, by average poolings before two of its 1x1 convolutions. They are stepped over here,
+    not taken out: the tower's own forward pass, which gives the global embedding, needs them.
+    """
+    first, *rest = layer
+    x = first.act1(first.bn1(first.conv1(features)))
+    x = first.act2(first.bn2(first.conv2(x)))
+    x = first.bn3(first.conv3(x))
+    _, shortcut_conv, shortcut_norm = first.downsample
+    x = first.act3(x + shortcut_norm(shortcut_conv(features)))
+    for block in rest:
+        x = block(x)
+    return x
 
 
 class DenseViT:
@@ -125,27 +149,41 @@ def _value_path(block: ResidualAttentionBlock | CustomResidualAttentionBlock, to
     return block.ls_1(attention.out_proj(value))
 
 
-def build_dense_tower(visual: nn.Module, reading: DenseReading, name: str) -> DenseTower:
+def build_dense_tower(
+    visual: nn.Module, reading: DenseReading, name: str, output_stride: OutputStride = DEFAULT_OUTPUT_STRIDE
+) -> DenseTower:
     """Choose the dense reading for an image tower of open_clip.
 
     Args:
         visual: the image tower; it is referred to, not copied.
         reading: "value", or "value-residual" (ViT only).
         name: the model's name, for messages.
+        output_stride: pixels per cell of a ResNet tower; anything but the default is for those alone.
 
     Raises:
-        ClipError: the reading is unknown or does not exist for this tower, or the tower's kind has no dense reading.
+        ClipError: the reading or the stride is unknown or does not exist for this tower, or the tower's kind has no
+            dense reading.
     """
     if reading not in get_args(DenseReading):
         raise ClipError(f"dense reading is {reading!r}; choose one of {', '.join(get_args(DenseReading))}")
+    if output_stride not in get_args(OutputStride):
+        raise ClipError(
+            f"output stride is {output_stride!r}; choose one of {', '.join(map(str, get_args(OutputStride)))}"
+        )
     if isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d):
         if reading != "value":
             raise ClipError(
                 f"{name}: dense reading {reading!r} is for ViT towers, and this is a ResNet, whose attention pool has "
                 "no residual; use 'value'"
             )
-        return DenseResNet(visual)
+        return DenseResNet(visual, output_stride)
     if isinstance(visual, VisionTransformer):
+        if output_stride != DEFAULT_OUTPUT_STRIDE:
+            raise ClipError(
+                f"{name}: output stride {output_stride} is for ResNet towers, whose last layers can keep their "
+                f"resolution; this is a ViT, whose cells are its patches of {visual.patch_size[0]} pixels; leave "
+                "model.clip.output_stride out, and make the images larger to have more cells"
+            )
         problem = _unsupported_vit_feature(visual)
         if problem:
             raise ClipError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from t4p.config import ClipConfig, PretrainConfig
+from t4p.config import PretrainConfig
 from t4p.data.order import rank_positions, steps_per_epoch
 from t4p.errors import ConfigError
 from t4p.plan.frames import FrameFigures, look_at_frames
@@ -185,9 +185,7 @@ def plan_job(
     world = spread(config, num_nodes, gpus_per_node)
     hours = usual_hours(config, world.size) if hours is None else hours
     # The weights do not matter here, and those of a name like RN50 would be downloaded.
-    towers = load_towers_from(
-        ClipConfig(name=config.model.clip.name, pretrained="random", dense=config.model.clip.dense), config.run.seed
-    )
+    towers = load_towers_from(config.model.clip.model_copy(update={"pretrained": "random"}), config.run.seed)
     settings = build_sample_settings(config, towers)
     frames = look_at_frames(config.data.shards, settings)
     if frames.num_samples is not None:

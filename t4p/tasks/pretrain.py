@@ -229,9 +229,10 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
 
 
 def load_towers_from(clip: ClipConfig, seed: int) -> ClipTowers:
-    """The towers that a configuration names; a JSON path may be one of the packaged `configs/`."""
+    """The towers that a configuration names; a JSON path and its weights may be of the packaged `configs/`."""
     name = str(find_packaged(clip.name)) if clip.name.endswith(".json") else clip.name
-    return load_towers(name, clip.pretrained, seed=seed, dense=clip.dense)
+    pretrained = str(find_packaged(clip.pretrained)) if clip.pretrained.startswith("configs/") else clip.pretrained
+    return load_towers(name, pretrained, seed=seed, dense=clip.dense, output_stride=clip.output_stride)
 
 
 def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleSettings:

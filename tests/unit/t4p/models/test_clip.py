@@ -24,6 +24,12 @@ def scramble(module, seed=0):
                 tensor += 0.1 * torch.rand(tensor.shape, generator=generator)
 
 
+def load_and_scramble(name, **options):
+    towers = load_towers(name, "random", **options)
+    scramble(towers.model)
+    return towers
+
+
 def random_images(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -95,8 +101,9 @@ def test_vit_b_16_gives_a_cell_per_16_pixels(tmp_path):
     assert towers.dense_features(random_images(1, 3, 480, 640)).shape == (1, 512, 30, 40)
 
 
-def test_resnet_value_path_of_a_constant_feature_map_equals_the_pooled_output():
-    towers = load_towers(TINY_RN, "random")
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
+def test_resnet_value_path_of_a_constant_feature_map_equals_the_pooled_output(output_stride):
+    towers = load_towers(TINY_RN, "random", output_stride=output_stride)
     scramble(towers.model)
     pool = towers.model.visual.attnpool
     pool.positional_embedding.zero_()
@@ -104,6 +111,41 @@ def test_resnet_value_path_of_a_constant_feature_map_equals_the_pooled_output():
     with torch.no_grad():
         dense = towers._dense.project(constant)
         torch.testing.assert_close(dense, pool(constant)[:, :, None, None].expand_as(dense), rtol=1e-5, atol=1e-5)
+
+
+def test_output_stride_32_runs_the_tower_as_open_clip_does():
+    towers = load_towers(TINY_RN, "random", output_stride=32)
+    scramble(towers.model)
+    images = random_images(2, 3, 64, 96)
+    visual = towers.model.visual
+    with torch.no_grad():
+        expected = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+        assert torch.equal(towers.dense_features(images), towers._dense.project(expected))
+    assert torch.equal(load_and_scramble(TINY_RN).dense_features(images), towers.dense_features(images))
+
+
+@pytest.mark.parametrize(("output_stride", "grid"), [(16, (14, 14)), (8, (28, 28))])
+def test_a_finer_output_stride_changes_the_dense_reading_and_nothing_else(output_stride, grid):
+    fine, plain = load_and_scramble(TINY_RN, output_stride=output_stride), load_and_scramble(TINY_RN)
+    images = random_images(2, 3, 224, 224)
+    assert fine.cell_size == output_stride
+    assert fine.grid_size(224, 224) == grid
+    for _ in range(2):  # before and after the finer reading
+        with torch.no_grad():
+            assert torch.equal(fine.model.encode_image(images), plain.model.encode_image(images))
+        assert fine.dense_features(images).shape == (2, 64, *grid)
+    assert list(fine.model.state_dict()) == list(plain.model.state_dict())
+    with pytest.raises(ClipError, match=f"multiples of {output_stride} pixels; resize it to"):
+        fine.dense_features(random_images(1, 3, output_stride + 1, 224))
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_far_from_the_borders_a_constant_image_reads_the_same_at_every_output_stride(output_stride):
+    # An average pooling of constants is that constant: what is left to differ is weights, norms and their order.
+    fine, plain = load_and_scramble(TINY_RN, output_stride=output_stride), load_and_scramble(TINY_RN)
+    image = random_images(1, 3, 1, 1).expand(1, 3, 512, 512)
+    middle = fine.dense_features(image)[:, :, 256 // output_stride, 256 // output_stride]
+    torch.testing.assert_close(middle, plain.dense_features(image)[:, :, 8, 8], rtol=1e-4, atol=1e-5)
 
 
 VIT_VARIANTS = {
@@ -321,6 +363,10 @@ def test_a_reading_that_does_not_exist_for_the_tower_is_refused():
         load_towers(TINY_RN, "random", dense="value-residual")
     with pytest.raises(ClipError, match="'values'; choose one of value, value-residual"):
         load_towers(TINY_VIT, "random", dense="values")
+    with pytest.raises(ClipError, match=r"output stride 8 is for ResNet towers.* a ViT, whose cells .* of 16 pixels"):
+        load_towers(TINY_VIT, "random", output_stride=8)
+    with pytest.raises(ClipError, match="output stride is 4; choose one of 32, 16, 8"):
+        load_towers(TINY_RN, "random", output_stride=4)
 
 
 def test_files_that_are_not_what_they_should_be_are_refused(tmp_path):

@@ -1,0 +1,93 @@
+"""How good a small CLIP is: dense zero-shot labels against exact ones, and images against their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from t4p.metrics.semantic import confusion, scores
+from t4p.models.clip import ClipTowers
+from t4p.small_clip.rooms import CLASS_NAMES, NUM_STRUCTURE_CLASSES, RoomFrames
+
+TEMPLATES = ("point cloud of a {}", "a photo of a {}")  # t4p's own, and CLIP's
+_FRAMES_PER_BATCH = 16
+_CLASS_IDS = range(1, len(CLASS_NAMES) + 1)
+
+
+@dataclass(frozen=True)
+class DenseScore:
+    """Of labels given to pixels; IoU in [0, 1], nan for a class that is not there.
+
+    Attributes:
+        miou: over all classes.
+        miou_furniture: over those that are not wall, floor or ceiling.
+        iou: by class name.
+    """
+
+    miou: float
+    miou_furniture: float
+    iou: Mapping[str, float]
+
+
+def normalized_images(towers: ClipTowers, colors: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 to what the towers take."""
+    images = torch.from_numpy(colors).permute(0, 3, 1, 2).float().div_(255)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (towers.image_mean, towers.image_std))
+    return (images - mean) / std
+
+
+def score_dense(towers: ClipTowers, frames: RoomFrames, template: str) -> DenseScore:
+    """Give every pixel the class whose prompt is nearest to its cell, the similarities interpolated between cells."""
+    text = towers.encode_labels(CLASS_NAMES, template)
+    counts = np.zeros((0, 0), np.int64)
+    for start in range(0, len(frames.colors), _FRAMES_PER_BATCH):
+        chosen = slice(start, start + _FRAMES_PER_BATCH)
+        cells = F.normalize(towers.dense_features(normalized_images(towers, frames.colors[chosen])), dim=1)
+        similarity = torch.einsum("fdhw,kd->fkhw", cells, text)
+        labels = frames.labels[chosen]
+        similarity = F.interpolate(similarity, labels.shape[1:], mode="bilinear", align_corners=False)
+        predicted = similarity.argmax(dim=1).numpy() + 1
+        batch_counts = confusion(predicted, labels, _CLASS_IDS, ignore_ids=(0,))
+        counts = batch_counts if start == 0 else counts + batch_counts
+    return dense_score(counts)
+
+
+def score_one_answer(frames: RoomFrames) -> DenseScore:
+    """What somebody scores who calls everything a wall: the trivial predictor to beat."""
+    return dense_score(confusion(np.ones_like(frames.labels), frames.labels, _CLASS_IDS, ignore_ids=(0,)))
+
+
+def dense_score(counts: NDArray[np.int64]) -> DenseScore:
+    """The score of a confusion matrix over all classes."""
+    found = scores(counts, _CLASS_IDS)
+    values = [found.iou[class_id] for class_id in _CLASS_IDS]
+    furniture = values[NUM_STRUCTURE_CLASSES:]
+    return DenseScore(found.miou, float(np.nanmean(furniture)), dict(zip(CLASS_NAMES, values, strict=True)))
+
+
+@torch.no_grad()
+def score_retrieval(towers: ClipTowers, frames: RoomFrames, ranks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
+    """How often an image finds its own caption among all different ones, within so many guesses.
+
+    The whole image goes through `encode_image`, squeezed to the square that the tower was built for.
+    """
+    captions = sorted(set(frames.captions))
+    position = {caption: index for index, caption in enumerate(captions)}
+    own = torch.tensor([position[caption] for caption in frames.captions])
+    text = F.normalize(towers.model.encode_text(towers.tokenizer(captions)), dim=1)
+    size = int(towers.model.visual.image_size)
+    hits = dict.fromkeys(ranks, 0)
+    for start in range(0, len(frames.colors), _FRAMES_PER_BATCH):
+        chosen = slice(start, start + _FRAMES_PER_BATCH)
+        images = F.interpolate(normalized_images(towers, frames.colors[chosen]), (size, size), mode="bilinear")
+        similarity = F.normalize(towers.model.encode_image(images), dim=1) @ text.T
+        better = (similarity > similarity.gather(1, own[chosen, None])).sum(dim=1)
+        for rank in ranks:
+            hits[rank] += int((better < rank).sum())
+    return {f"recall_at_{rank}": hits[rank] / len(own) for rank in ranks} | {"num_captions": float(len(captions))}
