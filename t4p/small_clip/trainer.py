@@ -45,7 +45,7 @@ class Recipe:
     training: RoomSet = TRAINING_ROOMS
     validation: RoomSet = VALIDATION_ROOMS
     test: RoomSet = TEST_ROOMS
-    num_steps: int = 5000
+    num_steps: int = 6000
     frames_per_step: int = 8
     captions_per_step: int = 16
     caption_every: int = 4
