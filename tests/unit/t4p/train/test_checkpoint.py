@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from t4p.config import load_config
 from t4p.errors import CheckpointError
 from t4p.train import checkpoint as checkpoint_module
 from t4p.train.checkpoint import (
@@ -176,6 +177,16 @@ def test_the_same_run_may_go_on_longer_and_with_another_number_of_ranks(tmp_path
         "train": {"num_steps": 500, "learning_rate": 0.1, "zero_stage": 1},
     }
     refuse_changes(STATE, changed(config=config, world_size=3, versions={}), tmp_path)
+
+
+def test_keys_that_came_after_a_checkpoint_was_written_do_not_block_it(tmp_path):
+    now = load_config(["configs/smoke.yaml"], ["data.shards=[rooms]"]).model_dump(mode="json")
+    model = {**now["model"], "clip": {name: now["model"]["clip"][name] for name in ("name", "pretrained", "dense")}}
+    before = {**{name: section for name, section in now.items() if name != "task"}, "model": model}
+    refuse_changes(changed(config=before), changed(config=now), tmp_path)
+    finer = {**now, "model": {**now["model"], "clip": {**now["model"]["clip"], "output_stride": 8}}}
+    with pytest.raises(CheckpointError, match=r"model\.clip\.output_stride: 32 -> 8"):
+        refuse_changes(changed(config=before), changed(config=finer), tmp_path)
 
 
 def test_the_towers_weights_may_move_but_not_change(tmp_path):
