@@ -51,73 +51,54 @@ ForwardOption = Annotated[
 ]
 
 
-@app.command("pretrain")
-def pretrain(
-    arguments: ConfigArguments,
-    workers: WorkersOption = None,
-    address: LaunchAddressOption = None,
-    follow_job: FollowOption = False,
-    dry_run: DryRunOption = False,
-    forward_env: ForwardOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Pre-train with several workers: on a private Ray, or as a job on a cluster."""
-    _launch(PretrainConfig, arguments, workers, address, follow_job, dry_run, forward_env, as_json)
+def _add_command(name: str, schema: type[JobConfig], summary: str) -> None:
+    """`t4p launch NAME`, for the jobs of one schema."""
 
-
-@app.command("finetune")
-def finetune(
-    arguments: ConfigArguments,
-    workers: WorkersOption = None,
-    address: LaunchAddressOption = None,
-    follow_job: FollowOption = False,
-    dry_run: DryRunOption = False,
-    forward_env: ForwardOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Fine-tune with several workers: on a private Ray, or as a job on a cluster."""
-    _launch(FinetuneConfig, arguments, workers, address, follow_job, dry_run, forward_env, as_json)
-
-
-def _launch(
-    schema: type[JobConfig],
-    arguments: list[str],
-    workers: int | None,
-    address: str | None,
-    follow_job: bool,
-    dry_run: bool,
-    forward_env: list[str] | None,
-    as_json: bool,
-) -> None:
-    on_cluster = address not in (None, IN_CLUSTER)
-    for given, option in ((follow_job, "--follow"), (forward_env, "--forward-env")):
-        if given and not on_cluster:
-            raise ConfigError(f"{option} goes with --address http://HOST:8265: only a submitted job has a use for it")
-    if as_json and (follow_job or not (on_cluster or dry_run)):
-        raise ConfigError("--json goes with --dry-run, or with a job that is submitted without --follow")
-    config = load_config_of(schema, *split_arguments(arguments))
-    num_workers = config.cluster.num_workers if workers is None else workers
-    if not on_cluster:
+    @app.command(name, help=summary)
+    def launch(
+        arguments: ConfigArguments,
+        workers: WorkersOption = None,
+        address: LaunchAddressOption = None,
+        follow_job: FollowOption = False,
+        dry_run: DryRunOption = False,
+        forward_env: ForwardOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        on_cluster = address not in (None, IN_CLUSTER)
+        for given, option in ((follow_job, "--follow"), (forward_env, "--forward-env")):
+            if given and not on_cluster:
+                raise ConfigError(
+                    f"{option} goes with --address http://HOST:8265: only a submitted job has a use for it"
+                )
+        if as_json and (follow_job or not (on_cluster or dry_run)):
+            raise ConfigError("--json goes with --dry-run, or with a job that is submitted without --follow")
+        config = load_config_of(schema, *split_arguments(arguments))
+        num_workers = config.cluster.num_workers if workers is None else workers
+        if not on_cluster:
+            if dry_run:
+                _show_plan(None, world_sizes(config, num_workers), as_json)
+            elif address == IN_CLUSTER:
+                launch_training(config, num_workers, address=IN_CLUSTER)
+            else:
+                launch_training(config, num_workers)
+            return
+        spec = plan_job(config, num_workers, forward_env or (), os.environ)
         if dry_run:
-            _show_plan(None, world_sizes(config, num_workers), as_json)
-        elif address == IN_CLUSTER:
-            launch_training(config, num_workers, address=IN_CLUSTER)
-        else:
-            launch_training(config, num_workers)
-        return
-    spec = plan_job(config, num_workers, forward_env or (), os.environ)
-    if dry_run:
-        _show_plan(spec, spec.sizes, as_json)
-        return
-    cluster = connect(address, os.environ)
-    submit(cluster, spec)
-    if as_json:
-        _print_json({"job_id": spec.job_id, "address": cluster.address, "run_dir": config.run.dir})
-        return
-    typer.echo(f"submitted job {spec.job_id}, run folder {config.run.dir}")
-    if follow_job:
-        _follow(cluster, spec.job_id)
-    _show_next_moves(cluster, spec.job_id)
+            _show_plan(spec, spec.sizes, as_json)
+            return
+        cluster = connect(address, os.environ)
+        submit(cluster, spec)
+        if as_json:
+            _print_json({"job_id": spec.job_id, "address": cluster.address, "run_dir": config.run.dir})
+            return
+        typer.echo(f"submitted job {spec.job_id}, run folder {config.run.dir}")
+        if follow_job:
+            _follow(cluster, spec.job_id)
+        _show_next_moves(cluster, spec.job_id)
+
+
+_add_command("pretrain", PretrainConfig, "Pre-train with several workers: on a private Ray, or as a job on a cluster.")
+_add_command("finetune", FinetuneConfig, "Fine-tune with several workers: on a private Ray, or as a job on a cluster.")
 
 
 @app.command("list")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from shards.progress import progress_bar
 from shards.schema import CallError, ShardError
 
 app = typer.Typer(
@@ -57,19 +58,6 @@ def _raise_terminated(signal_number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, silent when that is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
 @app.command("formats")
 def formats_command() -> None:
     """List the raw formats that `pack` reads."""
@@ -102,7 +90,7 @@ def pack_command(
         if not math.isfinite(shard_size_mb):
             raise CallError(f"--shard-size-mb is {shard_size_mb}, wanted a number of MiB, such as 256")
 
-        with _progress("packing") as on_progress:
+        with progress_bar("packing") as on_progress:
             report = pack(
                 format,
                 src,
@@ -129,7 +117,7 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
     with _user_errors():
         from shards.verify import verify
 
-        with _progress("verifying") as on_progress:
+        with progress_bar("verifying") as on_progress:
             report = verify(url, num_workers=workers or _default_workers(), on_progress=on_progress)
         if as_json:
             _echo_json(

@@ -12,6 +12,7 @@ import typer
 
 from launch import cli as launch_cli
 from shards import cli as shards_cli
+from shards.progress import progress_bar
 from shards.schema import CallError, ShardError
 from t4p import checkpoint_cli
 from t4p.cli_arguments import ConfigArguments, split_arguments
@@ -90,9 +91,9 @@ def evaluate(
     """Score an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning."""
     config = load_config_of(EvaluateConfig, *split_arguments(arguments))
     from t4p.tasks.evaluate import evaluate as run_evaluation
-    from t4p.tasks.evaluate_report import print_scores, scores_as_dict, showing_progress
+    from t4p.tasks.evaluate_report import print_scores, scores_as_dict
 
-    with showing_progress() as on_progress:
+    with progress_bar("evaluating") as on_progress:
         exported, scores = run_evaluation(config, on_progress)
     if as_json:
         typer.echo(json.dumps(scores_as_dict(exported, scores)))

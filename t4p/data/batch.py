@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,11 @@ from shards.schema import Frame, ShardError
 from t4p.data.decode import decode_frame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
 from t4p.data.transforms import num_channels
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +52,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        tensors = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "keys"
-        }
-        return replace(self, **tensors)
+        return moved(self, device)
+
+
+def moved(record: Record, device: torch.device) -> Record:
+    """A record with its tensors on `device`."""
+    found = {field.name: getattr(record, field.name) for field in fields(record)}
+    tensors = {name: value.to(device, non_blocking=True) for name, value in found.items() if isinstance(value, Tensor)}
+    return replace(record, **tensors)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from shards.scene import Scene
 from shards.schema import Frame, ShardError
 from t4p.config import AugmentConfig, NetworkConfig, PointDataConfig
 from t4p.data import transforms
+from t4p.data.batch import moved
 from t4p.data.decode import decode_frame
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
@@ -84,10 +85,7 @@ class LabelledBatch:
 
     def to(self, device: torch.device) -> LabelledBatch:
         """The same batch with its tensors on `device`."""
-        tensors = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self) if f.name != "keys"
-        }
-        return replace(self, **tensors)
+        return moved(self, device)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from t4p.metrics.semantic import confusion, scores
+from t4p.metrics.semantic import evaluate
 from t4p.models.clip import ClipTowers
 from t4p.small_clip.rooms import CLASS_NAMES, NUM_STRUCTURE_CLASSES, RoomFrames
 
@@ -45,27 +45,24 @@ def normalized_images(towers: ClipTowers, colors: NDArray[np.uint8]) -> Tensor:
 def score_dense(towers: ClipTowers, frames: RoomFrames, template: str) -> DenseScore:
     """Give every pixel the class whose prompt is nearest to its cell, the similarities interpolated between cells."""
     text = towers.encode_labels(CLASS_NAMES, template)
-    counts = np.zeros((0, 0), np.int64)
+    found = []
     for start in range(0, len(frames.colors), _FRAMES_PER_BATCH):
         chosen = slice(start, start + _FRAMES_PER_BATCH)
         cells = F.normalize(towers.dense_features(normalized_images(towers, frames.colors[chosen])), dim=1)
         similarity = torch.einsum("fdhw,kd->fkhw", cells, text)
-        labels = frames.labels[chosen]
-        similarity = F.interpolate(similarity, labels.shape[1:], mode="bilinear", align_corners=False)
-        predicted = similarity.argmax(dim=1).numpy() + 1
-        batch_counts = confusion(predicted, labels, _CLASS_IDS, ignore_ids=(0,))
-        counts = batch_counts if start == 0 else counts + batch_counts
-    return dense_score(counts)
+        similarity = F.interpolate(similarity, frames.labels.shape[1:], mode="bilinear", align_corners=False)
+        found.append(similarity.argmax(dim=1).numpy() + 1)
+    return dense_score(np.concatenate(found), frames)
 
 
 def score_one_answer(frames: RoomFrames) -> DenseScore:
     """What somebody scores who calls everything a wall: the trivial predictor to beat."""
-    return dense_score(confusion(np.ones_like(frames.labels), frames.labels, _CLASS_IDS, ignore_ids=(0,)))
+    return dense_score(np.ones_like(frames.labels), frames)
 
 
-def dense_score(counts: NDArray[np.int64]) -> DenseScore:
-    """The score of a confusion matrix over all classes."""
-    found = scores(counts, _CLASS_IDS)
+def dense_score(predicted: NDArray[np.integer], frames: RoomFrames) -> DenseScore:
+    """The score of a class for every pixel of all frames."""
+    found = evaluate(predicted, frames.labels, _CLASS_IDS, ignore_ids=(0,))
     values = [found.iou[class_id] for class_id in _CLASS_IDS]
     furniture = values[NUM_STRUCTURE_CLASSES:]
     return DenseScore(found.miou, float(np.nanmean(furniture)), dict(zip(CLASS_NAMES, values, strict=True)))

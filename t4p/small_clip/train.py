@@ -11,8 +11,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
+from shards.progress import progress_bars
 from t4p.config import find_packaged
 from t4p.errors import RunError
 from t4p.models.clip import load_towers
@@ -156,15 +155,6 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-@contextmanager
-def _showing_progress() -> Iterator[Progress]:
-    """Bars on stderr, silent when that is not a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield progress
-
-
 def main(
     folder: Annotated[Path, typer.Argument(help="where weights and scores are written")] = _CLIP_FOLDER,
     steps: Annotated[int, typer.Option(min=1, help="of the optimizer; fewer make a weaker model")] = Recipe.num_steps,
@@ -180,7 +170,7 @@ def main(
     recipe = Recipe(training=replace(TRAINING_ROOMS, rooms=rooms), num_steps=steps)
     weights = folder / f"{_NAME}.safetensors"
     start = time.perf_counter()
-    with _showing_progress() as progress:
+    with progress_bars() as progress:
         training, validation = (_render(rooms, progress) for rooms in (recipe.training, recipe.validation))
         bar = progress.add_task("training", total=steps)
         trainer = Trainer(config, training, recipe)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from t4p.metrics.semantic import SemanticScores
@@ -42,16 +39,6 @@ def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     table.add_row("mean (mIoU, mAcc)", _percent(scores.miou), _percent(scores.macc))
     table.caption = f"{scores.num_points:,} labelled points, {_percent(scores.accuracy)} % of them right"
     Console().print(table)
-
-
-@contextmanager
-def showing_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, silent when that is not a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _number(value: float) -> float | None:

@@ -1,10 +1,11 @@
-"""What every training job builds from its configuration, whatever its task: streams and engine."""
+"""What every training job builds from its configuration, whatever its task: worker, streams and engine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from t4p.config import JobConfig, TrainConfig
@@ -13,11 +14,23 @@ from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationSt
 from t4p.errors import ConfigError
 from t4p.models.text4point import Text4Point
 from t4p.train.distributed import rank, world_size
-from t4p.train.engine import Engine, EngineSettings
+from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
 from t4p.train.universal import is_universal
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
+
+
+def start_worker(train: TrainConfig) -> torch.device:
+    """Become one worker of those that the environment describes; alone without one. Collective.
+
+    Returns:
+        Its device.
+    """
+    if train.deterministic:
+        make_deterministic()  # before the process group, which makes the first use of CUDA
+    start_process_group()
+    return local_device()
 
 
 def build_training_stream(

@@ -25,9 +25,9 @@ from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.clip import ClipTowers, load_towers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import build_text4point
-from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream
+from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
 from t4p.train.distributed import all_reduce_sum
-from t4p.train.engine import Engine, local_device, make_deterministic, start_process_group
+from t4p.train.engine import Engine
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run
@@ -206,10 +206,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
         ConfigError, ClipError: the configuration cannot work; nothing has been written.
         ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
     """
-    if config.train.deterministic:
-        make_deterministic()  # before the process group, which makes the first use of CUDA
-    start_process_group()
-    device = local_device()
+    device = start_worker(config.train)
     towers = load_towers_from(config.model.clip, config.run.seed)
     sample_settings = build_sample_settings(config, towers)
     catalogue = Catalogue(config.data.shards)

@@ -26,10 +26,10 @@ from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
 from t4p.models.prompts import PromptedLabels
 from t4p.models.text4point import build_text4point
-from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream
+from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
 from t4p.tasks.pretrain import load_towers_from
 from t4p.train.distributed import all_reduce_sum, rank
-from t4p.train.engine import Engine, local_device, make_deterministic, start_process_group
+from t4p.train.engine import Engine
 from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run, say
@@ -166,10 +166,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
         ConfigError, ClipError: the configuration cannot work; no step has been taken.
         ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
     """
-    if config.train.deterministic:
-        make_deterministic()  # before the process group, which makes the first use of CUDA
-    start_process_group()
-    device = local_device()
+    device = start_worker(config.train)
     model = config.model
     assert isinstance(model.labels, tuple)  # the loader has read the file
     towers = load_towers_from(model.clip, config.run.seed)
