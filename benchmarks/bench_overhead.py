@@ -138,7 +138,7 @@ def be_worker(job: dict[str, Any]) -> None:
 def train_both_ways(job: dict[str, Any], report: Callable[[int, int, Mapping[str, float]], None]) -> None:
     """The worker of `t4p launch pretrain`, with a bare step after each of its own."""
     from launch.trainer import training_worker
-    from t4p.config import load_config
+    from t4p.config_files import load_config
     from t4p.tasks import pretrain
     from t4p.train.engine import Engine
 

@@ -14,7 +14,8 @@ from launch.job_spec import METADATA_KEYS, RUN_DIR_KEY, WORKERS_KEY, JobSpec, Wo
 from launch.jobs import connect, exit_status, follow, our_jobs, plan_job, stop, submit
 from launch.trainer import launch_training
 from t4p.cli_arguments import ConfigArguments, split_arguments
-from t4p.config import FinetuneConfig, JobConfig, PretrainConfig, load_config_of
+from t4p.config import FinetuneConfig, JobConfig, PretrainConfig
+from t4p.config_files import load_config_of
 from t4p.errors import ConfigError
 
 app = typer.Typer(help="Start jobs on Ray, here or on a cluster, and look after them.", no_args_is_help=True)

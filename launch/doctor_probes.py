@@ -139,7 +139,7 @@ def probe_clip() -> Finding:
     import torch
 
     from launch.job_versions import installed_version
-    from t4p.config import find_packaged
+    from t4p.config_files import find_packaged
     from t4p.models.clip import load_towers
 
     for name in ("tiny-rn", "tiny-vit16"):

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from launch.placement import WorkerResources, worker_resources
-from t4p.config import FinetuneConfig, JobConfig, dump_config
+from t4p.config import FinetuneConfig, JobConfig
+from t4p.config_files import dump_config
 from t4p.errors import ConfigError
 
 CONFIG_FILE = "t4p-job.yaml"

@@ -21,7 +21,8 @@ from shards.schema import ShardError
 from shards.sources.formats import FORMATS, FrameRef, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.store import open_store
-from t4p.config import PretrainConfig, load_config
+from t4p.config import PretrainConfig
+from t4p.config_files import load_config
 from t4p.errors import ConfigError
 
 NUM_WORKERS = 1

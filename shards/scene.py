@@ -18,6 +18,7 @@ from shards.schema import (
     check_rigid,
     json_bytes,
     matrix_from_json,
+    read_meta,
     sample_key,
 )
 
@@ -103,12 +104,7 @@ def scene_from_members(key: str, members: Mapping[str, bytes]) -> Scene:
         arrays = _arrays_of_npz(members["points.npz"])
         if not {"xyz", "rgb"} <= set(arrays) <= {"xyz", "rgb", "semantic", "instance"}:
             raise ValueError(f"points.npz holds {sorted(arrays)}, wanted xyz, rgb and, with labels, semantic, instance")
-        meta = json.loads(members["meta.json"])
-        if meta["format_version"] != FORMAT_VERSION:
-            raise ShardError(
-                f"sample {key}: meta.json has format version {meta['format_version']!r}, this program reads "
-                f"{FORMAT_VERSION}; use the program version that packed it, or pack again"
-            )
+        meta = read_meta(key, members["meta.json"])
         scene = Scene(
             dataset=str(meta["dataset"]),
             scene_id=str(meta["scene_id"]),

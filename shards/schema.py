@@ -172,12 +172,7 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
     if missing := [name for name in ("depth.png", "meta.json") if name not in members]:
         raise ShardError(f"sample {key}: member {missing[0]} is missing, found {sorted(members)}; pack it again")
     try:
-        meta = json.loads(members["meta.json"])
-        if meta["format_version"] != FORMAT_VERSION:
-            raise ShardError(
-                f"sample {key}: meta.json has format version {meta['format_version']!r}, this program reads "
-                f"{FORMAT_VERSION}; use the program version that packed it, or pack again"
-            )
+        meta = read_meta(key, members["meta.json"])
         world_from_camera = meta["world_from_camera"]
         timestamp = meta["timestamp"]
         frame = Frame(
@@ -203,6 +198,22 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
     if sample_key(frame.scene_id, frame.frame_id) != key:
         raise ShardError(f"sample {key}: meta.json is of scene {frame.scene_id!r}, frame {frame.frame_id!r}")
     return frame
+
+
+def read_meta(key: str, data: bytes) -> dict[str, Any]:
+    """What meta.json of a sample says.
+
+    Raises:
+        ShardError: it is of another format version.
+        ValueError, KeyError, TypeError: it is malformed.
+    """
+    meta: dict[str, Any] = json.loads(data)
+    if meta["format_version"] != FORMAT_VERSION:
+        raise ShardError(
+            f"sample {key}: meta.json has format version {meta['format_version']!r}, this program reads "
+            f"{FORMAT_VERSION}; use the program version that packed it, or pack again"
+        )
+    return meta
 
 
 def check_frame(frame: Frame, where: str) -> None:

@@ -16,7 +16,8 @@ from shards.progress import progress_bar
 from shards.schema import CallError, ShardError
 from t4p import checkpoint_cli
 from t4p.cli_arguments import ConfigArguments, split_arguments
-from t4p.config import EvaluateConfig, FinetuneConfig, load_config, load_config_of
+from t4p.config import EvaluateConfig, FinetuneConfig
+from t4p.config_files import load_config, load_config_of
 from t4p.errors import ConfigError, RunError
 
 app = typer.Typer(

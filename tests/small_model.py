@@ -14,3 +14,14 @@ SMALL = [
     "loss.num_pairs_e=64",
     "loss.num_pairs_d=128",
 ]
+
+# The smallest network, two strides of Res16UNet14A, and nothing about what goes in or comes out of it.
+TINY_NETWORK = [
+    "model.unet.plan=Res16UNet14A",
+    "model.unet.num_strides=2",
+    "model.unet.stem_channels=8",
+    "model.unet.stem_kernel_size=3",
+    "model.unet.encoder_channels=[8, 12]",
+    "model.unet.decoder_channels=[12, 8]",
+    "model.text_query.num_heads=4",
+]

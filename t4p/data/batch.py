@@ -76,18 +76,14 @@ class PairRecipe:
 
     def join(self, samples: Sequence[FrameSample]) -> Batch:
         """Join frames with the sizes that the settings imply."""
-        return join(samples, self.settings)
-
-
-def join(samples: Sequence[FrameSample], settings: SampleSettings) -> Batch:
-    """Collate with the sizes that the settings imply."""
-    return collate(
-        samples,
-        image_size=settings.image_size,
-        num_channels=num_channels(settings.point_features),
-        num_cells=settings.cell_grid[0] * settings.cell_grid[1],
-        num_pixels=settings.decoder_grid[0] * settings.decoder_grid[1],
-    )
+        settings = self.settings
+        return collate(
+            samples,
+            image_size=settings.image_size,
+            num_channels=num_channels(settings.point_features),
+            num_cells=settings.cell_grid[0] * settings.cell_grid[1],
+            num_pixels=settings.decoder_grid[0] * settings.decoder_grid[1],
+        )
 
 
 def collate(

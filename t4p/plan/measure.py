@@ -14,7 +14,7 @@ import torch  # noqa: TID253 - t4p/cli.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
 
 from t4p.config import PretrainConfig
-from t4p.data.batch import Batch, join
+from t4p.data.batch import Batch, PairRecipe
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.losses.contrastive import contrastive_loss
 from t4p.models.clip import ClipTowers
@@ -120,8 +120,8 @@ def measure_network(
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
         num_pairs_d=len(sample.pairs_d),
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
-        empty=_measure_pass(module, task, join([], settings), precision),
-        one_frame=_measure_pass(module, task, join([sample], settings), precision),
+        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision),
+        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision),
     )
 
 

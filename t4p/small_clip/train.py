@@ -22,7 +22,7 @@ import typer
 from rich.progress import Progress
 
 from shards.progress import progress_bars
-from t4p.config import find_packaged
+from t4p.config_files import find_packaged
 from t4p.errors import RunError
 from t4p.models.clip import load_towers
 from t4p.small_clip.rooms import TRAINING_ROOMS, RoomFrames, RoomSet, render_rooms

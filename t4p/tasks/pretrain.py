@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t4p.config import ClipConfig, LossConfig, ModelConfig, PretrainConfig, find_packaged
+from t4p.config import ClipConfig, LossConfig, ModelConfig, PretrainConfig
+from t4p.config_files import find_packaged
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue

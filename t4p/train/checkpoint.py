@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from t4p.config import changed_keys, config_of_task
+from t4p.config import config_of_task
+from t4p.config_files import changed_keys
 from t4p.errors import CheckpointError
 
 MARKER = "COMPLETE.json"

@@ -13,7 +13,8 @@ from uuid import uuid4
 
 import torch
 
-from t4p.config import JobConfig, dump_config
+from t4p.config import JobConfig
+from t4p.config_files import dump_config
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.train.checkpoint import (
     MARKER,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t4p.config import NetworkConfig, changed_keys
+from t4p.config import NetworkConfig
+from t4p.config_files import changed_keys
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network
 from t4p.train.checkpoint import read_state, verify_marker

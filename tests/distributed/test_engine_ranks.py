@@ -21,7 +21,8 @@ from bumpy_wall import WALL_OVERRIDES, make_frame
 from rank_processes import run_ranks, write_report
 from torch import Tensor, nn
 
-from t4p.config import PretrainConfig, load_config
+from t4p.config import PretrainConfig
+from t4p.config_files import load_config
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 
@@ -105,12 +106,12 @@ class Data:
         self._inputs: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
 
     def inputs(self, seeds: tuple[int, ...]) -> tuple[Tensor, ...]:
-        from t4p.data.batch import join
+        from t4p.data.batch import PairRecipe
         from t4p.data.sample import build_sample
 
         if seeds not in self._inputs:
             samples = [build_sample(make_frame(seed), f"room/{seed}", 0, self._settings) for seed in seeds]
-            self._inputs[seeds] = self._task.inputs(join(samples, self._settings))
+            self._inputs[seeds] = self._task.inputs(PairRecipe(self._settings).join(samples))
         return self._inputs[seeds]
 
     def build_module(self, plan: Plan) -> nn.Module:

@@ -19,12 +19,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from rank_processes import run_worlds, visit_worlds
+from small_model import TINY_NETWORK
 from torch import Tensor
 
 import t4p.losses.contrastive as contrastive
 import t4p.models.norm as norm_module
-from t4p.config import AugmentConfig, PretrainConfig, load_config
-from t4p.data.batch import join
+from t4p.config import AugmentConfig, PretrainConfig
+from t4p.config_files import load_config
+from t4p.data.batch import PairRecipe
 from t4p.data.decode import DecodedFrame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
 from t4p.models.sparse.minkowski import load_minkowski_engine
@@ -95,13 +97,7 @@ def make_config(**overrides: object) -> PretrainConfig:
             "model.sparse_backend=native",
             "model.point_features=[color, position]",
             "model.embed_dim_d=8",
-            "model.unet.plan=Res16UNet14A",
-            "model.unet.num_strides=2",
-            "model.unet.stem_channels=8",
-            "model.unet.stem_kernel_size=3",
-            "model.unet.encoder_channels=[8, 12]",
-            "model.unet.decoder_channels=[12, 8]",
-            "model.text_query.num_heads=4",
+            *TINY_NETWORK,
             "model.decoder2d.hidden_channels=8",
             "model.decoder2d.upsample=2",
             *(f"{key}={value}" for key, value in overrides.items()),
@@ -142,7 +138,7 @@ class StandInTowers:
 
 def inputs_of(task: PretrainTask, frames: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     """What PretrainModule takes, floats in the wanted type."""
-    inputs = task.inputs(join([make_sample(frame) for frame in frames], SETTINGS))
+    inputs = task.inputs(PairRecipe(SETTINGS).join([make_sample(frame) for frame in frames]))
     return [value.to(dtype) if value.is_floating_point() else value for value in inputs]
 
 

@@ -30,8 +30,9 @@ from torch.distributed import Work
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t4p.config import PretrainConfig, load_config
-from t4p.data.batch import Batch, join
+from t4p.config import PretrainConfig
+from t4p.config_files import load_config
+from t4p.data.batch import Batch, PairRecipe
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.models.clip import ClipTowers
 from t4p.plan.frames import look_at_frames
@@ -201,7 +202,7 @@ def work(folder: Path) -> None:
     start_process_group()
     config = config_of(CASES[0])
     _, settings, sample = the_frame(config)
-    batch = join([sample, sample], settings)
+    batch = PairRecipe(settings).join([sample, sample])
     report = {}
     for case in CASES:
         report[case.name] = asdict(train_case(config_of(case), batch, folder / "checkpoints" / case.name))

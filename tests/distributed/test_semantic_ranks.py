@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_worlds, visit_worlds
+from small_model import TINY_NETWORK
 
 import t4p.losses.segmentation as segmentation
-from t4p.config import FinetuneConfig, load_config_of
+from t4p.config import FinetuneConfig
+from t4p.config_files import load_config_of
 from t4p.data.labelled import LabelledSample, LabelRecipe
 from t4p.data.labels import build_label_table
 from t4p.data.transforms import IGNORED, coarsen, majority_label, mean_per_voxel, voxel_features, voxelize
@@ -81,13 +83,7 @@ def one_step(rank: int, world_size: int) -> tuple[float, torch.Tensor]:
             "data.shards=[unused]",
             "model.sparse_backend=native",
             "model.point_features=[color, position]",
-            "model.unet.plan=Res16UNet14A",
-            "model.unet.num_strides=2",
-            "model.unet.stem_channels=8",
-            "model.unet.stem_kernel_size=3",
-            "model.unet.encoder_channels=[8, 12]",
-            "model.unet.decoder_channels=[12, 8]",
-            "model.text_query.num_heads=4",
+            *TINY_NETWORK,
         ],
     )
     torch.manual_seed(0)

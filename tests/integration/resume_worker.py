@@ -15,7 +15,8 @@ from typing import Any
 import deepspeed.utils
 import torch
 
-from t4p.config import PretrainConfig, TrainConfig, load_config
+from t4p.config import PretrainConfig, TrainConfig
+from t4p.config_files import load_config
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.stream import TrainingStream, ValidationStream

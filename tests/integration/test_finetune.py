@@ -14,7 +14,8 @@ from rank_processes import start_ranks
 
 from shards.pack import pack
 from shards.reader import DatasetReader
-from t4p.config import FinetuneConfig, load_config_of
+from t4p.config import FinetuneConfig
+from t4p.config_files import load_config_of
 from t4p.models.exported import load_exported_network
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,8 @@ def pretrained(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 RUN_ALL = """
 import json, sys
-from t4p.config import FinetuneConfig, load_config_of
+from t4p.config import FinetuneConfig
+from t4p.config_files import load_config_of
 from t4p.tasks.semantic import run
 outcomes = []
 for overrides in json.loads(sys.argv[1]):

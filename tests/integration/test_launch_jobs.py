@@ -24,7 +24,7 @@ from launch.job_spec import REQUIREMENTS_FILE, JobSpec
 from launch.jobs import exit_status, follow, plan_job, submit
 from launch.quickstart import find_example_frames
 from shards.pack import pack
-from t4p.config import load_config
+from t4p.config_files import load_config
 from t4p.errors import ConfigError
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from shards.pack import pack
 
 SCRIPT = """
 import json, sys
-from t4p.config import load_config
+from t4p.config_files import load_config
 from t4p.tasks.pretrain import run
 outcomes = []
 for overrides in json.loads(sys.argv[1]):

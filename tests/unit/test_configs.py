@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from t4p.config import FinetuneConfig, NetworkConfig, load_config, load_config_of
+from t4p.config import FinetuneConfig, NetworkConfig
+from t4p.config_files import load_config, load_config_of
 from t4p.models.text4point import build_plan
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing

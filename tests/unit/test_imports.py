@@ -18,6 +18,7 @@ LIGHT = (
     "t4p.cli",
     "t4p.cli_arguments",
     "t4p.config",
+    "t4p.config_files",
     "t4p.errors",
     "t4p.geometry",
     "t4p.data.draws",

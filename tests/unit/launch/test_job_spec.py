@@ -21,7 +21,8 @@ from launch.job_spec import (
     world_sizes,
 )
 from launch.placement import WorkerResources
-from t4p.config import PretrainConfig, load_config
+from t4p.config import PretrainConfig
+from t4p.config_files import load_config
 from t4p.data.order import rank_positions
 from t4p.errors import ConfigError
 

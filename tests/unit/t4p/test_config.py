@@ -2,7 +2,8 @@
 
 import pytest
 
-from t4p.config import PretrainConfig, changed_keys, dump_config, find_packaged, load_config
+from t4p.config import PretrainConfig
+from t4p.config_files import changed_keys, dump_config, find_packaged, load_config
 from t4p.errors import ConfigError
 
 MINIMAL = ["run.dir=runs/x", "data.shards=[a]"]

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from t4p.cli import app
-from t4p.config import load_config
+from t4p.config_files import load_config
 from t4p.errors import ConfigError
 from t4p.plan.frames import look_at_frames, room_frame
 from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, usual_hours, with_checkpointing

@@ -7,7 +7,7 @@ import pytest
 import torch
 from bumpy_wall import WALL_OVERRIDES, make_frame
 
-from t4p.config import load_config
+from t4p.config_files import load_config
 from t4p.data.batch import collate
 from t4p.data.sample import build_sample
 from t4p.errors import ConfigError, RunError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from t4p.config import load_config
+from t4p.config_files import load_config
 from t4p.errors import CheckpointError
 from t4p.train import checkpoint as checkpoint_module
 from t4p.train.checkpoint import (

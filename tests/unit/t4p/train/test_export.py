@@ -2,7 +2,7 @@
 
 import pytest
 
-from t4p.config import load_config
+from t4p.config_files import load_config
 from t4p.errors import CheckpointError
 from t4p.models.clip import ClipError
 from t4p.train.checkpoint import CheckpointState, write_marker, write_state

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from small_model import TINY_NETWORK
 
-from t4p.config import FinetuneConfig, load_config, load_config_of
+from t4p.config import FinetuneConfig
+from t4p.config_files import load_config, load_config_of
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
 from t4p.models.text4point import build_text4point
@@ -12,13 +14,7 @@ from t4p.train.starting_weights import load_starting_weights, read_starting_weig
 CLIP_DIM = 16
 NETWORK = [
     "data.shards=[none]",
-    "model.text_query.num_heads=4",
-    "model.unet.plan=Res16UNet14A",
-    "model.unet.num_strides=2",
-    "model.unet.stem_channels=8",
-    "model.unet.stem_kernel_size=3",
-    "model.unet.encoder_channels=[8, 12]",
-    "model.unet.decoder_channels=[12, 8]",
+    *TINY_NETWORK,
 ]
 TOWERS = "f" * 64
 
