@@ -1,22 +1,20 @@
-"""`t4p quickstart`: the main job, small and whole: pack real frames, pre-train through Ray, report."""
+"""`t4p quickstart`: the whole road, small, with a report at its end: on rooms made on the spot, or on your data."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from launch.errors import LaunchError
-from launch.quickstart_report import QuickstartReport, draw_losses, read_lines, show_table, summarise, write_report
+from launch.quickstart_report import QuickstartReport, show_table, write_report
+from launch.quickstart_rooms import try_on_rooms
+from launch.quickstart_stages import NUM_WORKERS, Stages, collect_pretraining, override
 from launch.trainer import launch_training
 from shards.manifest import MANIFEST_NAME
 from shards.pack import pack
-from shards.reader import DatasetReader
 from shards.schema import ShardError
 from shards.sources.formats import FORMATS, FrameRef, find_format
 from shards.sources.raw_files import SourceOptions
@@ -25,26 +23,24 @@ from t4p.config import PretrainConfig
 from t4p.config_files import load_config
 from t4p.errors import ConfigError
 
-NUM_WORKERS = 1
 # Says that a folder belongs to this command, which replaces what is in it.
 OWNER_MARK = ".quickstart"
+OURS = ("run", "shards", "scratch", "finetuned")
 # One batch of configs/smoke.yaml, and one frame to validate with.
 MIN_FRAMES = 3
 
 
 @dataclass(frozen=True)
 class QuickstartData:
-    """The datasets of one quickstart.
+    """The user's datasets.
 
     Attributes:
         shards: what is trained on, folder or s3:// prefix.
         validation_shards: frames held out; None where there are none.
-        pack_seconds: 0 where nothing had to be packed.
     """
 
     shards: str
     validation_shards: str | None
-    pack_seconds: float
 
 
 @dataclass(frozen=True)
@@ -60,44 +56,60 @@ class RawFrames:
 
 
 def quickstart(data: str | None, out: Path) -> int:
-    """Pack, pre-train, report.
+    """Pack, pre-train, and on rooms also evaluate and fine-tune; report.
 
     Args:
         data: a packed dataset (folder or s3:// prefix), or a folder of raw frames in a layout that needs no options,
-            which is packed first; None packs the real frames that come with the repository.
-        out: folder for `report.json`, `loss.png`, `run/` and `shards/`; those of an earlier quickstart are replaced.
+            which is packed first; what needs labels is left out then. None makes rooms.
+        out: folder for `report.html`, `report.json`, `shards/` and the run folders; those of an earlier quickstart are
+            replaced.
 
     Returns:
-        The exit status: 0, or 1 where the loss did not fall.
+        The exit status: 0, or 1 where the outcome is not what it should be.
 
     Raises:
         ConfigError: there is no data to train on, or `out` holds something that is not ours.
         LaunchError, ShardError: training or packing failed.
     """
     console = Console()
-    found = RawFrames("tum", find_example_frames()) if data is None else find_data(data)
+    if data is None:
+        take_over(out, replace_shards=True, console=console)
+        report = try_on_rooms(out, console)
+    else:
+        report = try_on_own_data(data, out, console)
+    write_report(report, out)
+    show_table(report, console)
+    console.print(f"report: {out / 'report.html'}, for programs {out / 'report.json'}", highlight=False, soft_wrap=True)
+    if report.problem is None:
+        return 0
+    console.print(report.problem, style="bold red", soft_wrap=True)
+    return 1
+
+
+def try_on_own_data(data: str, out: Path, console: Console) -> QuickstartReport:
+    """Pack the user's frames if they are not packed yet, and pre-train on them.
+
+    Raises:
+        ConfigError, LaunchError, ShardError: as `quickstart`.
+    """
+    stages = Stages(console)
+    found = find_data(data)
     if isinstance(found, RawFrames):
         check_raw(found, out / "shards")
         take_over(out, replace_shards=True, console=console)
-        dataset = pack_raw(found, out / "shards", console)
+        with stages.stage("Packing", f"The frames of {found.folder} ({found.source_format}); a fifth is held out."):
+            dataset = pack_raw(found, out / "shards")
     else:
         take_over(out, replace_shards=False, console=console)
-        dataset = QuickstartData(found, None, 0.0)
+        dataset = QuickstartData(found, None)
     config = smoke_config(dataset, out / "run")
-
-    started = time.monotonic()
-    launch_training(config, NUM_WORKERS, console)
-    train_seconds = time.monotonic() - started
-
-    report = collect_report(config, dataset, train_seconds)
-    write_report(report, out / "report.json")
-    draw_losses(read_lines(out / "run" / "metrics.jsonl"), out / "loss.png")
-    show_table(report, console)
-    console.print(f"report: {out / 'report.json'}\nlosses: {out / 'loss.png'}\nrun:    {out / 'run'}", highlight=False)
-    if report.last["loss"] < report.first["loss"]:
-        return 0
-    console.print("the loss did not fall; something is wrong with the data or the configuration", style="bold red")
-    return 1
+    with stages.stage(
+        "Pre-training",
+        f"{NUM_WORKERS} DeepSpeed workers on a private Ray, {config.train.num_steps} steps with configs/smoke.yaml: a "
+        "small network against CLIP towers with random weights. It shows that your data goes through.",
+    ):
+        launch_training(config, NUM_WORKERS, console)
+    return QuickstartReport(dataset.shards, collect_pretraining(config), stages.sections)
 
 
 def find_data(data: str) -> str | RawFrames:
@@ -145,7 +157,7 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
     Raises:
         ConfigError: what would be replaced was not made by a quickstart.
     """
-    names = ("run", "shards") if replace_shards else ("run",)
+    names = [name for name in OURS if replace_shards or name != "shards"]
     present = [out / name for name in names if (out / name).exists()]
     if present and not (out / OWNER_MARK).exists():
         raise ConfigError(
@@ -159,7 +171,7 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
     for path in present:
         console.print(f"replacing {path} of the quickstart before", highlight=False, soft_wrap=True)
         shutil.rmtree(path)
-    for name in ("report.json", "loss.png"):  # else a failed run would stand beside the report of the one before
+    for name in ("report.json", "report.html"):  # else a failed run would stand beside the report of the one before
         (out / name).unlink(missing_ok=True)
 
 
@@ -180,7 +192,7 @@ def check_raw(raw: RawFrames, dst: Path) -> None:
         )
 
 
-def pack_raw(raw: RawFrames, dst: Path, console: Console) -> QuickstartData:
+def pack_raw(raw: RawFrames, dst: Path) -> QuickstartData:
     """Pack raw frames; the last fifth is held out for validation.
 
     Raises:
@@ -189,54 +201,14 @@ def pack_raw(raw: RawFrames, dst: Path, console: Console) -> QuickstartData:
     num_frames = len(raw.refs())
     num_train = num_frames - max(1, num_frames // 5)
     train, validation = dst / "train", dst / "validation"
-    console.print(f"packing {num_frames} frames of {raw.folder} ({raw.source_format})", highlight=False, soft_wrap=True)
-    reports = [
-        pack(raw.source_format, raw.folder, str(train), frames=slice(0, num_train)),
-        pack(raw.source_format, raw.folder, str(validation), frames=slice(num_train, None)),
-    ]
-    return QuickstartData(str(train), str(validation), sum(report.seconds for report in reports))
-
-
-def find_example_frames() -> Path:
-    """The TUM frames that come with the repository.
-
-    Raises:
-        ConfigError: this installation has none.
-    """
-    folder = Path(__file__).resolve().parent.parent / "tests" / "data"
-    for table in sorted(folder.rglob("rgb.txt")):
-        return table.parent
-    raise ConfigError(
-        f"no example frames in {folder}: they come with the repository, not with an installed package; "
-        "give your own data instead: t4p quickstart --data FOLDER (or make quickstart DATA=FOLDER)"
-    )
+    pack(raw.source_format, raw.folder, str(train), frames=slice(0, num_train))
+    pack(raw.source_format, raw.folder, str(validation), frames=slice(num_train, None))
+    return QuickstartData(str(train), str(validation))
 
 
 def smoke_config(dataset: QuickstartData, run_dir: Path) -> PretrainConfig:
     """configs/smoke.yaml on this data; the scores are taken before the first and after the last step."""
-    overrides = [f"run.dir={json.dumps(str(run_dir))}", f"data.shards={json.dumps([dataset.shards])}"]
+    overrides = [override("run.dir", str(run_dir)), override("data.shards", [dataset.shards])]
     if dataset.validation_shards is not None:
-        overrides.append(f"data.validation_shards={json.dumps([dataset.validation_shards])}")
+        overrides.append(override("data.validation_shards", [dataset.validation_shards]))
     return load_config(["configs/smoke.yaml"], overrides)
-
-
-def collect_report(config: PretrainConfig, dataset: QuickstartData, train_seconds: float) -> QuickstartReport:
-    """What the run wrote, in one record.
-
-    Raises:
-        LaunchError: the run folder does not hold the steps that were asked for.
-    """
-    run_dir = Path(config.run.dir)
-    steps = read_lines(run_dir / "metrics.jsonl")
-    if len(steps) != config.train.num_steps:
-        raise LaunchError(
-            f"{run_dir / 'metrics.jsonl'} holds {len(steps)} steps, {config.train.num_steps} were asked for"
-        )
-    return summarise(
-        steps=steps,
-        validation=read_lines(run_dir / "validation.jsonl"),
-        shards=dataset.shards,
-        num_samples=DatasetReader(dataset.shards).num_samples,
-        pack_seconds=dataset.pack_seconds,
-        train_seconds=train_seconds,
-    )

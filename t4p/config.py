@@ -127,7 +127,7 @@ class NetworkConfig(Section):
     norm_group_size: PositiveInt | None = Field(
         None, description="sync_batch: ranks that share statistics, a divisor of the world size; all by default."
     )
-    point_features: tuple[Literal["one", "color", "position"], ...] = Field(("color",), min_length=1)
+    point_features: tuple[Literal["one", "color", "position", "height"], ...] = Field(("color",), min_length=1)
     labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
     clip: ClipConfig = ClipConfig()
     unet: UNetConfig = UNetConfig()
@@ -170,8 +170,11 @@ class SemanticLossConfig(Section):
 class LossConfig(Section):
     num_pairs_e: PositiveInt = Field(1024, description="Pairs of L_e drawn from one frame, at most.")
     num_pairs_d: PositiveInt = Field(4096, description="Pairs of L_d drawn from one frame, at most.")
+    balance_e: Fraction = Field(
+        0.0, description="p: a pair of L_e is drawn with the density of its CLIP feature in the frame to the power -p."
+    )
     weight_e: float = Field(1.0, ge=0)
-    weight_d: float = Field(1.0, ge=0)
+    weight_d: float = Field(1.0, ge=0, description="0 leaves the 3D decoder out of training, and its time.")
     logit_scale_init: PositiveFloat = Field(14.3, description="Start of both multipliers: 1 / temperature (1 / 0.07).")
     logit_scale_max: PositiveFloat = 100.0
 

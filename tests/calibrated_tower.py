@@ -37,8 +37,7 @@ def save_calibrated_tower(config: Path, images: Sequence[NDArray[np.uint8]], pat
     torch.save(model.state_dict(), path)
 
     towers = load_towers(str(config), str(path))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (towers.image_mean, towers.image_std))
-    batch = torch.stack([(torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 - mean) / std for image in images])
+    batch = towers.normalize(torch.from_numpy(np.stack(images)))
     visual = model.visual
     norms = [module for module in visual.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():

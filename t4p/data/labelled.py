@@ -17,7 +17,7 @@ from shards.schema import Frame, ShardError
 from t4p.config import AugmentConfig, NetworkConfig, PointDataConfig
 from t4p.data import transforms
 from t4p.data.batch import moved
-from t4p.data.decode import decode_frame
+from t4p.data.decode import DecodedFrame, decode_frame
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import LabelTable, build_label_table
@@ -216,12 +216,25 @@ def lift_labelled(
         ShardError: an image cannot be decoded, or the frame has no semantic labels.
         ValueError: a class id has no name.
     """
+    decoded = decode_frame(frame)
+    ids = decode_frame_labels(frame, decoded)
+    height, width = decoded.color.shape[:2]
+    lifted = transforms.lift_frame(decoded, (height, width), pixel_stride, max_depth, in_world)
+    row, col = lifted.depth_pixel_of_point.T
+    return LabelledCloud(points=lifted.points, colors=lifted.colors, label_of_point=table.look_up(ids[row, col]))
+
+
+def decode_frame_labels(frame: Frame, decoded: DecodedFrame) -> NDArray[np.integer]:
+    """(H, W) class ids of a frame, on the grid of its depth.
+
+    Raises:
+        ShardError: the frame has no semantic labels, or they cannot be decoded or lie on another grid.
+    """
     if frame.semantic is None:
         raise ShardError(
             f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; leave it out (data.max_skip_fraction), "
             "or pack it with labels"
         )
-    decoded = decode_frame(frame)
     try:
         ids = decode_labels(frame.semantic)
     except BrokenImageError as error:
@@ -231,10 +244,7 @@ def lift_labelled(
             f"sample {frame.scene_id}/{frame.frame_id}: labels are {ids.shape}, depth is {decoded.depth.shape}; labels "
             "live on the depth grid, pack it again"
         )
-    height, width = decoded.color.shape[:2]
-    lifted = transforms.lift_frame(decoded, (height, width), pixel_stride, max_depth, in_world)
-    row, col = lifted.depth_pixel_of_point.T
-    return LabelledCloud(points=lifted.points, colors=lifted.colors, label_of_point=table.look_up(ids[row, col]))
+    return ids
 
 
 def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:

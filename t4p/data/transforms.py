@@ -217,9 +217,15 @@ def voxel_features(
     Args:
         colors: (V, 3) in [0, 1].
         positions: (V, 3) metres, in the frame of the points.
-        kinds: 'one' gives a constant 1, 'color' the colour moved to [-1, 1], 'position' the position as it is.
+        kinds: 'one' gives a constant 1, 'color' the colour moved to [-1, 1], 'position' the position as it is, 'height'
+            its z alone, which says nothing of where the world has its origin.
     """
-    columns = {"one": np.ones((len(colors), 1), np.float32), "color": colors * 2 - 1, "position": positions}
+    columns = {
+        "one": np.ones((len(colors), 1), np.float32),
+        "color": colors * 2 - 1,
+        "position": positions,
+        "height": positions[:, 2:],
+    }
     return np.concatenate([columns[kind] for kind in kinds], axis=1).astype(np.float32)
 
 

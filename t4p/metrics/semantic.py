@@ -30,7 +30,7 @@ class SemanticScores:
         miou: mean IoU of the classes that are present.
         macc: mean recall of the classes that are present.
         accuracy: share of all labelled points that were predicted right.
-        num_points: labelled points that were scored.
+        support: labelled points that were scored, by class id.
     """
 
     iou: Mapping[int, float]
@@ -38,7 +38,16 @@ class SemanticScores:
     miou: float
     macc: float
     accuracy: float
-    num_points: int
+    support: Mapping[int, int]
+
+    @property
+    def num_points(self) -> int:
+        """All labelled points that were scored."""
+        return sum(self.support.values())
+
+    def miou_of(self, class_ids: Iterable[int]) -> float:
+        """Mean IoU of those of some classes that are present; nan where none is."""
+        return _mean(np.array([self.iou[class_id] for class_id in class_ids if self.support[class_id]]))
 
 
 def evaluate(
@@ -139,8 +148,29 @@ def scores(counts: Counts, class_ids: Sequence[int]) -> SemanticScores:
         miou=_mean(iou[present]),
         macc=_mean(recall[present]),
         accuracy=int(hits.sum()) / num_points if num_points else float("nan"),
-        num_points=num_points,
+        support=dict(zip(classes.tolist(), of_target.tolist(), strict=True)),
     )
+
+
+def best_trivial_miou(support: Iterable[int]) -> float:
+    """The mIoU of the best of three predictors that look at nothing.
+
+    One class for every point (the best such class), a uniform draw, and a draw by the shares of the classes, which are
+    those of the ground truth itself: a better prior than any that could be had. Of draws, the IoU of expected counts.
+
+    Args:
+        support: labelled points of each class; those without one are left out.
+
+    Returns:
+        nan without a labelled point.
+    """
+    shares = np.array([points for points in support if points], np.float64)
+    if not len(shares):
+        return float("nan")
+    shares /= shares.sum()
+    uniform = np.full(len(shares), 1 / len(shares))
+    drawn = (_mean(shares * chance / (shares + chance - shares * chance)) for chance in (uniform, shares))
+    return max(float(shares.max()) / len(shares), *drawn)
 
 
 def _scenes(labels: ArrayLike | Iterable[ArrayLike]) -> list[ArrayLike]:

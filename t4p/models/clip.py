@@ -100,6 +100,13 @@ class ClipTowers(nn.Module):
             )
         return height // cell, width // cell
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """(F, H, W, 3) uint8 to (F, 3, H, W) float32, as the image tower takes them."""
+        mean, std = (
+            torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.image_mean, self.image_std)
+        )
+        return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
     @torch.no_grad()
     def dense_features(self, images: Tensor) -> Tensor:
         """Features of every cell, in CLIP's joint space.

@@ -58,22 +58,27 @@ class Text4Point(nn.Module):
         self.reduce = nn.Linear(clip_dim, self.unet.bottleneck_channels)
         self.head = nn.Linear(self.unet.out_channels, out_dim)
 
-    def forward(self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor, decode: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Encode, query the text, decode.
 
         Args:
             voxel_coords: (V, 4) int32 (scene, x, y, z), unique rows in ascending order.
             voxel_features: (V, in_channels).
             text: (K', d) label embeddings of the frozen text tower.
+            decode: False stops at the bottleneck, where z3D is not wanted.
 
         Returns:
             h3D_hat: (Vb, d) at the bottleneck, rows in ascending order of their coordinates; not normalised.
-            z3D: (V, C), rows as `voxel_coords`; not normalised.
+            z3D: (V, C), rows as `voxel_coords`; not normalised. (0, C) without `decode`.
         """
         pyramid = build_pyramid(self.sparse_backend, voxel_coords, self.unet.num_levels)
         levels = self.unet.encode(pyramid, voxel_features)
         bottleneck = levels[-1]
         expanded = self.expand(bottleneck)
+        if not decode:
+            return expanded, expanded.new_zeros(0, self.head.out_features)
         queried = self.reduce(self.text_query(expanded, text))
         aggregated = self.alpha * bottleneck + self.beta * queried.to(bottleneck.dtype)
         decoded = self.unet.decode(pyramid, (*levels[:-1], aggregated))

@@ -110,6 +110,7 @@ def measure_network(
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
     task = PretrainTask(towers, config.model, torch.device("cpu"), None)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
+    with_d = config.loss.weight_d > 0
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return NetworkFigures(
         groups=(
@@ -120,17 +121,20 @@ def measure_network(
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
         num_pairs_d=len(sample.pairs_d),
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
-        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision),
-        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision),
+        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, with_d),
+        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, with_d),
     )
 
 
-def _measure_pass(module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None) -> PassBytes:
+def _measure_pass(
+    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, with_d: bool
+) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
     with SizesOnly() as live:
         moments = []
-        hook = module.decoder2d.register_forward_hook(lambda *_: moments.append(live.now))  # the last to be called
+        last_called = module.decoder2d if with_d else module.net
+        hook = last_called.register_forward_hook(lambda *_: moments.append(live.now))
         inputs = task.inputs(batch)
         inputs_ready = live.now
         with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):

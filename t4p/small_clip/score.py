@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn import functional as F
 
 from t4p.metrics.semantic import evaluate
@@ -35,20 +34,13 @@ class DenseScore:
     iou: Mapping[str, float]
 
 
-def normalized_images(towers: ClipTowers, colors: NDArray[np.uint8]) -> Tensor:
-    """(B, H, W, 3) uint8 to what the towers take."""
-    images = torch.from_numpy(colors).permute(0, 3, 1, 2).float().div_(255)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (towers.image_mean, towers.image_std))
-    return (images - mean) / std
-
-
 def score_dense(towers: ClipTowers, frames: RoomFrames, template: str) -> DenseScore:
     """Give every pixel the class whose prompt is nearest to its cell, the similarities interpolated between cells."""
     text = towers.encode_labels(CLASS_NAMES, template)
     found = []
     for start in range(0, len(frames.colors), _FRAMES_PER_BATCH):
         chosen = slice(start, start + _FRAMES_PER_BATCH)
-        cells = F.normalize(towers.dense_features(normalized_images(towers, frames.colors[chosen])), dim=1)
+        cells = F.normalize(towers.dense_features(towers.normalize(torch.from_numpy(frames.colors[chosen]))), dim=1)
         similarity = torch.einsum("fdhw,kd->fkhw", cells, text)
         similarity = F.interpolate(similarity, frames.labels.shape[1:], mode="bilinear", align_corners=False)
         found.append(similarity.argmax(dim=1).numpy() + 1)
@@ -63,9 +55,8 @@ def score_one_answer(frames: RoomFrames) -> DenseScore:
 def dense_score(predicted: NDArray[np.integer], frames: RoomFrames) -> DenseScore:
     """The score of a class for every pixel of all frames."""
     found = evaluate(predicted, frames.labels, _CLASS_IDS, ignore_ids=(0,))
-    values = [found.iou[class_id] for class_id in _CLASS_IDS]
-    furniture = values[NUM_STRUCTURE_CLASSES:]
-    return DenseScore(found.miou, float(np.nanmean(furniture)), dict(zip(CLASS_NAMES, values, strict=True)))
+    furniture = found.miou_of(_CLASS_IDS[NUM_STRUCTURE_CLASSES:])
+    return DenseScore(found.miou, furniture, dict(zip(CLASS_NAMES, found.iou.values(), strict=True)))
 
 
 @torch.no_grad()
@@ -82,7 +73,7 @@ def score_retrieval(towers: ClipTowers, frames: RoomFrames, ranks: tuple[int, ..
     hits = dict.fromkeys(ranks, 0)
     for start in range(0, len(frames.colors), _FRAMES_PER_BATCH):
         chosen = slice(start, start + _FRAMES_PER_BATCH)
-        images = F.interpolate(normalized_images(towers, frames.colors[chosen]), (size, size), mode="bilinear")
+        images = F.interpolate(towers.normalize(torch.from_numpy(frames.colors[chosen])), (size, size), mode="bilinear")
         similarity = F.normalize(towers.model.encode_image(images), dim=1) @ text.T
         better = (similarity > similarity.gather(1, own[chosen, None])).sum(dim=1)
         for rank in ranks:

@@ -5,7 +5,7 @@ Nothing of CLIP is needed: the embeddings of the labels are in the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t4p.config import EvaluateConfig, PretrainConfig
+from t4p.config import EvaluateConfig, EvaluatedDataConfig, PretrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.stream import ValidationStream
@@ -21,6 +21,7 @@ from t4p.data.transforms import IGNORED
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.tasks.pretrain import PretrainModule, load_towers_from
 
 
 def evaluate(
@@ -28,48 +29,90 @@ def evaluate(
 ) -> tuple[ExportedNetwork, SemanticScores]:
     """Score an exported network by ScanNet's protocol, on every point of the datasets.
 
-    Of a frame: the readings that `data.pixel_stride` and `data.max_depth` leave and that the colour camera sees.
-
-    Args:
-        on_progress: called with (samples done, samples in all).
-
     Returns:
         The network as read, and its scores; class ids are the rows of its labels.
 
     Raises:
         CheckpointError: the file is no export, or is damaged.
-        ConfigError: the classes of a dataset are not its labels.
-        ShardError, DataError: the data is missing or damaged, or holds no labelled point.
+        ConfigError, ShardError, DataError: as `score_network`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
-    catalogue = Catalogue(config.data.shards)
-    points = {"pixel_stride": config.data.pixel_stride, "max_depth": config.data.max_depth}
-    data, model = exported.config.data.model_copy(update=points), exported.config.model
-    recipe = build_label_recipe(catalogue, data, model, exported.labels, config.data.ignored_labels, augment=None)
+    return exported, score_network(exported, config.data, on_progress)
+
+
+def score_network(
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> SemanticScores:
+    """Score a network on every point of the datasets.
+
+    Of a frame: the readings that `pixel_stride` and `max_depth` leave and that the colour camera sees.
+
+    Args:
+        on_progress: called with (samples done, samples in all).
+
+    Raises:
+        ConfigError: the classes of a dataset are not its labels.
+        ShardError, DataError: the data is missing or damaged, or holds no labelled point.
+    """
+    num_samples = Catalogue(scored.shards).num_samples
     class_ids = range(len(exported.labels))
     counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)
-    stream = ValidationStream(catalogue, recipe, config.data.num_workers, 0, 1)
-    for done, batch in enumerate(stream.batches(), start=1):
-        predictions = predict(exported, batch, device)[batch.voxel_of_point]
-        counts += confusion(predictions.numpy(), batch.label_of_point.numpy(), class_ids, (IGNORED,))
-        on_progress(done, catalogue.num_samples)
+    for done, (predicted, target) in enumerate(label_points(exported, scored), start=1):
+        counts += confusion(predicted.numpy(), target.numpy(), class_ids, (IGNORED,))
+        on_progress(done, num_samples)
     if not counts.sum():
         raise DataError(
-            f"{', '.join(catalogue.urls)}: not one of the points has a label; look at a sample with `t4p shards show`"
+            f"{', '.join(scored.shards)}: not one of the points has a label; look at a sample with `t4p shards show`"
         )
-    return exported, scores(counts, class_ids)
+    return scores(counts, class_ids)
+
+
+def label_points(exported: ExportedNetwork, scored: EvaluatedDataConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a network says of every point, and what is true: sample by sample, in the order of the datasets.
+
+    Yields:
+        Two (N,) int64 of indices of its labels; the truth may be IGNORED. Of a scene, in the order of its points.
+
+    Raises:
+        ConfigError, ShardError, DataError: as `score_network`.
+    """
+    catalogue = Catalogue(scored.shards)
+    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
+    data, model = exported.config.data.model_copy(update=points), exported.config.model
+    recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
+    for batch in ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches():
+        yield predict(exported, batch)[batch.voxel_of_point], batch.label_of_point
+
+
+def untrained_network(config: PretrainConfig) -> ExportedNetwork:
+    """The network that a pre-training begins with, as its export would be.
+
+    Raises:
+        ConfigError, ClipError: the configuration cannot work.
+    """
+    towers = load_towers_from(config.model.clip, config.run.seed)
+    torch.manual_seed(config.run.seed)
+    net = PretrainModule(config.model, config.loss, towers.embed_dim).net.eval().requires_grad_(False)
+    labels = config.model.labels
+    assert isinstance(labels, tuple)  # the loader has read the file
+    text = towers.encode_labels(labels, config.model.text_query.template)
+    return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {})
 
 
 @torch.no_grad()
-def predict(exported: ExportedNetwork, batch: LabelledBatch, device: torch.device) -> Tensor:
+def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
     """The label of every voxel: (V,) int64 on the CPU.
 
     After pre-training that of the nearest text embedding at its bottleneck voxel; after fine-tuning the head's.
     """
     text = exported.label_embeddings
-    expanded, decoded = exported.net(batch.voxel_coords.to(device), batch.voxel_features.to(device), text)
-    if isinstance(exported.config, PretrainConfig):
+    zero_shot = isinstance(exported.config, PretrainConfig)
+    voxels = batch.voxel_coords.to(text.device), batch.voxel_features.to(text.device)
+    expanded, decoded = exported.net(*voxels, text, decode=not zero_shot)
+    if zero_shot:
         similarity = F.normalize(expanded.float(), dim=1) @ text.T
         return similarity.argmax(dim=1).cpu()[batch.bottleneck_of_voxel]
     return decoded.argmax(dim=1).cpu()

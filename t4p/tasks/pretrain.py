@@ -20,6 +20,7 @@ from t4p.data.fetch import Catalogue
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.data.stream import ValidationStream
 from t4p.errors import ConfigError, RunError
+from t4p.losses.balanced_draw import draw_balanced
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
@@ -66,15 +67,12 @@ class PretrainModule(nn.Module):
         text: Tensor,
         pairs_e: Tensor,
         pairs_d: Tensor,
+        lots_e: Tensor,
     ) -> PairEmbeddings:
-        """The two ends of every pair; arguments as in `forward`."""
+        """The two ends of every pair, all of L_e's too; arguments as in `forward`."""
         expanded, decoded = self.net(voxel_coords, voxel_features, text)
-        pixels = self.decoder2d(clip_features)
         return PairEmbeddings(
-            points_e=_unit(expanded[pairs_e[0]]),
-            cells_e=_unit(_rows_of(clip_features)[pairs_e[1]]),
-            points_d=_unit(decoded[pairs_d[0]]),
-            pixels_d=_unit(_rows_of(pixels)[pairs_d[1]]),
+            *_ends(expanded, clip_features, pairs_e), *_ends(decoded, self.decoder2d(clip_features), pairs_d)
         )
 
     def forward(
@@ -85,6 +83,7 @@ class PretrainModule(nn.Module):
         text: Tensor,
         pairs_e: Tensor,
         pairs_d: Tensor,
+        lots_e: Tensor,
     ) -> tuple[Tensor, ...]:
         """Both losses over the pairs of all ranks. Collective.
 
@@ -96,16 +95,25 @@ class PretrainModule(nn.Module):
             text: (K', d) of the frozen text tower.
             pairs_e: (2, Pe) rows of the bottleneck, and of the flattened CLIP cells.
             pairs_d: (2, Pd) rows of the voxels, and of the flattened decoder pixels.
+            lots_e: (Pe,) in (0, 1], uniform: of the pairs of L_e, which they draw if `balance_e` is set.
 
         Returns:
             loss, loss_e, loss_d, logit_scale_e, logit_scale_d: scalars; averaged over ranks they are the global ones.
+                Without a weight of L_d the decoders do not run, and loss_d is 0.
             num_pairs_e, num_pairs_d: pairs of this rank.
         """
-        pairs = self.embed(voxel_coords, voxel_features, clip_features, text, pairs_e, pairs_d)
+        if self._loss.balance_e:
+            drawn = draw_balanced(clip_features, pairs_e[1], lots_e, self._loss.num_pairs_e, self._loss.balance_e)
+            pairs_e = pairs_e[:, drawn]
+        with_d = self._loss.weight_d > 0
+        expanded, decoded = self.net(voxel_coords, voxel_features, text, decode=with_d)
+        pixels = self.decoder2d(clip_features) if with_d else None
         scale_e = clamped_logit_scale(self.log_logit_scale_e, 1.0, self._loss.logit_scale_max)
         scale_d = clamped_logit_scale(self.log_logit_scale_d, 1.0, self._loss.logit_scale_max)
-        loss_e = contrastive_loss(pairs.points_e, pairs.cells_e, scale_e, *pairs_e)
-        loss_d = contrastive_loss(pairs.points_d, pairs.pixels_d, scale_d, *pairs_d)
+        loss_e = contrastive_loss(*_ends(expanded, clip_features, pairs_e), scale_e, *pairs_e)
+        loss_d = torch.zeros_like(loss_e)
+        if pixels is not None:
+            loss_d = contrastive_loss(*_ends(decoded, pixels, pairs_d), scale_d, *pairs_d)
         loss = self._loss.weight_e * loss_e + self._loss.weight_d * loss_d
         num_pairs = loss.new_tensor([pairs_e.shape[1], pairs_d.shape[1]])
         return loss, loss_e, loss_d, scale_e.squeeze(), scale_d.squeeze(), num_pairs[0], num_pairs[1]
@@ -127,20 +135,18 @@ class PretrainTask:
         self._device = device
         self._validation = validation
         self._text = towers.encode_labels(model.labels, model.text_query.template).to(device)
-        self._mean = torch.tensor(towers.image_mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(towers.image_std, device=device).view(1, 3, 1, 1)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """What PretrainModule takes: the batch with its images seen through the frozen image tower."""
         batch = batch.to(self._device)
-        images = batch.images.permute(0, 3, 1, 2).float() / 255
         return (
             batch.voxel_coords,
             batch.voxel_features,
-            self._towers.dense_features((images - self._mean) / self._std),
+            self._towers.dense_features(self._towers.normalize(batch.images)),
             self._text,
             torch.stack([batch.voxel_of_pair_e, batch.cell_of_pair_e]),
             torch.stack([batch.voxel_of_pair_d, batch.pixel_of_pair_d]),
+            batch.lot_of_pair_e,
         )
 
     def check(self, record: StepRecord) -> None:
@@ -257,7 +263,7 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
         voxel_size=config.model.voxel_size,
         num_strides=config.model.unet.num_strides,
         point_features=config.model.point_features,
-        num_pairs_e=config.loss.num_pairs_e,
+        num_pairs_e=None if config.loss.balance_e else config.loss.num_pairs_e,  # then PretrainModule draws
         num_pairs_d=config.loss.num_pairs_d,
         augment=config.data.augment,
         seed=config.run.seed,
@@ -272,6 +278,11 @@ def build_validation(
         return None
     settings = replace(sample_settings, num_pairs_e=None, num_pairs_d=None, augment=None)
     return build_validation_stream(config, Catalogue(config.data.validation_shards), PairRecipe(settings))
+
+
+def _ends(voxels: Tensor, image: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """The two ends of (2, P) pairs: of (V, C) rows and of the places of (F, C, H, W), unit-norm float32."""
+    return _unit(voxels[pairs[0]]), _unit(_rows_of(image)[pairs[1]])
 
 
 def _unit(embeddings: Tensor) -> Tensor:

@@ -84,9 +84,15 @@ PLANS = {
     "checkpointed": Plan(
         "sgd", num_steps=5, learning_rate=0.02, overrides=("model.unet.activation_checkpointing=true",)
     ),
+    "only_e": Plan(
+        "sgd",
+        num_steps=3,
+        learning_rate=0.02,
+        overrides=("loss.weight_d=0", "loss.balance_e=1", "loss.num_pairs_e=20"),
+    ),
 }
 # What one process computes for them: without bf16 and without checkpointing.
-REFERENCES = {"sgd": "sgd", "adamw": "adamw", "accumulated": "accumulated", "bf16": "sgd", "checkpointed": "sgd"}
+REFERENCES = {name: name for name in PLANS} | {"bf16": "sgd", "checkpointed": "sgd"}
 
 
 def settings_of(plan: Plan) -> PretrainConfig:
@@ -410,6 +416,11 @@ def test_bf16_stays_near_fp32_in_one_process(found):
 def test_activation_checkpointing_changes_nothing(found):
     for errors in found:
         assert equals_one_process(errors["checkpointed"]), errors["checkpointed"]
+
+
+def test_l_e_alone_on_balanced_pairs_equals_one_process(found):
+    for errors in found:
+        assert equals_one_process(errors["only_e"]), errors["only_e"]
 
 
 def test_validation_sees_the_whole_module_whatever_number_of_frames_a_rank_has(found):

@@ -29,6 +29,7 @@ from t4p.config_files import load_config
 from t4p.data.batch import PairRecipe
 from t4p.data.decode import DecodedFrame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.models.clip import ClipTowers
 from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 
@@ -123,6 +124,7 @@ class StandInTowers:
     """A frozen tower in float64, so that a frame's features do not depend on the frames beside it."""
 
     image_mean = image_std = (0.5, 0.5, 0.5)
+    normalize = ClipTowers.normalize
 
     def to(self, device: torch.device) -> "StandInTowers":
         return self

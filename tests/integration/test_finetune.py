@@ -260,11 +260,11 @@ REFUSALS = [
         "model.unet.encoder_channels",
     ),
     (
-        ["model.clip.name=configs/clip/tiny-vit16.json", "model.pretrained={start}"],
+        ["model.clip.name=configs/clip/tiny-rn.json", "model.clip.pretrained=random", "model.pretrained={start}"],
         "ConfigError",
         "name the same model.clip",
     ),
-    (["model.prompt_tokens=20"], "ClipError", "shorten the label or the template"),
+    (["model.prompt_tokens=40"], "ClipError", "shorten the label or the template"),
     (["data.image_size=[96, 128]"], "ConfigError", "data.image_size: unknown key"),
 ]
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from t4p.metrics.semantic import SemanticScores, confusion, evaluate, scores
+from t4p.metrics.semantic import SemanticScores, best_trivial_miou, confusion, evaluate, scores
 
 SEEDS = range(200)
 
@@ -40,15 +40,17 @@ def by_sets(predictions, targets, class_ids, ignore_ids):
         else math.nan
         for by_class in (iou, recall)
     ]
-    return SemanticScores(iou, recall, *means, right / len(scored) if scored else math.nan, len(scored))
+    support = {class_id: sum(targets[i] == class_id for i in scored) for class_id in class_ids}
+    return SemanticScores(iou, recall, *means, right / len(scored) if scored else math.nan, support)
 
 
 def assert_same(found, wanted):
     for name in ("iou", "recall"):
         assert list(getattr(found, name)) == list(getattr(wanted, name))
         assert list(getattr(found, name).values()) == pytest.approx(list(getattr(wanted, name).values()), nan_ok=True)
-    numbers = [(each.miou, each.macc, each.accuracy, each.num_points) for each in (found, wanted)]
+    numbers = [(each.miou, each.macc, each.accuracy) for each in (found, wanted)]
     assert numbers[0] == pytest.approx(numbers[1], nan_ok=True)
+    assert found.support == wanted.support
 
 
 def test_the_case_computed_by_hand():
@@ -178,3 +180,33 @@ def test_an_error_names_the_scene():
 def test_counts_of_other_classes_are_refused():
     with pytest.raises(ValueError, match=r"counts have shape \(2, 3\); wanted \(3, 4\) for 3 class ids"):
         scores(confusion([1], [1], [1, 2]), [1, 2, 3])
+
+
+def test_the_mean_over_some_classes_leaves_out_those_that_are_absent():
+    found = evaluate(np.array([1, 1, 2, 1, 2]), np.array([1, 1, 1, 2, 2]), [1, 2, 3])
+    assert found.miou_of([1]) == 2 / 4
+    assert found.miou_of([1, 2, 3]) == found.miou
+    assert math.isnan(found.miou_of([3]))
+
+
+def test_trivial_predictors_by_hand():
+    # 8 walls, 2 chairs. All walls: (8/10 + 0) / 2. Uniform: (4/9 + 1/6) / 2. By shares: (6.4/9.6 + 0.4/3.6) / 2.
+    assert best_trivial_miou([8, 0, 2]) == pytest.approx(0.4)
+    assert best_trivial_miou([5, 5]) == pytest.approx(1 / 3)  # 2.5 of 7.5 for each, better than (1/2 + 0) / 2
+    assert best_trivial_miou([7]) == 1
+    assert math.isnan(best_trivial_miou([0, 0]))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_trivial_predictors_score_what_their_predictions_do(seed):
+    rng = np.random.default_rng(seed)
+    num_classes = int(rng.integers(2, 7))
+    targets = rng.choice(num_classes, size=60_000, p=rng.dirichlet(np.full(num_classes, 0.7)))
+    support = np.bincount(targets, minlength=num_classes)
+    drawn = (
+        np.full(targets.shape, support.argmax()),
+        rng.integers(num_classes, size=targets.shape),
+        rng.permutation(targets),
+    )
+    best = max(evaluate(predictions, targets, range(num_classes)).miou for predictions in drawn)
+    assert best_trivial_miou(support.tolist()) == pytest.approx(best, abs=0.01)
