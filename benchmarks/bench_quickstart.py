@@ -1,0 +1,290 @@
+"""Does it pay? The quickstart's road with three seeds: zero-shot, and few labels from both starts, on held-out rooms.
+
+Training, validation and test rooms are three series (seeds 1, 2 and 3), the CLIP's own rooms three more (41 to 43). The
+network and its settings are those of configs/{pretrain,finetune}/rooms.yaml, chosen on rooms of seed 2.
+
+pre-training    both      L_e and L_d
+                e_steps   L_e alone, as many steps
+                e_time    L_e alone, as many CPU seconds
+fine-tuning     On 2 and on 4 labelled rooms, other ones for every seed, from random weights and from the pre-trained ones.
+                Both have the schedule with which training from scratch is best, by mIoU on the validation rooms.
+
+Every job is a process of one thread, two at a time; what is in --out is not computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
+SCHEDULES = [(100, 3e-3), (200, 1e-3), (200, 3e-3), (200, 6e-3)]  # steps and learning rate
+STARTS_OF_ROOMS = {2: ("scratch", "both"), 4: ("scratch", "both", "e_steps", "e_time")}
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of shards, run folders and results.")] = Path(
+        "runs/bench_quickstart"
+    ),
+    steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 450,
+    seeds: Annotated[int, typer.Option(min=1)] = 3,
+    job: Annotated[str | None, typer.Option(help="Internal: be one of the processes.", hidden=True)] = None,
+) -> None:
+    if job is not None:
+        (out / "result.json").write_text(json.dumps(JOBS[json.loads(job)["kind"]](out, **json.loads(job)["arguments"])))
+        return
+    pack_all(out / "shards", seeds)
+    bench = Bench(out)
+    numbers = range(seeds)
+    both, e_steps = (
+        {f"{name}_{seed}": ("pretrain", {"seed": seed, "steps": steps, "with_d": name == "both"}) for seed in numbers}
+        for name in ("both", "e_steps")
+    )
+    grid = {
+        f"schedule_{count}_{rate:g}": (
+            "finetune",
+            {"seed": 0, "rooms": 4, "steps": count, "rate": rate, "start": None, "scored": "validation"},
+        )
+        for count, rate in SCHEDULES
+    }
+    reference = {"teacher": ("teacher", {}), "untrained": ("untrained", {})}
+    found = bench.run({**both, **e_steps, **grid, **reference})
+    e_time = {}
+    for seed in numbers:
+        ratio = found[f"both_{seed}"]["cpu_seconds"] / found[f"e_steps_{seed}"]["cpu_seconds"]
+        e_time[f"e_time_{seed}"] = ("pretrain", {"seed": seed, "steps": round(steps * ratio), "with_d": False})
+    found |= bench.run(e_time)
+    best_steps, best_rate = max(SCHEDULES, key=lambda schedule: found["schedule_{}_{:g}".format(*schedule)]["miou"])
+    finetunings = {
+        f"{start}_{rooms}_rooms_{seed}": (
+            "finetune",
+            {
+                "seed": seed,
+                "rooms": rooms,
+                "steps": best_steps,
+                "rate": best_rate,
+                "start": None if start == "scratch" else str(bench.folder(f"{start}_{seed}") / "model.safetensors"),
+                "scored": "test",
+            },
+        )
+        for rooms, starts in STARTS_OF_ROOMS.items()
+        for start in starts
+        for seed in numbers
+    }
+    found |= bench.run(finetunings)
+    report = {
+        "figures": summarise(found, seeds),
+        "schedule": {"steps": best_steps, "learning_rate": best_rate},
+        "jobs": found,
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "versions": {name: version(name) for name in ("text4point", "torch", "deepspeed", "numpy")},
+        "commit": commit(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report["figures"], indent=1))
+
+
+class Bench:
+    """Runs jobs as processes and keeps what they found."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def folder(self, name: str) -> Path:
+        return self._out / "jobs" / name
+
+    def run(self, jobs: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+        """By name, the results of (kind, arguments)."""
+        with ThreadPoolExecutor(2) as pool:
+            return dict(zip(jobs, pool.map(self._run, jobs, jobs.values()), strict=True))
+
+    def _run(self, name: str, job: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+        folder = self.folder(name)
+        result = folder / "result.json"
+        asked = json.dumps({"kind": job[0], "arguments": job[1]})
+        if not result.exists() or (folder / "job.json").read_text() != asked:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "job.json").write_text(asked)
+            environment = os.environ | {
+                "OMP_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "PYTHONPATH": str(REPOSITORY),
+                "T4P_BENCH_SHARDS": str((self._out / "shards").resolve()),
+            }
+            with (folder / "log").open("w") as log:
+                command = [sys.executable, __file__, "--out", str(folder), "--job", asked]
+                subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
+        found = json.loads(result.read_text())
+        print(name, {key: found[key] for key in ("miou", "miou_furniture", "cpu_seconds") if key in found}, flush=True)
+        return found
+
+
+def pack_all(folder: Path, seeds: int) -> None:
+    """Every series, and the labelled rooms of every seed: they are among the training rooms."""
+    from shards.pack import pack
+
+    labelled = {
+        f"labelled_{rooms}_{seed}": f"seed=1,rooms={rooms},first={4 * seed}"
+        for rooms in STARTS_OF_ROOMS
+        for seed in range(seeds)
+    }
+    for name, series in {**SERIES, **labelled}.items():
+        if not (folder / name / "manifest.json").exists():
+            pack("synthetic", series, str(folder / name))
+
+
+def shards(name: str) -> str:
+    return str(Path(os.environ["T4P_BENCH_SHARDS"]) / name)
+
+
+def pretrain_config(out: Path, seed: int, steps: int, with_d: bool) -> Any:
+    from t4p.config_files import load_config
+
+    overrides = [
+        f"run.dir={json.dumps(str(out / 'run'))}",
+        f"run.seed={seed}",
+        f"data.shards={json.dumps([shards('training')])}",
+        "data.num_workers=0",
+        f"train.num_steps={steps}",
+        f"train.checkpoint_every={steps}",
+        f"loss.weight_d={1.0 if with_d else 0.0}",
+    ]
+    return load_config(["configs/pretrain/rooms.yaml"], overrides)
+
+
+def be_pretraining(out: Path, seed: int, steps: int, with_d: bool) -> dict[str, Any]:
+    from t4p.tasks.pretrain import run
+
+    config = pretrain_config(out, seed, steps, with_d)
+    started = time.process_time()
+    run(config)
+    return {"cpu_seconds": time.process_time() - started, **export_and_score(config, out, "test")}
+
+
+def be_finetuning(
+    out: Path, seed: int, rooms: int, steps: int, rate: float, start: str | None, scored: str
+) -> dict[str, Any]:
+    from t4p.config import FinetuneConfig
+    from t4p.config_files import load_config_of
+    from t4p.tasks.semantic import run
+
+    overrides = [
+        f"run.dir={json.dumps(str(out / 'run'))}",
+        f"run.seed={seed}",
+        f"data.shards={json.dumps([shards(f'labelled_{rooms}_{seed}')])}",
+        "data.num_workers=0",
+        f"train.num_steps={steps}",
+        f"train.checkpoint_every={steps}",
+        f"train.learning_rate={rate}",
+        f"model.pretrained={json.dumps(start)}",
+    ]
+    config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
+    started = time.process_time()
+    run(config)
+    return {"cpu_seconds": time.process_time() - started, **export_and_score(config, out, scored)}
+
+
+def be_teacher(out: Path) -> dict[str, Any]:
+    from t4p.metrics.semantic import best_trivial_miou
+    from t4p.tasks.teacher import score_teacher
+
+    config = pretrain_config(out, 0, 20, True)
+    found = score_teacher(config, held_out("test"))
+    return {**as_dict(found, config.model.labels), "trivial_miou": best_trivial_miou(found.support.values())}
+
+
+def be_untrained(out: Path) -> dict[str, Any]:
+    from t4p.tasks.evaluate import score_network, untrained_network
+
+    config = pretrain_config(out, 0, 20, True)
+    return as_dict(score_network(untrained_network(config), held_out("test")), config.model.labels)
+
+
+JOBS = {"pretrain": be_pretraining, "finetune": be_finetuning, "teacher": be_teacher, "untrained": be_untrained}
+
+
+def held_out(name: str) -> Any:
+    from t4p.config import EvaluatedDataConfig
+
+    return EvaluatedDataConfig(shards=(shards(name),), num_workers=0)
+
+
+def export_and_score(config: Any, out: Path, scored: str) -> dict[str, Any]:
+    from t4p.models.exported import load_exported_network
+    from t4p.tasks.evaluate import score_network
+    from t4p.train.checkpoint import checkpoints_in
+    from t4p.train.export import export_checkpoint
+
+    path = out / "model.safetensors"
+    export_checkpoint(checkpoints_in(out / "run" / "checkpoints")[-1], path)
+    return as_dict(score_network(load_exported_network(path), held_out(scored)), config.model.labels)
+
+
+def as_dict(found: Any, labels: Sequence[str]) -> dict[str, Any]:
+    furniture = [index for index, label in enumerate(labels) if label not in ("wall", "floor", "ceiling")]
+    return {
+        "miou": found.miou,
+        "miou_furniture": found.miou_of(furniture),
+        "num_points": found.num_points,
+        "iou": {label: found.iou[index] for index, label in enumerate(labels)},
+    }
+
+
+def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
+    """The figures that README and RESULTS.md quote: means over seeds, and every seed."""
+
+    def each(name: str, key: str = "miou") -> list[float]:
+        return [found[f"{name}_{seed}"][key] for seed in range(seeds)]
+
+    def of(values: Iterable[float]) -> dict[str, Any]:
+        listed = [round(value, 4) for value in values]
+        return {"mean": round(fmean(listed), 4), "each": listed}
+
+    teacher = found["teacher"]
+    figures: dict[str, Any] = {
+        "teacher_miou": teacher["miou"],
+        "teacher_furniture_miou": teacher["miou_furniture"],
+        "trivial_miou": teacher["trivial_miou"],
+        "untrained_miou": found["untrained"]["miou"],
+    }
+    for name in ("both", "e_steps", "e_time"):
+        figures[f"zero_shot_{name}"] = {
+            "miou": of(each(name)),
+            "furniture": of(each(name, "miou_furniture")),
+            "share_of_teacher": of(miou / teacher["miou"] for miou in each(name)),
+            "share_of_teacher_furniture": of(m / teacher["miou_furniture"] for m in each(name, "miou_furniture")),
+            "times_trivial": of(miou / teacher["trivial_miou"] for miou in each(name)),
+            "cpu_seconds": of(each(name, "cpu_seconds")),
+        }
+    for rooms, starts in STARTS_OF_ROOMS.items():
+        scratch = each(f"scratch_{rooms}_rooms")
+        figures[f"scratch_{rooms}_rooms"] = of(scratch)
+        for start in starts[1:]:
+            reached = each(f"{start}_{rooms}_rooms")
+            figures[f"{start}_{rooms}_rooms"] = of(reached)
+            figures[f"gain_{start}_{rooms}_rooms"] = of(a - b for a, b in zip(reached, scratch, strict=True))
+    return figures
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    typer.run(main)
