@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make env                build .venv with everything (about ten minutes on two cores, most of it MinkowskiEngine)"
-	echo "make quickstart         run the main job on real frames; DATA=FOLDER or DATA=s3://BUCKET/PREFIX to use your own"
+	echo "make quickstart         the whole road on procedural rooms, and a report; DATA=FOLDER or DATA=s3://BUCKET/PREFIX: on yours"
 	echo "make small-clip         make the CLIP that is shipped for procedural rooms again (configs/clip/small-rooms.*)"
 	echo "make test | unit        all tests | the quick ones (PYTEST_ARGS=... is passed on)"
 	echo "make lint               ruff check, ruff format --check, mypy"

@@ -222,11 +222,10 @@ def seconds_of_other_threads() -> float:
 
 def pack_frames(folder: Path) -> str:
     """The real frames that the repository carries, packed."""
-    from launch.quickstart import find_example_frames
     from shards.pack import pack
 
     shards = str(folder / "shards")
-    pack("tum", find_example_frames(), shards)
+    pack("tum", REPOSITORY / "tests" / "data" / "tum_rgbd", shards)
     return shards
 
 

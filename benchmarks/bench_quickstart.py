@@ -6,7 +6,7 @@ network and its settings are those of configs/{pretrain,finetune}/rooms.yaml, ch
 pre-training    both      L_e and L_d
                 e_steps   L_e alone, as many steps
                 e_time    L_e alone, as many CPU seconds
-fine-tuning     On 2 and on 4 labelled rooms, other ones for every seed, from random weights and from the pre-trained ones.
+fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random weights and from pre-trained ones.
                 Both have the schedule with which training from scratch is best, by mIoU on the validation rooms.
 
 Every job is a process of one thread, two at a time; what is in --out is not computed again.

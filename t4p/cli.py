@@ -34,12 +34,12 @@ def quickstart(
         str | None,
         typer.Option(
             help="A packed dataset (a folder or an s3:// prefix), or a folder of raw frames in a layout that "
-            "`t4p shards formats` lists. Default: a few real frames."
+            "`t4p shards formats` lists. Default: procedural rooms, made on the spot."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write.")] = Path("runs/quickstart"),
 ) -> None:
-    """The main job, small: pack real frames, pre-train through Ray, report."""
+    """The whole road, small: pack rooms, pre-train through Ray, ask in words, fine-tune, report."""
     from launch.quickstart import quickstart as run_quickstart
 
     raise typer.Exit(run_quickstart(data, out))

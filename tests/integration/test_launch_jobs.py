@@ -22,7 +22,6 @@ from ray_cluster import start_ray_cluster
 from launch.job_client import Cluster, Token
 from launch.job_spec import REQUIREMENTS_FILE, JobSpec
 from launch.jobs import exit_status, follow, plan_job, submit
-from launch.quickstart import find_example_frames
 from shards.pack import pack
 from t4p.config_files import load_config
 from t4p.errors import ConfigError
@@ -98,9 +97,9 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, tum_sample: Path) -> Iterator[Site]:
     shards = str(tmp_path_factory.mktemp("jobs") / "shards")
-    pack("tum", find_example_frames(), shards)
+    pack("tum", tum_sample, shards)
     with pytest.MonkeyPatch.context() as patch:
         # Jobs call `python`: as on a cluster whose nodes start Ray with the environment activated.
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from small_model import SMALL
 
-from launch.quickstart import find_example_frames
 from shards.pack import pack
 
 pytestmark = pytest.mark.slow
@@ -24,9 +23,9 @@ NUM_STEPS = 120  # of some 40 ms: enough to be stopped in the middle
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+def shards(tmp_path_factory: pytest.TempPathFactory, tum_sample: Path) -> str:
     packed = str(tmp_path_factory.mktemp("launch") / "shards")
-    pack("tum", find_example_frames(), packed)
+    pack("tum", tum_sample, packed)
     return packed
 
 

@@ -14,7 +14,6 @@ from launch.quickstart import (
     RawFrames,
     check_raw,
     find_data,
-    find_example_frames,
     pack_raw,
     quickstart,
     smoke_config,
@@ -39,20 +38,15 @@ def raw_seven_scenes(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
-def test_the_repository_has_example_frames() -> None:
-    assert (find_example_frames() / "rgb.txt").is_file()
-
-
 def test_raw_frames_of_a_known_layout_are_found_and_packed_with_some_held_out(
     raw_seven_scenes: Path, tmp_path: Path
 ) -> None:
     raw = find_data(str(raw_seven_scenes))
     assert raw == RawFrames("seven-scenes", raw_seven_scenes)
     check_raw(raw, tmp_path / "shards")
-    packed = pack_raw(raw, tmp_path / "shards", QUIET)
+    packed = pack_raw(raw, tmp_path / "shards")
     train, validation = DatasetReader(packed.shards), DatasetReader(str(packed.validation_shards))
     assert (train.num_samples, validation.num_samples) == (2, 1)
-    assert packed.pack_seconds > 0
     assert find_data(packed.shards) == packed.shards
 
 
@@ -106,7 +100,7 @@ def test_a_folder_that_is_nothing_we_know_is_refused(tmp_path: Path) -> None:
 def test_the_folders_of_an_earlier_quickstart_are_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     take_over(out, replace_shards=True, console=QUIET)
-    for name in ("run/checkpoints", "shards/train", "mine"):
+    for name in ("run/checkpoints", "shards/train", "scratch", "finetuned", "mine"):
         (out / name).mkdir(parents=True)
     (out / "report.json").write_text("{}")
     take_over(out, replace_shards=True, console=QUIET)
@@ -136,7 +130,7 @@ def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
 
 def test_paths_reach_the_configuration_whatever_they_hold(tmp_path: Path) -> None:
     odd = "s3://bucket/with: colon, [brackets] #hash"
-    config = smoke_config(QuickstartData(odd, None, 0.0), tmp_path / "a 'run'")
+    config = smoke_config(QuickstartData(odd, None), tmp_path / "a 'run'")
     assert config.data.shards == (odd,)
     assert config.data.validation_shards == ()
     assert config.run.dir == str(tmp_path / "a 'run'")
