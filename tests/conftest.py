@@ -20,6 +20,10 @@ from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # no
 # that press Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Ray gives its workers a niceness of 15: with anything else on the machine they get 3 % of a core, and a launch of 12 s
+# takes minutes. Tests of training with Ray are not to be slower than those without.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
@@ -34,11 +38,22 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """ "s3://BUCKET/prefix" in a fresh bucket, with the environment set so that boto3 finds the server."""
+    return _make_bucket(s3_server, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def module_s3_bucket(s3_server: S3Server) -> Iterator[str]:
+    """The same for all tests of a file that only read what was packed there once."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield _make_bucket(s3_server, patch)
+
+
+def _make_bucket(server: S3Server, patch: pytest.MonkeyPatch) -> str:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in s3_server.environ().items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{s3_server.make_bucket()}/prefix"
+        patch.delenv(name, raising=False)
+    for name, value in server.environ().items():
+        patch.setenv(name, value)
+    return f"s3://{server.make_bucket()}/prefix"
 
 
 @pytest.fixture(scope="session")

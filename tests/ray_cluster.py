@@ -103,7 +103,7 @@ class RayCluster:
         folder.mkdir()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         # A lost node is noticed after 5 missed looks, 3 s apart: too long for a test.
-        environment |= self.environ() | {"RAY_health_check_period_ms": "1000"}
+        environment |= self.environ() | {"RAY_health_check_period_ms": "1000", "RAY_worker_niceness": "0"}
         del environment["RAY_ADDRESS"]  # `ray start --head` would take it for a cluster to join
         command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", *arguments]
         common = [

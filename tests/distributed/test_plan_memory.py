@@ -43,7 +43,7 @@ from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settin
 
 WORLD_SIZE = 2
 TOLERANCE = 0.15
-NUM_STEPS = 4  # the first allocates, the others are measured
+NUM_STEPS = 3  # the first allocates, the others are measured
 
 
 @dataclass(frozen=True)

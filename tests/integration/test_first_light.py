@@ -43,11 +43,11 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture
-def datasets(shared_data, s3_bucket):
+@pytest.fixture(scope="module")
+def datasets(shared_data, module_s3_bucket):
     """The first 80 and the last 20 frames, packed to S3."""
     source = shared_data / "seven_scenes_style" / "data"
-    urls = f"{s3_bucket}/train", f"{s3_bucket}/validation"
+    urls = f"{module_s3_bucket}/train", f"{module_s3_bucket}/validation"
     for url, frames in zip(urls, (slice(0, NUM_TRAIN), slice(NUM_TRAIN, NUM_FRAMES)), strict=True):
         pack("seven-scenes", source, url, frames=frames, num_workers=2, shard_size_bytes=3 << 20)
     return urls

@@ -27,8 +27,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = ROOT / "tests" / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"
 PATIENCE = 420  # seconds; an attempt takes about 12 on two idle cores
-NUM_STEPS = 400  # of some 40 ms: enough to hit something in the middle, also when this process gets no turn for seconds
-EVERY = 20  # steps between checkpoints
+# Of some 40 ms, and the last kill comes soon after step 50: the other three quarters are for when this process gets no
+# turn for seconds.
+NUM_STEPS = 200
+EVERY = 10  # steps between checkpoints
+LOOK_EVERY = 0.005  # seconds: a checkpoint is being written for some tens of milliseconds
+SEARCH_EVERY = 0.1  # seconds; going through all processes of the machine takes as long as many a step
 OVERRIDES = [
     *SMALL,
     f"train.num_steps={NUM_STEPS}",
@@ -86,12 +90,12 @@ class Launched:
     def output(self) -> str:
         return self._output.read_text()
 
-    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+    def wait_for(self, condition: Callable[[], bool], what: str, every: float = LOOK_EVERY) -> None:
         end = time.monotonic() + PATIENCE
         while not condition():
             assert self.process.poll() is None, f"ended before {what}:\n{self.output()}"
             assert time.monotonic() < end, f"waited {PATIENCE} s for {what}:\n{self.output()}"
-            time.sleep(0.005)
+            time.sleep(every)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: num_lines(self.run_dir) >= step, f"step {step}")
@@ -114,18 +118,18 @@ class Launched:
                         found.append(child)
             return bool(found)
 
-        self.wait_for(look, "the process that talks to Ray")
+        self.wait_for(look, "the process that talks to Ray", SEARCH_EVERY)
         return found[0]
 
     def workers(self, below: Path) -> list[psutil.Process]:
-        """Both workers, by rank, as soon as they are there: looking for them takes as long as many a step."""
+        """Both workers, by rank, as soon as they are there."""
         found: dict[int, psutil.Process] = {}
 
         def look() -> bool:
             found.update(workers_by_rank(below))
             return len(found) == 2
 
-        self.wait_for(look, "both workers")
+        self.wait_for(look, "both workers", SEARCH_EVERY)
         return [found[rank] for rank in range(2)]
 
     def end(self) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,18 +152,41 @@ def test_a_checkpoint_without_its_marker_is_passed_over_and_kept(shards, uninter
     assert (tmp_path / "checkpoints" / "step_00000006.incomplete-0" / "mp_rank_00_model_states.pt").is_file()
 
 
-def test_naming_a_checkpoint_without_its_marker_is_refused(shards, uninterrupted, tmp_path):
-    directory = tmp_path / "step_00000003"
-    directory.mkdir()
-    result = run(shards, tmp_path / "run", f"train.resume={directory}")
+@pytest.fixture(scope="module")
+def calls(shards, uninterrupted, tmp_path_factory):
+    """What becomes of calls that must not train, by name: (run folder, result). Two at a time: each has one thread."""
+    folder = tmp_path_factory.mktemp("calls")
+    pack("tum", FRAMES, str(folder / "fewer"), frames=slice(0, 3))
+    unmarked = folder / "unmarked" / "step_00000003"
+    unmarked.mkdir(parents=True)
+    planned = {
+        "unmarked": (shards, f"train.resume={unmarked}"),
+        "changed": (shards, "train.learning_rate=0.5", "model.voxel_size=0.2", "train.num_steps=9"),
+        "never": (shards, "train.resume=never"),
+        "fewer": (folder / "fewer", "train.num_steps=9"),
+        "finished": (shards,),
+    }
+
+    def call(name):
+        run_dir, (frames, *overrides) = folder / f"run-{name}", planned[name]
+        if name != "unmarked":
+            shutil.copytree(uninterrupted, run_dir)
+        return run_dir, run(frames, run_dir, *overrides)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(planned, pool.map(call, planned), strict=True))
+
+
+def test_naming_a_checkpoint_without_its_marker_is_refused(calls):
+    run_dir, result = calls["unmarked"]
     assert result.returncode == 1
-    assert f"{directory}: no COMPLETE.json" in result.stderr
+    assert f"{run_dir.parent / 'unmarked' / 'step_00000003'}: no COMPLETE.json" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (run_dir / "metrics.jsonl").exists()
 
 
-def test_a_changed_configuration_is_refused_and_the_keys_are_named(shards, uninterrupted):
-    result = run(shards, uninterrupted, "train.learning_rate=0.5", "model.voxel_size=0.2", "train.num_steps=9")
+def test_a_changed_configuration_is_refused_and_the_keys_are_named(calls):
+    _, result = calls["changed"]
     assert result.returncode == 1
     assert "train.learning_rate: 0.003 -> 0.5" in result.stderr
     assert "model.voxel_size: 0.1 -> 0.2" in result.stderr
@@ -170,25 +194,23 @@ def test_a_changed_configuration_is_refused_and_the_keys_are_named(shards, unint
     assert "Traceback" not in result.stderr
 
 
-def test_resume_never_refuses_a_folder_with_checkpoints(shards, uninterrupted):
-    result = run(shards, uninterrupted, "train.resume=never")
+def test_resume_never_refuses_a_folder_with_checkpoints(calls):
+    run_dir, result = calls["never"]
     assert result.returncode == 2
     assert "choose another run.dir" in result.stderr
-    assert len(metrics(uninterrupted)) == NUM_STEPS
+    assert len(metrics(run_dir)) == NUM_STEPS
 
 
-def test_other_frames_behind_the_same_url_are_refused(shards, uninterrupted, tmp_path):
-    pack("tum", FRAMES, str(tmp_path / "fewer"), frames=slice(0, 3))
-    result = run(tmp_path / "fewer", uninterrupted, "train.num_steps=9")
+def test_other_frames_behind_the_same_url_are_refused(calls):
+    _, result = calls["fewer"]
     assert result.returncode == 1
     assert "the datasets hold other samples" in result.stderr
 
 
-def test_a_finished_run_ends_at_once_and_changes_nothing(shards, uninterrupted):
-    before = losses(uninterrupted)
-    result = run(shards, uninterrupted)
+def test_a_finished_run_ends_at_once_and_changes_nothing(calls, uninterrupted):
+    run_dir, result = calls["finished"]
     assert result.returncode == 0, result.stderr
-    assert losses(uninterrupted) == before
+    assert losses(run_dir) == losses(uninterrupted)
 
 
 @pytest.mark.parametrize("precision", ["bf16"])
