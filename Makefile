@@ -15,6 +15,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 export OMP_WAIT_POLICY ?= PASSIVE
 DATA ?=
 PYTEST_ARGS ?=
+LONGEST := tests/integration/test_first_light.py
 
 help:
 	@echo "make env                build .venv with everything (about ten minutes on two cores, most of it MinkowskiEngine)"
@@ -91,8 +92,12 @@ quickstart: env
 small-clip: env
 	@$(BIN)/python -m t4p.small_clip.train
 
+# First what has no limits on time, two files at once and the longest first; Ray's tests, which have some, alone.
+# Status 5 of pytest: PYTEST_ARGS left no test in this half.
 test: env
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) \
+		$(LONGEST) tests/distributed tests/unit || [ $$? = 5 ]
+	$(BIN)/python -m pytest --ignore $(LONGEST) $(PYTEST_ARGS) tests/integration || [ $$? = 5 ]
 
 unit: env
 	@$(BIN)/python -m pytest tests/unit -m 'not slow' $(PYTEST_ARGS)

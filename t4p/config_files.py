@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,14 +78,26 @@ def dump_config(config: JobConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys in which two dumped configurations differ, as `key: old -> new`, in the order of `old`."""
+@dataclass(frozen=True)
+class ChangedKey:
+    """A dotted key in which two dumped configurations differ."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old!r} -> {self.new!r}"
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[ChangedKey]:
+    """Where two dumped configurations differ, in the order of `old`."""
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from changed_keys(before, after, f"{prefix}{key}.")
         elif before != after:
-            yield f"{prefix}{key}: {before!r} -> {after!r}"
+            yield ChangedKey(f"{prefix}{key}", before, after)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -235,9 +235,8 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
     Raises:
         CheckpointError: names every key that differs, and the next move.
     """
-    changes = [
-        line for line in changed_keys(_completed(saved.config), now.config) if not _is_free(line.partition(":")[0])
-    ]
+    keys = [change for change in changed_keys(_completed(saved.config), now.config) if not _is_free(change.key)]
+    changes = [str(change) for change in keys]
     if saved.shards_sha256 != now.shards_sha256:
         changes.append("data.shards: the datasets hold other samples than those it was trained on")
     if saved.towers_sha256 != now.towers_sha256:
@@ -246,7 +245,7 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         hint = ""
-        if any(line.startswith("train.zero_stage:") for line in changes):
+        if any(change.key == "train.zero_stage" for change in keys):
             stage = saved.config["train"]["zero_stage"]
             hint = (
                 "\nthe optimizer's state cannot move to another ZeRO stage: keep train.zero_stage="

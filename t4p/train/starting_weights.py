@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from t4p.train.universal import is_universal
 NETWORK = "net."
 HEAD = "head."
 # The keys that decide which weights there are, ...
-SHAPING = ("model.norm:", "model.point_features", "model.text_query.mlp_ratio", "model.unet.")
+SHAPING = ("model.norm", "model.point_features", "model.text_query.mlp_ratio", "model.unet")
 # ... those that give the same weights another meaning (channels in another order, other heads), ...
 MEANING = ("model.point_features", "model.text_query.num_heads")
 # ... and those that a fine-tuning may well change, but should not by accident.
@@ -95,17 +95,22 @@ def load_starting_weights(
         if name not in wanted or name not in found or wanted[name].shape != found[name].shape
     )
     if misfits:
-        listed = "".join(f"\n  {line}" for line in changes if line.startswith(SHAPING))
+        listed = "".join(f"\n  {change}" for change in changes if _is_among(change.key, SHAPING))
         raise ConfigError(
             f"model.pretrained has another shape than this network: {len(misfits)} weight(s) do not fit, the first is "
             f"{misfits[0]}; set the keys that shape it as they were there{listed}"
         )
-    if others := [line for line in changes if line.startswith(MEANING)]:
-        listed = "".join(f"\n  {line}" for line in others)
+    if others := [change for change in changes if _is_among(change.key, MEANING)]:
+        listed = "".join(f"\n  {change}" for change in others)
         raise ConfigError(
             "model.pretrained has weights of this shape that mean something else; set these keys as they were there"
             f"{listed}"
         )
     with torch.no_grad():
         net.load_state_dict({**{name: v for name, v in net.state_dict().items() if name.startswith(HEAD)}, **found})
-    return tuple(line for line in changes if line.startswith(TOLD))
+    return tuple(str(change) for change in changes if _is_among(change.key, TOLD))
+
+
+def _is_among(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)

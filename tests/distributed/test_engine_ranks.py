@@ -147,7 +147,9 @@ def train_in_one_process(plan: Plan, data: Data) -> dict:
         losses.append(sum(parts).item())
     after = embed_validation(module, data, (0, 1, 2, 3))
     state = {name: value.clone() for name, value in module.state_dict().items()}
-    return {"losses": losses, "norms": norms, "state": state, "embedded": [before, after]}
+    # DeepSpeed may let a parameter decay that has no gradient, torch does not; of L_e alone those of the decoders.
+    unused = {name for name, parameter in module.named_parameters() if parameter.grad is None}
+    return {"losses": losses, "norms": norms, "state": state, "embedded": [before, after], "unused": unused}
 
 
 def train_under_deepspeed(stage: int, plan: Plan, data: Data, reference: dict) -> dict:
@@ -193,7 +195,9 @@ def train_under_deepspeed(stage: int, plan: Plan, data: Data, reference: dict) -
         "norms": max(abs(n / wanted - 1) for n, wanted in zip(norms, reference["norms"], strict=True)),
         "smallest_norm": min(reference["norms"]),
         "parameters": max(
-            error for name, error in moved.items() if name not in names_of_buffers and name != WITHOUT_GRADIENT
+            error
+            for name, error in moved.items()
+            if name not in names_of_buffers | reference["unused"] and name != WITHOUT_GRADIENT
         ),
         "buffers": max(moved[name] for name in names_of_buffers),
         "embedded": [

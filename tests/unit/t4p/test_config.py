@@ -151,4 +151,4 @@ def test_smoke_shrinks_a_full_size_config():
 def test_changed_keys_names_nested_differences_only():
     old = {"a": {"b": 1, "c": [1]}, "d": 2}
     new = {"a": {"b": 1, "c": [2]}, "d": 2, "e": 3}
-    assert list(changed_keys(old, new)) == ["a.c: [1] -> [2]", "e: None -> 3"]
+    assert list(map(str, changed_keys(old, new))) == ["a.c: [1] -> [2]", "e: None -> 3"]
