@@ -21,7 +21,7 @@ help:
 	@echo "make env                build .venv with everything (about ten minutes on two cores, most of it MinkowskiEngine)"
 	echo "make quickstart         the whole road on procedural rooms, and a report; DATA=FOLDER or DATA=s3://BUCKET/PREFIX: on yours"
 	echo "make small-clip         make the CLIP that is shipped for procedural rooms again (configs/clip/small-rooms.*)"
-	echo "make test | unit        all tests | the quick ones (PYTEST_ARGS=... is passed on)"
+	echo "make test | unit        all tests | the quick ones (options in PYTEST_ARGS are passed on)"
 	echo "make lint               ruff check, ruff format --check, mypy"
 	echo "make minkowski          try again to build MinkowskiEngine (optional sparse backend)"
 	echo "make clean | distclean  remove caches and runs/quickstart | remove .venv too"

@@ -7,9 +7,10 @@ pre-training    both      L_e and L_d
                 e_steps   L_e alone, as many steps
                 e_time    L_e alone, as many CPU seconds
 fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random weights and from pre-trained ones.
-                Both have the schedule with which training from scratch is best, by mIoU on the validation rooms.
+                Both have the schedule of the grid with which training from scratch is best, by mIoU on the validation
+                rooms after training on 4 rooms with seed 0.
 
-Every job is a process of one thread, two at a time; what is in --out is not computed again.
+Every job is a process of one thread, two at a time; what --out holds of the same commit is not computed again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ from typing import Annotated, Any
 import typer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "quickstart.jsonl"
 SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
 # Steps and learning rate.
 SCHEDULES = [(100, 3e-3), (200, 1e-3), (200, 3e-3), (200, 6e-3), (200, 1.2e-2), (400, 3e-3), (400, 6e-3)]
@@ -41,12 +44,16 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of shards, run folders and results.")] = Path(
         "runs/bench_quickstart"
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 450,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     job: Annotated[str | None, typer.Option(help="Internal: be one of the processes.", hidden=True)] = None,
 ) -> None:
     if job is not None:
-        (out / "result.json").write_text(json.dumps(JOBS[json.loads(job)["kind"]](out, **json.loads(job)["arguments"])))
+        asked = json.loads(job)
+        found = JOBS[asked["kind"]](out, **asked["arguments"])
+        (out / "result.tmp").write_text(json.dumps(found))
+        (out / "result.tmp").rename(out / "result.json")
         return
     pack_all(out / "shards", seeds)
     bench = Bench(out)
@@ -88,16 +95,16 @@ def main(
     }
     found |= bench.run(finetunings)
     report = {
-        "figures": summarise(found, seeds),
-        "schedule": {"steps": best_steps, "learning_rate": best_rate},
-        "jobs": found,
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "figures": {**summarise(found, seeds), "steps": best_steps, "learning_rate": best_rate},
+        "rows": [{"job": name, **result} for name, result in found.items()],
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1, "load": os.getloadavg()},
         "versions": {name: version(name) for name in ("text4point", "torch", "deepspeed", "numpy")},
-        "commit": commit(),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report["figures"], indent=1))
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a", encoding="utf-8") as results:
+        stamp = {"commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "steps": steps}
+        results.write(json.dumps(stamp | report) + "\n")
+    print(json.dumps(report if as_json else report["figures"], indent=None if as_json else 1))
 
 
 class Bench:
@@ -117,9 +124,10 @@ class Bench:
     def _run(self, name: str, job: tuple[str, dict[str, Any]]) -> dict[str, Any]:
         folder = self.folder(name)
         result = folder / "result.json"
-        asked = json.dumps({"kind": job[0], "arguments": job[1]})
+        asked = json.dumps({"kind": job[0], "arguments": job[1], "series": SERIES, "commit": commit()})
         if not result.exists() or (folder / "job.json").read_text() != asked:
-            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)  # a run folder in it would be gone on from
+            folder.mkdir(parents=True)
             (folder / "job.json").write_text(asked)
             environment = os.environ | {
                 "OMP_NUM_THREADS": "1",
@@ -210,7 +218,8 @@ def be_teacher(out: Path) -> dict[str, Any]:
 
 
 def be_untrained(out: Path) -> dict[str, Any]:
-    from t4p.tasks.evaluate import score_network, untrained_network
+    from t4p.tasks.evaluate import score_network
+    from t4p.tasks.pretrain import untrained_network
 
     config = pretrain_config(out, 0, 20, True)
     return as_dict(score_network(untrained_network(config), held_out("test")), config.model.labels)

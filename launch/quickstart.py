@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from launch.quickstart_report import QuickstartReport, show_table, write_report
 from launch.quickstart_rooms import try_on_rooms
-from launch.quickstart_stages import NUM_WORKERS, Stages, collect_pretraining, override
+from launch.quickstart_stages import Stages, collect_pretraining, count_workers, override
 from launch.trainer import launch_training
 from shards.manifest import MANIFEST_NAME
 from shards.pack import pack
@@ -25,7 +26,7 @@ from t4p.errors import ConfigError
 
 # Says that a folder belongs to this command, which replaces what is in it.
 OWNER_MARK = ".quickstart"
-OURS = ("run", "shards", "scratch", "finetuned")
+OURS = ("run", "shards", "scratch", "finetuned", "report.json", "report.html")
 # One batch of configs/smoke.yaml, and one frame to validate with.
 MIN_FRAMES = 3
 
@@ -72,11 +73,12 @@ def quickstart(data: str | None, out: Path) -> int:
         LaunchError, ShardError: training or packing failed.
     """
     console = Console()
+    command = shlex.join(["t4p", "quickstart", *([] if data is None else ["--data", data]), "--out", str(out)])
     if data is None:
         take_over(out, replace_shards=True, console=console)
-        report = try_on_rooms(out, console)
+        report = try_on_rooms(out, command, console)
     else:
-        report = try_on_own_data(data, out, console)
+        report = try_on_own_data(data, out, command, console)
     write_report(report, out)
     show_table(report, console)
     console.print(f"report: {out / 'report.html'}, for programs {out / 'report.json'}", highlight=False, soft_wrap=True)
@@ -86,7 +88,7 @@ def quickstart(data: str | None, out: Path) -> int:
     return 1
 
 
-def try_on_own_data(data: str, out: Path, console: Console) -> QuickstartReport:
+def try_on_own_data(data: str, out: Path, command: str, console: Console) -> QuickstartReport:
     """Pack the user's frames if they are not packed yet, and pre-train on them.
 
     Raises:
@@ -97,19 +99,20 @@ def try_on_own_data(data: str, out: Path, console: Console) -> QuickstartReport:
     if isinstance(found, RawFrames):
         check_raw(found, out / "shards")
         take_over(out, replace_shards=True, console=console)
-        with stages.stage("Packing", f"The frames of {found.folder} ({found.source_format}); a fifth is held out."):
+        with stages.stage("Packing", f"The frames of {found.folder} ({found.source_format}); some are held out."):
             dataset = pack_raw(found, out / "shards")
     else:
         take_over(out, replace_shards=False, console=console)
         dataset = QuickstartData(found, None)
     config = smoke_config(dataset, out / "run")
+    num_workers = count_workers()
     with stages.stage(
         "Pre-training",
-        f"{NUM_WORKERS} DeepSpeed workers on a private Ray, {config.train.num_steps} steps with configs/smoke.yaml: a "
-        "small network against CLIP towers with random weights. It shows that your data goes through.",
+        f"{num_workers} DeepSpeed worker(s) on a private Ray, {config.train.num_steps} steps with configs/smoke.yaml: "
+        "a small network against CLIP towers with random weights. It shows that your data goes through.",
     ):
-        launch_training(config, NUM_WORKERS, console)
-    return QuickstartReport(dataset.shards, collect_pretraining(config), stages.sections)
+        launch_training(config, num_workers, console)
+    return QuickstartReport(command, dataset.shards, collect_pretraining(config), stages.sections)
 
 
 def find_data(data: str) -> str | RawFrames:
@@ -157,8 +160,7 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
     Raises:
         ConfigError: what would be replaced was not made by a quickstart.
     """
-    names = [name for name in OURS if replace_shards or name != "shards"]
-    present = [out / name for name in names if (out / name).exists()]
+    present = [out / name for name in OURS if (replace_shards or name != "shards") and (out / name).exists()]
     if present and not (out / OWNER_MARK).exists():
         raise ConfigError(
             f"{present[0]} exists and was not made by a quickstart, which would replace it; choose another --out"
@@ -168,11 +170,12 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
         (out / OWNER_MARK).touch()
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    for path in present:
+    for path in present:  # the report too: a run that fails must not stand beside that of the one before
         console.print(f"replacing {path} of the quickstart before", highlight=False, soft_wrap=True)
-        shutil.rmtree(path)
-    for name in ("report.json", "report.html"):  # else a failed run would stand beside the report of the one before
-        (out / name).unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def check_raw(raw: RawFrames, dst: Path) -> None:
@@ -193,7 +196,7 @@ def check_raw(raw: RawFrames, dst: Path) -> None:
 
 
 def pack_raw(raw: RawFrames, dst: Path) -> QuickstartData:
-    """Pack raw frames; the last fifth is held out for validation.
+    """Pack raw frames; the last fifth, and at least one, is held out for validation.
 
     Raises:
         ShardError: a frame is broken.

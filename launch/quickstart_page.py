@@ -118,7 +118,7 @@ class Page:
         sections: what was done, in order.
         notes: what this does not show, a paragraph each.
         facts: versions and machine.
-        command: what was run, resolved; may have several lines.
+        command: what was called; may have several lines.
     """
 
     title: str

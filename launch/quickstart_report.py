@@ -126,6 +126,7 @@ class QuickstartReport:
     """What a quickstart found.
 
     Attributes:
+        command: what was called.
         shards: the dataset trained on.
         pretraining: its losses.
         sections: what was done, in order, with the wall time of each.
@@ -134,6 +135,7 @@ class QuickstartReport:
         gallery: pictures of one held-out scene.
     """
 
+    command: str
     shards: str
     pretraining: Pretraining
     sections: tuple[Section, ...]
@@ -179,8 +181,10 @@ def to_json(report: QuickstartReport) -> dict[str, Any]:
     run = report.pretraining
     return {
         **({} if report.scores is None else report.scores.to_json()),
+        "problem": report.problem,
         "seconds": round(report.seconds, 1),
         "seconds_of": {section.heading: round(section.seconds, 1) for section in report.sections},
+        "command": report.command,
         "shards": report.shards,
         "num_samples": run.num_samples,
         "num_steps": len(run.steps),
@@ -240,16 +244,18 @@ def page_of(report: QuickstartReport) -> Page:
     if scores is None:
         return Page(
             title="Text4Point on your data",
-            summary=f"Pre-trained on {run.num_samples} frames of {report.shards} for {len(run.steps)} steps.",
+            summary=report.problem
+            or f"Pre-trained on {run.num_samples} frames of {report.shards} for {len(run.steps)} steps.",
             sections=report.sections,
             charts=tuple(charts),
             notes=OWN_DATA_NOTES,
             facts=facts,
-            command="t4p quickstart --data ...",
+            command=report.command,
         )
     return Page(
         title="Text4Point: from images to points to words",
-        summary=(
+        summary=report.problem
+        or (
             "A 3D network learnt from unlabelled RGB-D frames what a frozen CLIP sees in their pixels. It can then be "
             "asked in words, and needs fewer labels. All scores are of rooms that nothing was trained or chosen on."
         ),
@@ -260,7 +266,7 @@ def page_of(report: QuickstartReport) -> Page:
         sections=report.sections,
         notes=ROOM_NOTES,
         facts=facts,
-        command="make quickstart",
+        command=report.command,
     )
 
 

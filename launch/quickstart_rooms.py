@@ -11,8 +11,8 @@ from rich.console import Console
 
 from launch.quickstart_page import Gallery, LegendEntry, Picture
 from launch.quickstart_report import QuickstartReport, RoomScores, read_lines
-from launch.quickstart_stages import NUM_WORKERS, Stages, collect_pretraining, override
-from launch.scene_view import RoomView, color_labels, label_palette
+from launch.quickstart_stages import Stages, collect_pretraining, count_workers, override
+from launch.scene_view import CUT_HEIGHT, RoomView, color_labels, label_palette
 from launch.trainer import launch_training
 from shards.pack import pack
 from shards.progress import progress_bar
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 # Rooms of two series are never the same. Seeds 41 to 43 are those of the small CLIP; settings were chosen on seed 2.
 TRAINING = "seed=1,rooms=80"
-LABELLED = "seed=1,rooms=4"
+NUM_LABELLED = 4
+LABELLED = f"seed=1,rooms={NUM_LABELLED}"
 HELD_OUT = "seed=3,rooms=12"
 SHOWN = "seed=3,rooms=1,first=0"
-NUM_LABELLED = 4
 PRETRAIN_STEPS = 300
 FINETUNE_STEPS = 120
 
@@ -46,16 +46,18 @@ class Rooms:
     shown: str
 
 
-def try_on_rooms(out: Path, console: Console) -> QuickstartReport:
+def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
     """Pack rooms, pre-train, ask in words, fine-tune with few labels from both starts, compare.
 
     Args:
+        command: what was called, for the report.
         out: holds `shards/` and the run folders `run`, `scratch` and `finetuned` afterwards.
 
     Raises:
         LaunchError, ShardError: training or packing failed.
     """
     stages = Stages(console)
+    num_workers = count_workers()
     with stages.stage(
         "Rooms",
         f"Furnished rooms were made from seeds, ray-cast to RGB-D frames with sensor noise, and packed into WebDataset "
@@ -72,16 +74,16 @@ def try_on_rooms(out: Path, console: Console) -> QuickstartReport:
         teacher, untrained = score_beginning(config, held_out)
     with stages.stage(
         "Pre-training",
-        f"{NUM_WORKERS} DeepSpeed workers on a private Ray took {PRETRAIN_STEPS} steps of "
+        f"{num_workers} DeepSpeed worker(s) on a private Ray took {PRETRAIN_STEPS} steps of "
         f"{config.train.global_batch_size} frames: L_e draws bottleneck voxels to CLIP's cells, L_d voxels to the "
         "pixels of a 2D decoder, both against all other pairs of all workers. No label was read.",
     ):
-        launch_training(config, NUM_WORKERS, console)
+        launch_training(config, num_workers, console)
     exported = {}
     with stages.stage(
         "Zero-shot",
         "The checkpoint was exported to one file, which needs neither DeepSpeed nor the image tower. Every point of "
-        "the held-out frames, and of one whole scene, got the label whose text embedding is nearest.",
+        "the held-out frames got the label whose text embedding is nearest.",
     ):
         exported["zero-shot"] = export_last(config)
         scores = {"zero-shot": score(exported["zero-shot"], held_out)}
@@ -95,11 +97,16 @@ def try_on_rooms(out: Path, console: Console) -> QuickstartReport:
             "with learnable prompts; then scored by its head on the same held-out points. Both starts have "
             "one schedule, one seed and one order of frames.",
         ):
-            launch_training(finetuning, NUM_WORKERS, console)
+            launch_training(finetuning, num_workers, console)
             exported[name] = export_last(finetuning)
             scores[name] = score(exported[name], held_out)
         finetunings[f"from {whence}"] = read_lines(out / name / "metrics.jsonl")
+    with stages.stage(
+        "A scene", "One of the held-out rooms as a whole, labelled in both ways and drawn from one side."
+    ):
+        gallery = show_scene(rooms.shown, exported["zero-shot"], exported["finetuned"])
     return QuickstartReport(
+        command=command,
         shards=rooms.training,
         pretraining=collect_pretraining(config),
         sections=stages.sections,
@@ -112,7 +119,7 @@ def try_on_rooms(out: Path, console: Console) -> QuickstartReport:
             finetuned=scores["finetuned"],
         ),
         finetunings=finetunings,
-        gallery=show_scene(rooms.shown, exported["zero-shot"], exported["finetuned"]),
+        gallery=gallery,
     )
 
 
@@ -162,7 +169,8 @@ def finetune_config(rooms: Rooms, run_dir: Path, start: Path | None) -> Finetune
 
 def score_beginning(config: PretrainConfig, held_out: EvaluatedDataConfig) -> tuple[SemanticScores, SemanticScores]:
     """Scores of the image tower, and of the network before its first step."""
-    from t4p.tasks.evaluate import score_network, untrained_network
+    from t4p.tasks.evaluate import score_network
+    from t4p.tasks.pretrain import untrained_network
     from t4p.tasks.teacher import score_teacher
 
     with progress_bar("the image tower") as on_progress:
@@ -220,7 +228,7 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
         heading="A held-out room",
         text=(
             f"{scene.scene_id}, {len(scene.points):,} points; nothing was trained or chosen on it. The pictures leave "
-            "out what is above 2 m and the two near walls."
+            f"out what is above {CUT_HEIGHT:g} m and the two near walls."
         ),
         pictures=tuple(pictures),
         legend=tuple(

@@ -17,8 +17,6 @@ from launch.quickstart_report import Pretraining, read_lines
 from shards.reader import DatasetReader
 from t4p.config import PretrainConfig
 
-NUM_WORKERS = 2
-
 
 class Stages:
     """Says what begins, and keeps what was done and how long it took."""
@@ -46,9 +44,16 @@ class Stages:
         self._done.append(Section(heading, text, time.monotonic() - started))
 
 
+def count_workers() -> int:
+    """Two, each on half of the cores; on GPUs no more than there are."""
+    import torch
+
+    return min(2, torch.cuda.device_count()) if torch.cuda.is_available() else 2
+
+
 def override(key: str, value: Any) -> str:
     """`key=value` of a configuration, whatever the value holds: JSON is YAML."""
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def collect_pretraining(config: PretrainConfig) -> Pretraining:

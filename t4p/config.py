@@ -174,7 +174,7 @@ class LossConfig(Section):
         0.0, description="p: a pair of L_e is drawn with the density of its CLIP feature in the frame to the power -p."
     )
     weight_e: float = Field(1.0, ge=0)
-    weight_d: float = Field(1.0, ge=0, description="0 leaves the 3D decoder out of training, and its time.")
+    weight_d: float = Field(1.0, ge=0, description="0 is L_e alone: both decoders stay as they are, and cost no time.")
     logit_scale_init: PositiveFloat = Field(14.3, description="Start of both multipliers: 1 / temperature (1 / 0.07).")
     logit_scale_max: PositiveFloat = 100.0
 

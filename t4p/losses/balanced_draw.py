@@ -29,8 +29,9 @@ def draw_balanced(clip_features: Tensor, cell_of_pair: Tensor, lots: Tensor, at_
         Rows of the pairs that were drawn, ascending: int64.
     """
     num_frames, _, height, width = clip_features.shape
-    cells = F.normalize(clip_features.flatten(2).float(), dim=1)
-    closeness = torch.exp(cells.transpose(1, 2) @ cells / DENSITY_TEMPERATURE)
+    with torch.autocast(clip_features.device.type, enabled=False):  # densities of 8 bits would be too few
+        cells = F.normalize(clip_features.flatten(2).float(), dim=1)
+        closeness = torch.exp(cells.transpose(1, 2) @ cells / DENSITY_TEMPERATURE)
     density = closeness.mean(dim=2).flatten()  # (F * Hc * Wc,)
     rank = torch.log(lots) * density[cell_of_pair] ** balance
     first = torch.searchsorted(cell_of_pair // (height * width), torch.arange(num_frames + 1, device=lots.device))

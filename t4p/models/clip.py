@@ -128,6 +128,24 @@ class ClipTowers(nn.Module):
         return self._dense.features(images).float()
 
     @torch.no_grad()
+    def nearest_labels(self, images: Tensor, text: Tensor) -> Tensor:
+        """The row of the nearest text embedding at every pixel, the similarities interpolated between cells.
+
+        Args:
+            images: (F, H, W, 3) uint8; sides are multiples of `cell_size`.
+            text: (K, d) unit-norm, of `encode_labels`.
+
+        Returns:
+            (F, H, W) int64.
+
+        Raises:
+            ClipError: the images do not fit.
+        """
+        cells = F.normalize(self.dense_features(self.normalize(images)), dim=1)
+        similarity = torch.einsum("fdhw,kd->fkhw", cells, text)
+        return F.interpolate(similarity, images.shape[1:3], mode="bilinear", align_corners=False).argmax(dim=1)
+
+    @torch.no_grad()
     def encode_labels(self, labels: Sequence[str], template: str = "point cloud of a {}") -> Tensor:
         """Embed label names through the text tower, in float32 whatever the caller's autocast.
 

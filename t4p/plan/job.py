@@ -10,7 +10,7 @@ from t4p.config import PretrainConfig
 from t4p.data.order import rank_positions, steps_per_epoch
 from t4p.errors import ConfigError
 from t4p.plan.frames import FrameFigures, look_at_frames
-from t4p.plan.measure import NetworkFigures, PassBytes, measure_network
+from t4p.plan.measure import NetworkFigures, PassBytes, drawn_pairs, measure_network
 from t4p.plan.pairs import PairGather, norm_bytes, pair_gather
 from t4p.plan.zero import (
     STAGES,
@@ -138,13 +138,14 @@ class JobPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: bytes, frames, seconds."""
+        pairs_e, pairs_d = drawn_pairs(self.config.loss, self.frames.largest)
         frames = {
             "source": self.frames.source,
             "problem": self.frames.problem,
             "voxels_largest": len(self.frames.largest.voxel_coords),
             "voxels_mean": self.frames.mean_voxels,
-            "pairs_e": len(self.frames.largest.pairs_e),
-            "pairs_d": len(self.frames.largest.pairs_d),
+            "pairs_e": pairs_e,
+            "pairs_d": pairs_d,
             "stored_bytes": self.frames.stored_bytes,
             "load_seconds": self.frames.load_seconds,
             "num_samples": self.frames.num_samples,
@@ -253,9 +254,7 @@ def assemble(
         clip_dim: d, the width in which L_e compares.
     """
     train, sync = config.train, config.model.norm == "sync_batch"
-    pairs_e, pairs_d = (
-        world.frames_per_rank * len(pairs) for pairs in (frames.largest.pairs_e, frames.largest.pairs_d)
-    )
+    pairs_e, pairs_d = (world.frames_per_rank * pairs for pairs in drawn_pairs(config.loss, frames.largest))
     loss_e = pair_gather(pairs_e, clip_dim, world.size, trained_pixels=False)
     loss_d = pair_gather(pairs_d, config.model.embed_dim_d, world.size, trained_pixels=True)
     checkpointing = config.model.unet.activation_checkpointing

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch  # noqa: TID253 - t4p/cli.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
 
-from t4p.config import PretrainConfig
+from t4p.config import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.losses.contrastive import contrastive_loss
@@ -33,8 +33,8 @@ class PassBytes:
         batch: the batch itself, on the device.
         tower: while the frozen tower looks at the images.
         forward: while the network computes the features of voxels and pixels.
-        loss: from there to the first gradient of a parameter: the losses' forward pass, and the backward of L_d.
-        tiles: the part of it that is the tiles of L_d's logits, which do not grow with the frames for ever.
+        loss: from there to the first gradient of a parameter: the losses' forward pass, and the backward of the last.
+        tiles: the part of it that is the tiles of that loss's logits, which do not grow with the frames for ever.
         backward: from the first gradient on, without gradients of parameters.
         gradients: of parameters, alive when that is highest.
         kept: alive after the backward pass: the loss's graph holds the kernel maps until the next one replaces it.
@@ -68,7 +68,7 @@ class NetworkFigures:
         groups: numels of the parameters in the groups of the optimizer: those that decay, those that do not.
         buffer_bytes: running statistics.
         tower_weight_bytes: both frozen towers.
-        num_pairs_d: of the frame.
+        num_tiled: pairs of the frame whose loss is computed last: L_d's, or L_e's where L_d has no weight.
         norm_channels: of every norm whose statistics can be synchronised, in no order.
         empty, one_frame: passes over no frame and over one.
     """
@@ -76,7 +76,7 @@ class NetworkFigures:
     groups: tuple[tuple[int, ...], ...]
     buffer_bytes: int
     tower_weight_bytes: int
-    num_pairs_d: int
+    num_tiled: int
     norm_channels: tuple[int, ...]
     empty: PassBytes
     one_frame: PassBytes
@@ -88,7 +88,7 @@ class NetworkFigures:
         def scaled(without_frame: int, with_frame: int) -> int:
             return without_frame + num_frames * (with_frame - without_frame)
 
-        tiles = tile_bytes(num_frames * self.num_pairs_d)
+        tiles = tile_bytes(num_frames * self.num_tiled)
         return PassBytes(
             batch=scaled(empty.batch, one.batch),
             tower=scaled(empty.tower, one.tower),
@@ -111,6 +111,7 @@ def measure_network(
     task = PretrainTask(towers, config.model, torch.device("cpu"), None)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
     with_d = config.loss.weight_d > 0
+    num_tiled = drawn_pairs(config.loss, sample)[1 if with_d else 0]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return NetworkFigures(
         groups=(
@@ -119,15 +120,20 @@ def measure_network(
         ),
         buffer_bytes=_size(module.buffers()),
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
-        num_pairs_d=len(sample.pairs_d),
+        num_tiled=num_tiled,
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
-        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, with_d),
-        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, with_d),
+        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, with_d, 0),
+        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, with_d, num_tiled),
     )
 
 
+def drawn_pairs(loss: LossConfig, sample: FrameSample) -> tuple[int, int]:
+    """Pairs of L_e and of L_d that a frame gives to the losses."""
+    return min(len(sample.pairs_e), loss.num_pairs_e), len(sample.pairs_d) if loss.weight_d else 0
+
+
 def _measure_pass(
-    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, with_d: bool
+    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, with_d: bool, tiled: int
 ) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
@@ -152,7 +158,7 @@ def _measure_pass(
         tower=int(everything[: inputs_ready + 1].max()),
         forward=int(beside[inputs_ready : features_ready + 1].max()),
         loss=int(beside[features_ready : first_gradient + 1].max()),
-        tiles=tile_bytes(len(batch.voxel_of_pair_d)),
+        tiles=tile_bytes(tiled),
         backward=int(beside[highest]),
         gradients=int(gradients[highest]),
         kept=int(beside[-1] - live.timeline(inputs)[-1]),

@@ -40,10 +40,7 @@ def score_dense(towers: ClipTowers, frames: RoomFrames, template: str) -> DenseS
     found = []
     for start in range(0, len(frames.colors), _FRAMES_PER_BATCH):
         chosen = slice(start, start + _FRAMES_PER_BATCH)
-        cells = F.normalize(towers.dense_features(towers.normalize(torch.from_numpy(frames.colors[chosen]))), dim=1)
-        similarity = torch.einsum("fdhw,kd->fkhw", cells, text)
-        similarity = F.interpolate(similarity, frames.labels.shape[1:], mode="bilinear", align_corners=False)
-        found.append(similarity.argmax(dim=1).numpy() + 1)
+        found.append(towers.nearest_labels(torch.from_numpy(frames.colors[chosen]), text).numpy() + 1)
     return dense_score(np.concatenate(found), frames)
 
 

@@ -21,7 +21,6 @@ from t4p.data.transforms import IGNORED
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
-from t4p.tasks.pretrain import PretrainModule, load_towers_from
 
 
 def evaluate(
@@ -85,21 +84,6 @@ def label_points(exported: ExportedNetwork, scored: EvaluatedDataConfig) -> Iter
     recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
     for batch in ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches():
         yield predict(exported, batch)[batch.voxel_of_point], batch.label_of_point
-
-
-def untrained_network(config: PretrainConfig) -> ExportedNetwork:
-    """The network that a pre-training begins with, as its export would be.
-
-    Raises:
-        ConfigError, ClipError: the configuration cannot work.
-    """
-    towers = load_towers_from(config.model.clip, config.run.seed)
-    torch.manual_seed(config.run.seed)
-    net = PretrainModule(config.model, config.loss, towers.embed_dim).net.eval().requires_grad_(False)
-    labels = config.model.labels
-    assert isinstance(labels, tuple)  # the loader has read the file
-    text = towers.encode_labels(labels, config.model.text_query.template)
-    return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {})
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.clip import ClipTowers, load_towers
 from t4p.models.decoder2d import Decoder2d
+from t4p.models.exported import ExportedNetwork
 from t4p.models.text4point import build_text4point
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
 from t4p.train.distributed import all_reduce_sum
@@ -58,6 +59,14 @@ class PretrainModule(nn.Module):
         self.log_logit_scale_e = nn.Parameter(torch.tensor([math.log(loss.logit_scale_init)]))
         self.log_logit_scale_d = nn.Parameter(torch.tensor([math.log(loss.logit_scale_init)]))
         self._loss = loss
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Names of the parameters that no loss reaches: those behind the bottleneck, where L_d has no weight."""
+        if self._loss.weight_d:
+            return ()
+        behind = ("net.text_query.", "net.reduce.", "net.unet.decoder.", "net.head.", "decoder2d.")
+        return tuple(name for name, _ in self.named_parameters() if name.startswith(behind))
 
     def embed(
         self,
@@ -224,12 +233,27 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
 
     def wrap(checkpoint: Path | None) -> Engine:
-        return build_engine(module, config.train, checkpoint)
+        return build_engine(module, config.train, checkpoint, undecayed=module.untrained)
 
     task = PretrainTask(towers, config.model, device, validation)
     sha256 = (catalogue.shards_sha256, towers.sha256)
     with open_run(config, wrap, *sha256, on_step) as (engine, settings, log):
         train(engine, task, stream, config.train, settings, log)
+
+
+def untrained_network(config: PretrainConfig) -> ExportedNetwork:
+    """The network that a pre-training begins with, as its export would be.
+
+    Raises:
+        ConfigError, ClipError: the configuration cannot work.
+    """
+    towers = load_towers_from(config.model.clip, config.run.seed)
+    torch.manual_seed(config.run.seed)
+    net = PretrainModule(config.model, config.loss, towers.embed_dim).net.eval().requires_grad_(False)
+    labels = config.model.labels
+    assert isinstance(labels, tuple)  # the loader has read the file
+    text = towers.encode_labels(labels, config.model.text_query.template)
+    return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {})
 
 
 def load_towers_from(clip: ClipConfig, seed: int) -> ClipTowers:

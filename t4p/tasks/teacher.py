@@ -2,26 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from numpy.typing import NDArray
 
-from shards.schema import Frame
+from shards.sample import Sample as StoredSample
+from shards.schema import Frame, ShardError
 from t4p.config import EvaluatedDataConfig, PretrainConfig
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import decode_frame_labels
-from t4p.data.labels import build_label_table
+from t4p.data.labels import LabelTable, build_label_table
+from t4p.data.stream import ValidationStream
 from t4p.data.transforms import IGNORED, lift_frame
+from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
-from t4p.models.clip import ClipTowers
 from t4p.tasks.pretrain import load_towers_from
 
 
-@torch.no_grad()
+@dataclass(frozen=True, eq=False)
+class SeenFrame:
+    """One frame as the image tower sees it.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        pixel_of_point: (N, 2) int64, (row, col) in `image`.
+        label_of_point: (N,) int64 index of the labels, or IGNORED.
+    """
+
+    image: NDArray[np.uint8]
+    pixel_of_point: NDArray[np.int64]
+    label_of_point: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SeenRecipe:
+    """Stored frames to images with labelled points: see `t4p.data.stream.Recipe`.
+
+    Attributes:
+        tables: what the class ids of each dataset of the catalogue mean.
+        image_size: (height, width) that the tower sees.
+        pixel_stride: every k-th row and column of a depth image is lifted.
+        max_depth: metres; readings beyond are dropped.
+    """
+
+    tables: tuple[LabelTable, ...]
+    image_size: tuple[int, int]
+    pixel_stride: int
+    max_depth: float
+
+    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> SeenFrame:
+        """Find the points of one frame, each with its pixel and its label."""
+        if not isinstance(stored, Frame):
+            raise ShardError(f"sample {key}: is a scene, and an image tower needs RGB-D frames")
+        decoded = decode_frame(stored)
+        points = lift_frame(decoded, self.image_size, self.pixel_stride, self.max_depth, in_world=False)
+        ids = decode_frame_labels(stored, decoded)[tuple(points.depth_pixel_of_point.T)]
+        return SeenFrame(points.image, points.pixel_of_point, self.tables[dataset_index].look_up(ids))
+
+    def join(self, samples: Sequence[SeenFrame]) -> Sequence[SeenFrame]:
+        """As they are."""
+        return samples
+
+
 def score_teacher(
     config: PretrainConfig,
     scored: EvaluatedDataConfig,
@@ -29,8 +75,7 @@ def score_teacher(
 ) -> SemanticScores:
     """Score the image tower of a pre-training on the points that `score_network` scores its 3D network on.
 
-    Every point has the label whose text embedding is nearest at its pixel, the similarities interpolated between cells
-    (the reading of MaskCLIP).
+    Every point has the label whose text embedding is nearest at its pixel (the reading of MaskCLIP).
 
     Args:
         config: names the towers, the size of image they see, the labels and the template.
@@ -44,7 +89,7 @@ def score_teacher(
         ConfigError: the classes of a dataset are not the labels.
         ClipError: the towers cannot be had.
         CallError: a dataset holds no frames.
-        ShardError: the data is missing or damaged.
+        ShardError, DataError: the data is missing or damaged, or holds no labelled point.
     """
     model = config.model
     assert isinstance(model.labels, tuple)  # the loader has read the file
@@ -53,41 +98,21 @@ def score_teacher(
     text = towers.encode_labels(model.labels, model.text_query.template).to(device)
     catalogue = Catalogue(scored.shards)
     catalogue.require_frames()
-    table_of_dataset = [
+    tables = (
         build_label_table(names, model.labels, scored.ignored_labels, url)
         for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
-    ]
+    )
+    recipe = SeenRecipe(tuple(tables), config.data.image_size, scored.pixel_stride, scored.max_depth)
     class_ids = range(len(model.labels))
     counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)
-    done = 0
-    for shard, num_samples in enumerate(catalogue.samples_per_shard):
-        table = table_of_dataset[catalogue.dataset_index(shard)]
-        for sample in range(num_samples):
-            frame = catalogue.fetch(shard, sample)
-            assert isinstance(frame, Frame)  # require_frames
-            decoded = decode_frame(frame)
-            points = lift_frame(decoded, config.data.image_size, scored.pixel_stride, scored.max_depth, in_world=False)
-            label_of_pixel = (
-                nearest_labels(towers, torch.from_numpy(np.array(points.image)).to(device), text).cpu().numpy()
-            )
-            ids = decode_frame_labels(frame, decoded)[tuple(points.depth_pixel_of_point.T)]
-            predicted = label_of_pixel[tuple(points.pixel_of_point.T)]
-            counts += confusion(predicted, table.look_up(ids), class_ids, (IGNORED,))
-            done += 1
-            on_progress(done, catalogue.num_samples)
+    batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
+    for done, (frame,) in enumerate(batches, start=1):
+        image = torch.from_numpy(np.array(frame.image)[None]).to(device)
+        predicted = towers.nearest_labels(image, text)[0].cpu().numpy()[tuple(frame.pixel_of_point.T)]
+        counts += confusion(predicted, frame.label_of_point, class_ids, (IGNORED,))
+        on_progress(done, catalogue.num_samples)
+    if not counts.sum():
+        raise DataError(
+            f"{', '.join(scored.shards)}: not one of the points has a label; look at a sample with `t4p shards show`"
+        )
     return scores(counts, class_ids)
-
-
-def nearest_labels(towers: ClipTowers, image: Tensor, text: Tensor) -> Tensor:
-    """The index of the nearest text embedding at every pixel.
-
-    Args:
-        image: (H, W, 3) uint8; sides are multiples of the tower's cell.
-        text: (K, d) unit-norm.
-
-    Returns:
-        (H, W) int64.
-    """
-    cells = F.normalize(towers.dense_features(towers.normalize(image[None])), dim=1)
-    similarity = torch.einsum("fdhw,kd->fkhw", cells, text)
-    return F.interpolate(similarity, image.shape[:2], mode="bilinear", align_corners=False)[0].argmax(dim=0)

@@ -58,6 +58,7 @@ def test_both_losses_fall_and_a_second_quickstart_from_s3_begins_anew(
     report = json.loads((out / "report.json").read_text())
     assert (report["shards"], report["num_samples"]) == (s3_bucket, 4)
     assert report["seconds_of"].keys() == {"Pre-training"}
+    assert report["problem"] is None
 
 
 def test_a_wrong_secret_ends_in_one_message(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,6 @@ LIGHT = (
     "launch.job_spec",
     "launch.job_versions",
     "launch.jobs",
-    "launch.line_chart",
     "launch.outcome",
     "launch.placement",
     "launch.private_ray",
@@ -143,6 +142,10 @@ def test_learning_code_loads_neither_ray_nor_launch() -> None:
     assert "torch" in loaded
     assert "deepspeed" in loaded
     assert loaded & {"ray", "launch"} == set()
+
+
+def test_evaluation_needs_neither_deepspeed_nor_clip() -> None:
+    assert loaded_by(["t4p.tasks.evaluate"])["t4p.tasks.evaluate"] & {"deepspeed", "open_clip"} == set()
 
 
 @pytest.mark.parametrize("name", IMPORTERS)

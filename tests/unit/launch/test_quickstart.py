@@ -122,6 +122,13 @@ def test_a_run_that_is_not_ours_is_never_removed(tmp_path: Path) -> None:
     assert precious.is_dir()
 
 
+def test_a_report_that_is_not_ours_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(ConfigError, match=r"report\.html exists and was not made by a quickstart"):
+        take_over(tmp_path, replace_shards=True, console=QUIET)
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
 def test_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):

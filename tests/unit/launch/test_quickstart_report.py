@@ -27,6 +27,7 @@ def steps(count: int) -> list[dict[str, float]]:
 def report_of(pretraining: Pretraining, scores: RoomScores | None = None) -> QuickstartReport:
     lines = [{"step": 1, "loss_task": 2.0}, {"step": 2, "loss_task": 1.0}]
     return QuickstartReport(
+        command="t4p quickstart",
         shards="somewhere",
         pretraining=pretraining,
         sections=(Section("Packing", "Packed.", 1.0), Section("Pre-training", "Trained.", 2.0)),
@@ -125,10 +126,16 @@ def test_scores_of_rooms_are_those_that_are_promised(tmp_path: Path) -> None:
         (None, None),
     ],
 )
-def test_what_did_not_come_out_is_said(scores: RoomScores | None, words: str | None) -> None:
-    problem = report_of(Pretraining(7, steps(20)), scores).problem
-    assert (problem is None) == (words is None)
-    assert words is None or words in str(problem)
+def test_what_did_not_come_out_is_said(scores: RoomScores | None, words: str | None, tmp_path: Path) -> None:
+    report = report_of(Pretraining(7, steps(20)), scores)
+    assert (report.problem is None) == (words is None)
+    write_report(report, tmp_path)
+    page, written = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "report.json").read_text())
+    assert written["problem"] == report.problem
+    if words is not None:
+        assert words in str(report.problem)
+        assert f'<p class="summary">{report.problem}</p>' in page
+        assert "needs fewer labels" not in page
 
 
 def test_a_loss_that_did_not_fall_is_said() -> None:

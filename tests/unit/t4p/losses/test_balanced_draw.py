@@ -65,6 +65,13 @@ def test_a_first_draw_has_the_weight_of_its_density(balance):
     assert wanted[10] / wanted[0] == pytest.approx(((10 * alike + 2) / (alike + 11)) ** balance)
 
 
+def test_autocast_changes_nothing():
+    features, cells, lots, _ = random_frames(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = draw_balanced(features, cells, lots, 5, 1.0)
+    assert torch.equal(drawn, draw_balanced(features, cells, lots, 5, 1.0))
+
+
 def test_half_precision_features_and_the_smallest_lots_are_fine():
     features, cells, lots, _ = random_frames(1, 2)
     lots[::2] = torch.finfo(torch.float32).tiny

@@ -15,8 +15,8 @@ from t4p.config import EvaluatedDataConfig, FinetuneConfig, PretrainConfig
 from t4p.config_files import load_config, load_config_of
 from t4p.metrics.semantic import best_trivial_miou
 from t4p.models.prompts import PromptedLabels
-from t4p.tasks.evaluate import label_points, score_network, untrained_network
-from t4p.tasks.pretrain import PretrainModule, load_towers_from
+from t4p.tasks.evaluate import label_points, score_network
+from t4p.tasks.pretrain import PretrainModule, load_towers_from, untrained_network
 from t4p.tasks.semantic import SemanticModule
 from t4p.tasks.teacher import score_teacher
 
