@@ -344,3 +344,14 @@ def test_a_batch_smaller_than_the_world_ends_with_its_numbers():
     result = CliRunner().invoke(app, ["plan", "configs/smoke.yaml", "data.shards=[/nowhere]", "--nodes", "3"])
     assert isinstance(result.exception, ConfigError)
     assert "the world size is 3 but the global batch has 2 samples" in str(result.exception)
+
+
+def test_only_the_pairs_that_are_drawn_are_planned_and_none_of_a_loss_without_weight():
+    arguments = ["plan", "configs/pretrain/rooms.yaml", "data.shards=[/nowhere]", "loss.weight_d=0", "--nodes", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
+    assert (plan["frames"]["pairs_e"], plan["frames"]["pairs_d"]) == (384, 0)
+    assert (plan["loss_e"]["rows"], plan["loss_e"]["columns"]) == (3 * 384, 6 * 384)
+    assert (plan["loss_d"]["rows"], plan["loss_d"]["held_bytes"], plan["loss_d"]["sent_bytes"]) == (0, 0, 0)
+    assert plan["micro_batch"]["tiles"] == 10 * min(3 * 384, 1024) * 3 * 384  # those of L_e
