@@ -5,7 +5,10 @@ What a stored sample becomes is the task's: a recipe makes it and joins it with 
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -228,7 +231,7 @@ def _load(
         batch_sampler=refs,
         num_workers=num_workers,
         collate_fn=list,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_begin_worker,
         prefetch_factor=2 if num_workers else None,
     )
     for samples in loader:
@@ -238,7 +241,18 @@ def _load(
         yield samples
 
 
-def _quiet_worker(worker_id: int) -> None:
+def _begin_worker(worker_id: int) -> None:
     # Ctrl-C reaches the whole process group; the training process ends its loaders, they need not print anything.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this loader where its training process was killed.
+
+    torch's own loaders notice, but then wait for ever until somebody has read what they still have to send.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

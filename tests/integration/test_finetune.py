@@ -118,6 +118,7 @@ def test_four_rooms_are_learnt_by_heart_and_the_export_knows_them_without_clip(r
         "data.augment.rotation=false",
         "data.augment.mirror=false",
         "data.augment.scale=0",
+        "model.point_features=[one, color, position]",  # whatever tells one place of these rooms from another
         "model.voxel_size=0.04",  # with 5 cm, voxels of two classes cost 2 points of mIoU; with 4 cm, 1
         f"run.dir={run_dir}",
         "train.num_steps=400",

@@ -1,0 +1,50 @@
+"""Loader processes do not outlive the process that they load for, whatever ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from shards.pack import pack
+
+SCRIPT = """
+import json, multiprocessing, sys, time
+from t4p.config_files import load_config
+from t4p.data.fetch import Catalogue
+from t4p.data.labelled import build_label_recipe
+from t4p.data.stream import ValidationStream
+
+config = load_config(["configs/pretrain/rooms.yaml"], ["run.dir=unused", "data.shards=" + json.dumps([sys.argv[1]])])
+catalogue = Catalogue(config.data.shards)
+recipe = build_label_recipe(catalogue, config.data, config.model, config.model.labels, ("unlabelled",), augment=None)
+batches = ValidationStream(catalogue, recipe, 2, 0, 1).batches()
+next(batches)
+time.sleep(3)  # the loaders have more to send than their pipes hold
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_loaders_of_a_killed_process_end(tmp_path: Path) -> None:
+    shards = str(tmp_path / "shards")
+    pack("synthetic", "seed=13,rooms=2,frames=8", shards)
+    with subprocess.Popen([sys.executable, "-c", SCRIPT, shards], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        loaders = [int(pid) for pid in process.stdout.readline().split()]
+        os.kill(process.pid, signal.SIGKILL)
+    assert len(loaders) == 2
+    deadline = time.monotonic() + 60
+    while left := [pid for pid in loaders if is_running(pid)]:
+        assert time.monotonic() < deadline, f"loaders {left} are still there"
+        time.sleep(0.2)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
