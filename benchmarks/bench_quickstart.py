@@ -37,7 +37,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results" / "quickstart.jsonl"
 SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
 # Steps and learning rate.
 SCHEDULES = [(100, 3e-3), (200, 1e-3), (200, 3e-3), (200, 6e-3), (200, 1.2e-2), (400, 3e-3), (400, 6e-3)]
-STARTS_OF_ROOMS = {2: ("scratch", "both"), 4: ("scratch", "both", "e_steps", "e_time")}
+STARTS_OF_ROOMS = {2: ("scratch", "both", "e_time"), 4: ("scratch", "both", "e_steps", "e_time")}
 
 
 def main(
