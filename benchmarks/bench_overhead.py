@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,18 +30,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from unittest.mock import patch
 
 import typer
+from record import REPOSITORY, record
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "overhead.jsonl"
 FRAMES_PER_STEP = 4  # all that the repository carries
 WARM_UP = 4  # steps; the first ones allocate, and compile products for new shapes
 
@@ -75,16 +71,7 @@ def main(
                 row = run_worker(contender, shards, WARM_UP + steps, Path(folder) / f"{contender}_{repeat}")
                 rows.append({"contender": contender, "repeat": repeat, **row})
                 print(rows[-1], file=sys.stderr)
-    report = {
-        "figures": summarise(rows),
-        "rows": rows,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1, "load": os.getloadavg()},
-        "versions": {name: version(name) for name in ("torch", "deepspeed", "ray", "text4point")},
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as results:
-        stamp = {"commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "steps": steps}
-        results.write(json.dumps(stamp | report) + "\n")
+    report = record("overhead", steps, summarise(rows), rows, ("torch", "deepspeed", "ray", "text4point"))
     if as_json:
         print(json.dumps(report))
         return
@@ -227,11 +214,6 @@ def pack_frames(folder: Path) -> str:
     shards = str(folder / "shards")
     pack("tum", REPOSITORY / "tests" / "data" / "tum_rgbd", shards)
     return shards
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -17,23 +17,19 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 import typer
+from record import REPOSITORY, commit, record
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "quickstart.jsonl"
 SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
 # Steps and learning rate.
 SCHEDULES = [(100, 3e-3), (200, 1e-3), (200, 3e-3), (200, 6e-3), (200, 1.2e-2), (400, 3e-3), (400, 6e-3)]
@@ -85,7 +81,7 @@ def main(
                 "rooms": rooms,
                 "steps": best_steps,
                 "rate": best_rate,
-                "start": None if start == "scratch" else str(bench.folder(f"{start}_{seed}") / "model.safetensors"),
+                "start": None if start == "scratch" else bench.exported(f"{start}_{seed}"),
                 "scored": "test",
             },
         )
@@ -94,17 +90,10 @@ def main(
         for seed in numbers
     }
     found |= bench.run(finetunings)
-    report = {
-        "figures": {**summarise(found, seeds), "steps": best_steps, "learning_rate": best_rate},
-        "rows": [{"job": name, **result} for name, result in found.items()],
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": 1, "load": os.getloadavg()},
-        "versions": {name: version(name) for name in ("text4point", "torch", "deepspeed", "numpy")},
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as results:
-        stamp = {"commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds"), "steps": steps}
-        results.write(json.dumps(stamp | report) + "\n")
-    print(json.dumps(report if as_json else report["figures"], indent=None if as_json else 1))
+    figures = {**summarise(found, seeds), "steps": best_steps, "learning_rate": best_rate}
+    rows = [{"job": name, **result} for name, result in found.items()]
+    report = record("quickstart", steps, figures, rows, ("text4point", "torch", "deepspeed", "numpy"))
+    print(json.dumps(report if as_json else figures, indent=None if as_json else 1))
 
 
 class Bench:
@@ -115,6 +104,10 @@ class Bench:
 
     def folder(self, name: str) -> Path:
         return self._out / "jobs" / name
+
+    def exported(self, name: str) -> str:
+        """The file that a pre-training leaves."""
+        return str(self.folder(name) / "run" / "model.safetensors")
 
     def run(self, jobs: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
         """By name, the results of (kind, arguments)."""
@@ -139,7 +132,8 @@ class Bench:
                 command = [sys.executable, __file__, "--out", str(folder), "--job", asked]
                 subprocess.run(command, check=True, env=environment, stdout=log, stderr=log)
         found = json.loads(result.read_text())
-        print(name, {key: found[key] for key in ("miou", "miou_furniture", "cpu_seconds") if key in found}, flush=True)
+        shown = {key: found[key] for key in ("miou", "miou_furniture", "cpu_seconds") if key in found}
+        print(name, shown, file=sys.stderr, flush=True)
         return found
 
 
@@ -164,16 +158,22 @@ def shards(name: str) -> str:
 def pretrain_config(out: Path, seed: int, steps: int, with_d: bool) -> Any:
     from t4p.config_files import load_config
 
-    overrides = [
-        f"run.dir={json.dumps(str(out / 'run'))}",
-        f"run.seed={seed}",
-        f"data.shards={json.dumps([shards('training')])}",
-        "data.num_workers=0",
-        f"train.num_steps={steps}",
-        f"train.checkpoint_every={steps}",
-        f"loss.weight_d={1.0 if with_d else 0.0}",
-    ]
+    overrides = [*job_overrides(out, seed, steps, "training"), f"loss.weight_d={1.0 if with_d else 0.0}"]
     return load_config(["configs/pretrain/rooms.yaml"], overrides)
+
+
+def job_overrides(out: Path, seed: int, steps: int, dataset: str) -> list[str]:
+    """What both kinds of training are told."""
+    from launch.quickstart_stages import override
+
+    return [
+        override("run.dir", str(out / "run")),
+        override("run.seed", seed),
+        override("data.shards", [shards(dataset)]),
+        "data.num_workers=0",
+        override("train.num_steps", steps),
+        override("train.checkpoint_every", steps),
+    ]
 
 
 def be_pretraining(out: Path, seed: int, steps: int, with_d: bool) -> dict[str, Any]:
@@ -182,30 +182,26 @@ def be_pretraining(out: Path, seed: int, steps: int, with_d: bool) -> dict[str, 
     config = pretrain_config(out, seed, steps, with_d)
     started = time.process_time()
     run(config)
-    return {"cpu_seconds": time.process_time() - started, **export_and_score(config, out, "test")}
+    return {"cpu_seconds": time.process_time() - started, **export_and_score(config, "test")}
 
 
 def be_finetuning(
     out: Path, seed: int, rooms: int, steps: int, rate: float, start: str | None, scored: str
 ) -> dict[str, Any]:
+    from launch.quickstart_stages import override
     from t4p.config import FinetuneConfig
     from t4p.config_files import load_config_of
     from t4p.tasks.semantic import run
 
     overrides = [
-        f"run.dir={json.dumps(str(out / 'run'))}",
-        f"run.seed={seed}",
-        f"data.shards={json.dumps([shards(f'labelled_{rooms}_{seed}')])}",
-        "data.num_workers=0",
-        f"train.num_steps={steps}",
-        f"train.checkpoint_every={steps}",
-        f"train.learning_rate={rate}",
-        f"model.pretrained={json.dumps(start)}",
+        *job_overrides(out, seed, steps, f"labelled_{rooms}_{seed}"),
+        override("train.learning_rate", rate),
+        override("model.pretrained", start),
     ]
     config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
     started = time.process_time()
     run(config)
-    return {"cpu_seconds": time.process_time() - started, **export_and_score(config, out, scored)}
+    return {"cpu_seconds": time.process_time() - started, **export_and_score(config, scored)}
 
 
 def be_teacher(out: Path) -> dict[str, Any]:
@@ -234,25 +230,17 @@ def held_out(name: str) -> Any:
     return EvaluatedDataConfig(shards=(shards(name),), num_workers=0)
 
 
-def export_and_score(config: Any, out: Path, scored: str) -> dict[str, Any]:
-    from t4p.models.exported import load_exported_network
-    from t4p.tasks.evaluate import score_network
-    from t4p.train.checkpoint import checkpoints_in
-    from t4p.train.export import export_checkpoint
+def export_and_score(config: Any, scored: str) -> dict[str, Any]:
+    from launch.quickstart_rooms import export_last, score
 
-    path = out / "model.safetensors"
-    export_checkpoint(checkpoints_in(out / "run" / "checkpoints")[-1], path)
-    return as_dict(score_network(load_exported_network(path), held_out(scored)), config.model.labels)
+    return as_dict(score(export_last(config), held_out(scored)), config.model.labels)
 
 
 def as_dict(found: Any, labels: Sequence[str]) -> dict[str, Any]:
-    furniture = [index for index, label in enumerate(labels) if label not in ("wall", "floor", "ceiling")]
-    return {
-        "miou": found.miou,
-        "miou_furniture": found.miou_of(furniture),
-        "num_points": found.num_points,
-        "iou": {label: found.iou[index] for index, label in enumerate(labels)},
-    }
+    from shards.synthetic.furniture import STRUCTURE_NAMES
+
+    furniture = [index for index, label in enumerate(labels) if label not in STRUCTURE_NAMES]
+    return {**found.to_json(labels), "miou_furniture": found.miou_of(furniture)}
 
 
 def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
@@ -289,11 +277,6 @@ def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
             figures[f"{start}_{rooms}_rooms"] = of(reached)
             figures[f"gain_{start}_{rooms}_rooms"] = of(a - b for a, b in zip(reached, scratch, strict=True))
     return figures
-
-
-def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

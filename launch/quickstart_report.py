@@ -18,9 +18,9 @@ from rich.table import Table
 
 from launch.line_chart import Chart, Series
 from launch.quickstart_page import Fact, Gallery, Page, ScoreRow, ScoreTable, Section, Tile, format_score, render_page
+from shards.synthetic.furniture import STRUCTURE_NAMES
 from t4p.metrics.semantic import SemanticScores, best_trivial_miou
 
-STRUCTURE = ("wall", "floor", "ceiling")
 LOSSES = ("loss", "loss_e", "loss_d")
 LOSS_TITLES = {"loss": "loss", "loss_e": "L_e (voxel, CLIP cell)", "loss_d": "L_d (voxel, pixel)"}
 RETRIEVAL_TITLES = {"retrieval_e": "retrieval, L_e", "retrieval_d": "retrieval, L_d"}
@@ -96,7 +96,7 @@ class RoomScores:
 
     def furniture_miou(self, scores: SemanticScores) -> float:
         """Without wall, floor and ceiling."""
-        return scores.miou_of(index for index, label in enumerate(self.labels) if label not in STRUCTURE)
+        return scores.miou_of(index for index, label in enumerate(self.labels) if label not in STRUCTURE_NAMES)
 
     def to_json(self) -> dict[str, Any]:
         named = {
@@ -114,10 +114,7 @@ class RoomScores:
             "trivial_miou": self.trivial_miou,
             "scratch_miou": self.scratch.miou,
             "finetuned_miou": self.finetuned.miou,
-            "iou": {
-                name: {label: _number(scores.iou[index]) for index, label in enumerate(self.labels)}
-                for name, scores in named.items()
-            },
+            "iou": {name: scores.to_json(self.labels)["iou"] for name, scores in named.items()},
         }
 
 
@@ -366,7 +363,3 @@ def describe_machine() -> str:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in RECORDED_VERSIONS}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

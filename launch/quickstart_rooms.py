@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.console import Console
 
 from launch.quickstart_page import Gallery, LegendEntry, Picture
@@ -125,14 +124,16 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
 
 def pack_rooms(folder: Path) -> Rooms:
     """Make and pack every room there is need of."""
+    urls = {}
     for name, source_format, series in (
         ("training", "synthetic", TRAINING),
         ("labelled", "synthetic", LABELLED),
         ("held_out", "synthetic", HELD_OUT),
         ("shown", "synthetic-scenes", SHOWN),
     ):
-        pack(source_format, series, str(folder / name), num_workers=2)
-    return Rooms(**{name: str(folder / name) for name in ("training", "labelled", "held_out", "shown")})
+        urls[name] = str(folder / name)
+        pack(source_format, series, urls[name], num_workers=2)
+    return Rooms(**urls)
 
 
 def pretrain_config(rooms: Rooms, run_dir: Path) -> PretrainConfig:
@@ -169,14 +170,12 @@ def finetune_config(rooms: Rooms, run_dir: Path, start: Path | None) -> Finetune
 
 def score_beginning(config: PretrainConfig, held_out: EvaluatedDataConfig) -> tuple[SemanticScores, SemanticScores]:
     """Scores of the image tower, and of the network before its first step."""
-    from t4p.tasks.evaluate import score_network
     from t4p.tasks.pretrain import untrained_network
     from t4p.tasks.teacher import score_teacher
 
     with progress_bar("the image tower") as on_progress:
         teacher = score_teacher(config, held_out, on_progress)
-    with progress_bar("before pre-training") as on_progress:
-        return teacher, score_network(untrained_network(config), held_out, on_progress)
+    return teacher, score(untrained_network(config), held_out)
 
 
 def last_checkpoint(config: PretrainConfig | FinetuneConfig) -> Path:
@@ -195,7 +194,7 @@ def export_last(config: PretrainConfig | FinetuneConfig) -> ExportedNetwork:
 
 
 def score(exported: ExportedNetwork, held_out: EvaluatedDataConfig) -> SemanticScores:
-    """On the held-out points."""
+    """Of a network, on the held-out points."""
     from t4p.tasks.evaluate import score_network
 
     with progress_bar("scoring") as on_progress:
@@ -223,7 +222,6 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
         ("Fine-tuned", learnt, f"The class by the head, fine-tuned on {NUM_LABELLED} rooms."),
     ):
         pictures.append(Picture(caption, alt, view.draw(color_labels(labels.numpy(), num_labels))))
-    palette = label_palette(num_labels)
     return Gallery(
         heading="A held-out room",
         text=(
@@ -233,6 +231,6 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
         pictures=tuple(pictures),
         legend=tuple(
             LegendEntry(label, (int(color[0]), int(color[1]), int(color[2])))
-            for label, color in zip(zero_shot.labels, np.asarray(palette), strict=True)
+            for label, color in zip(zero_shot.labels, label_palette(num_labels), strict=True)
         ),
     )

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,16 @@ def _make_bucket(server: S3Server, patch: pytest.MonkeyPatch) -> str:
     for name, value in server.environ().items():
         patch.setenv(name, value)
     return f"s3://{server.make_bucket()}/prefix"
+
+
+@pytest.fixture
+def closed_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a port that nobody listens at, in AWS_ENDPOINT_URL; bound meanwhile, so that nobody else takes it."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from shards.schema import Frame, ShardError
 from t4p.config import AugmentConfig, NetworkConfig, PointDataConfig
 from t4p.data import transforms
 from t4p.data.batch import moved
-from t4p.data.decode import DecodedFrame, decode_frame
+from t4p.data.decode import decode_frame
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import LabelTable, build_label_table
@@ -32,6 +32,19 @@ class LabelledCloud(transforms.PointCloud):
     """
 
     label_of_point: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledFrame(LabelledCloud):
+    """The labelled points of one frame and the image they are seen in.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        pixel_of_point: (N, 2) int64, (row, col) in `image`.
+    """
+
+    image: NDArray[np.uint8]
+    pixel_of_point: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +129,7 @@ class LabelRecipe:
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
         """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, key)."""
         table = self.tables[dataset_index]
+        cloud: LabelledCloud
         if isinstance(stored, Scene):
             cloud = label_scene(stored, table)
         else:
@@ -190,12 +204,8 @@ def build_label_recipe(
     Raises:
         ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
     """
-    tables = (
-        build_label_table(names, labels, ignored_labels, url)
-        for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
-    )
     return LabelRecipe(
-        tables=tuple(tables),
+        tables=build_label_tables(catalogue, labels, ignored_labels),
         pixel_stride=data.pixel_stride,
         max_depth=data.max_depth,
         in_world=data.frame == "world",
@@ -207,34 +217,43 @@ def build_label_recipe(
     )
 
 
+def build_label_tables(
+    catalogue: Catalogue, labels: Sequence[str], ignored_labels: Sequence[str]
+) -> tuple[LabelTable, ...]:
+    """What the class ids of each dataset of a catalogue mean.
+
+    Raises:
+        ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
+    """
+    return tuple(
+        build_label_table(names, labels, ignored_labels, url)
+        for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
+    )
+
+
 def lift_labelled(
-    frame: Frame, table: LabelTable, pixel_stride: int, max_depth: float, in_world: bool
-) -> LabelledCloud:
+    frame: Frame,
+    table: LabelTable,
+    pixel_stride: int,
+    max_depth: float,
+    in_world: bool,
+    image_size: tuple[int, int] | None = None,
+) -> LabelledFrame:
     """The points of a frame, each with its colour and the label of its depth pixel.
+
+    Args:
+        image_size: (height, width) of the image that is returned; None leaves it as it was recorded.
 
     Raises:
         ShardError: an image cannot be decoded, or the frame has no semantic labels.
         ValueError: a class id has no name.
-    """
-    decoded = decode_frame(frame)
-    ids = decode_frame_labels(frame, decoded)
-    height, width = decoded.color.shape[:2]
-    lifted = transforms.lift_frame(decoded, (height, width), pixel_stride, max_depth, in_world)
-    row, col = lifted.depth_pixel_of_point.T
-    return LabelledCloud(points=lifted.points, colors=lifted.colors, label_of_point=table.look_up(ids[row, col]))
-
-
-def decode_frame_labels(frame: Frame, decoded: DecodedFrame) -> NDArray[np.integer]:
-    """(H, W) class ids of a frame, on the grid of its depth.
-
-    Raises:
-        ShardError: the frame has no semantic labels, or they cannot be decoded or lie on another grid.
     """
     if frame.semantic is None:
         raise ShardError(
             f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; leave it out (data.max_skip_fraction), "
             "or pack it with labels"
         )
+    decoded = decode_frame(frame)
     try:
         ids = decode_labels(frame.semantic)
     except BrokenImageError as error:
@@ -244,7 +263,16 @@ def decode_frame_labels(frame: Frame, decoded: DecodedFrame) -> NDArray[np.integ
             f"sample {frame.scene_id}/{frame.frame_id}: labels are {ids.shape}, depth is {decoded.depth.shape}; labels "
             "live on the depth grid, pack it again"
         )
-    return ids
+    size = image_size or (decoded.color.shape[0], decoded.color.shape[1])
+    lifted = transforms.lift_frame(decoded, size, pixel_stride, max_depth, in_world)
+    row, col = lifted.depth_pixel_of_point.T
+    return LabelledFrame(
+        points=lifted.points,
+        colors=lifted.colors,
+        label_of_point=table.look_up(ids[row, col]),
+        image=lifted.image,
+        pixel_of_point=lifted.pixel_of_point,
+    )
 
 
 def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:

@@ -6,8 +6,10 @@ points before they come here: counted per voxel they score higher than they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +46,21 @@ class SemanticScores:
     def num_points(self) -> int:
         """All labelled points that were scored."""
         return sum(self.support.values())
+
+    def to_json(self, labels: Sequence[str]) -> dict[str, Any]:
+        """For programs, by name; None where nothing could be scored.
+
+        Args:
+            labels: the name of every class, in the order of the class ids.
+        """
+        return {
+            "miou": _finite(self.miou),
+            "macc": _finite(self.macc),
+            "accuracy": _finite(self.accuracy),
+            "num_points": self.num_points,
+            "iou": {label: _finite(value) for label, value in zip(labels, self.iou.values(), strict=True)},
+            "recall": {label: _finite(value) for label, value in zip(labels, self.recall.values(), strict=True)},
+        }
 
     def miou_of(self, class_ids: Iterable[int]) -> float:
         """Mean IoU of those of some classes that are present; nan where none is."""
@@ -214,6 +231,10 @@ def _index_of(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[
     place = np.searchsorted(classes, labels, sorter=by_id)
     index = by_id[np.minimum(place, len(classes) - 1)]
     return np.where(classes[index] == labels, index, len(classes))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -58,6 +58,9 @@ class ClipTowers(nn.Module):
         tokenizer: text to (texts, context length) token ids.
     """
 
+    _mean: Tensor  # (1, 3, 1, 1), buffers that move with the towers and are no weights
+    _std: Tensor
+
     def __init__(
         self,
         model: CLIP | CustomTextCLIP,
@@ -74,6 +77,8 @@ class ClipTowers(nn.Module):
         self.embed_dim = int(spec.config["embed_dim"])
         self.image_mean = spec.image_mean
         self.image_std = spec.image_std
+        for name, values in (("_mean", self.image_mean), ("_std", self.image_std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self._dense = dense_tower
         self.cell_size = self._dense.cell_size
         self.tokenizer = tokenizer
@@ -102,10 +107,7 @@ class ClipTowers(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """(F, H, W, 3) uint8 to (F, 3, H, W) float32, as the image tower takes them."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.image_mean, self.image_std)
-        )
-        return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        return (images.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
 
     @torch.no_grad()
     def dense_features(self, images: Tensor) -> Tensor:

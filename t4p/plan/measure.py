@@ -110,8 +110,8 @@ def measure_network(
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
     task = PretrainTask(towers, config.model, torch.device("cpu"), None)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
-    with_d = config.loss.weight_d > 0
-    num_tiled = drawn_pairs(config.loss, sample)[1 if with_d else 0]
+    pairs_e, pairs_d = drawn_pairs(config.loss, sample)
+    num_tiled = pairs_d if config.loss.weight_d else pairs_e
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return NetworkFigures(
         groups=(
@@ -122,8 +122,8 @@ def measure_network(
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
         num_tiled=num_tiled,
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
-        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, with_d, 0),
-        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, with_d, num_tiled),
+        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, 0),
+        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, num_tiled),
     )
 
 
@@ -133,13 +133,13 @@ def drawn_pairs(loss: LossConfig, sample: FrameSample) -> tuple[int, int]:
 
 
 def _measure_pass(
-    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, with_d: bool, tiled: int
+    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, num_tiled: int
 ) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
     with SizesOnly() as live:
         moments = []
-        last_called = module.decoder2d if with_d else module.net
+        last_called = module.net if module.untrained else module.decoder2d
         hook = last_called.register_forward_hook(lambda *_: moments.append(live.now))
         inputs = task.inputs(batch)
         inputs_ready = live.now
@@ -158,7 +158,7 @@ def _measure_pass(
         tower=int(everything[: inputs_ready + 1].max()),
         forward=int(beside[inputs_ready : features_ready + 1].max()),
         loss=int(beside[features_ready : first_gradient + 1].max()),
-        tiles=tile_bytes(tiled),
+        tiles=tile_bytes(num_tiled),
         backward=int(beside[highest]),
         gradients=int(gradients[highest]),
         kept=int(beside[-1] - live.timeline(inputs)[-1]),

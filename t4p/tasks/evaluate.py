@@ -5,12 +5,13 @@ Nothing of CLIP is needed: the embeddings of the labels are in the file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from t4p.config import EvaluateConfig, EvaluatedDataConfig, PretrainConfig
@@ -56,20 +57,37 @@ def score_network(
         ConfigError: the classes of a dataset are not its labels.
         ShardError, DataError: the data is missing or damaged, or holds no labelled point.
     """
-    num_samples = Catalogue(scored.shards).num_samples
-    class_ids = range(len(exported.labels))
+    return score_points(label_points(exported, scored, on_progress), len(exported.labels), scored.shards)
+
+
+def score_points(
+    samples: Iterable[tuple[ArrayLike, ArrayLike]], num_labels: int, urls: Sequence[str]
+) -> SemanticScores:
+    """Read the scores off all samples.
+
+    Args:
+        samples: of each, what was said of its points and what is true: indices of labels, the truth may be IGNORED.
+        urls: of the datasets, for messages.
+
+    Raises:
+        DataError: not one point has a label.
+    """
+    class_ids = range(num_labels)
     counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)
-    for done, (predicted, target) in enumerate(label_points(exported, scored), start=1):
-        counts += confusion(predicted.numpy(), target.numpy(), class_ids, (IGNORED,))
-        on_progress(done, num_samples)
+    for predicted, target in samples:
+        counts += confusion(predicted, target, class_ids, (IGNORED,))
     if not counts.sum():
         raise DataError(
-            f"{', '.join(scored.shards)}: not one of the points has a label; look at a sample with `t4p shards show`"
+            f"{', '.join(urls)}: not one of the points has a label; look at a sample with `t4p shards show`"
         )
     return scores(counts, class_ids)
 
 
-def label_points(exported: ExportedNetwork, scored: EvaluatedDataConfig) -> Iterator[tuple[Tensor, Tensor]]:
+def label_points(
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """What a network says of every point, and what is true: sample by sample, in the order of the datasets.
 
     Yields:
@@ -82,8 +100,10 @@ def label_points(exported: ExportedNetwork, scored: EvaluatedDataConfig) -> Iter
     points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
     data, model = exported.config.data.model_copy(update=points), exported.config.model
     recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
-    for batch in ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches():
+    batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
+    for done, batch in enumerate(batches, start=1):
         yield predict(exported, batch)[batch.voxel_of_point], batch.label_of_point
+        on_progress(done, catalogue.num_samples)
 
 
 @torch.no_grad()

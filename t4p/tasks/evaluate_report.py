@@ -14,16 +14,7 @@ from t4p.models.exported import ExportedNetwork
 
 def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores) -> dict[str, Any]:
     """For `--json`; a class that is not in the data has null."""
-    return {
-        "task": exported.config.task,
-        "step": exported.step,
-        "miou": _number(scores.miou),
-        "macc": _number(scores.macc),
-        "accuracy": _number(scores.accuracy),
-        "num_points": scores.num_points,
-        "iou": {label: _number(scores.iou[row]) for row, label in enumerate(exported.labels)},
-        "recall": {label: _number(scores.recall[row]) for row, label in enumerate(exported.labels)},
-    }
+    return {"task": exported.config.task, "step": exported.step, **scores.to_json(exported.labels)}
 
 
 def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
@@ -39,10 +30,6 @@ def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     table.add_row("mean (mIoU, mAcc)", _percent(scores.miou), _percent(scores.macc))
     table.caption = f"{scores.num_points:,} labelled points, {_percent(scores.accuracy)} % of them right"
     Console().print(table)
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _percent(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,32 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from shards.sample import Sample as StoredSample
-from shards.schema import Frame, ShardError
+from shards.schema import Frame
 from t4p.config import EvaluatedDataConfig, PretrainConfig
-from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
-from t4p.data.labelled import decode_frame_labels
-from t4p.data.labels import LabelTable, build_label_table
+from t4p.data.labelled import LabelledFrame, build_label_tables, lift_labelled
+from t4p.data.labels import LabelTable
 from t4p.data.stream import ValidationStream
-from t4p.data.transforms import IGNORED, lift_frame
-from t4p.errors import DataError
-from t4p.metrics.semantic import SemanticScores, confusion, scores
+from t4p.metrics.semantic import SemanticScores
+from t4p.tasks.evaluate import score_points
 from t4p.tasks.pretrain import load_towers_from
-
-
-@dataclass(frozen=True, eq=False)
-class SeenFrame:
-    """One frame as the image tower sees it.
-
-    Attributes:
-        image: (H, W, 3) uint8.
-        pixel_of_point: (N, 2) int64, (row, col) in `image`.
-        label_of_point: (N,) int64 index of the labels, or IGNORED.
-    """
-
-    image: NDArray[np.uint8]
-    pixel_of_point: NDArray[np.int64]
-    label_of_point: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -54,16 +37,13 @@ class SeenRecipe:
     pixel_stride: int
     max_depth: float
 
-    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> SeenFrame:
+    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledFrame:
         """Find the points of one frame, each with its pixel and its label."""
-        if not isinstance(stored, Frame):
-            raise ShardError(f"sample {key}: is a scene, and an image tower needs RGB-D frames")
-        decoded = decode_frame(stored)
-        points = lift_frame(decoded, self.image_size, self.pixel_stride, self.max_depth, in_world=False)
-        ids = decode_frame_labels(stored, decoded)[tuple(points.depth_pixel_of_point.T)]
-        return SeenFrame(points.image, points.pixel_of_point, self.tables[dataset_index].look_up(ids))
+        assert isinstance(stored, Frame)  # score_teacher has refused datasets of scenes
+        table = self.tables[dataset_index]
+        return lift_labelled(stored, table, self.pixel_stride, self.max_depth, False, self.image_size)
 
-    def join(self, samples: Sequence[SeenFrame]) -> Sequence[SeenFrame]:
+    def join(self, samples: Sequence[LabelledFrame]) -> Sequence[LabelledFrame]:
         """As they are."""
         return samples
 
@@ -98,21 +78,19 @@ def score_teacher(
     text = towers.encode_labels(model.labels, model.text_query.template).to(device)
     catalogue = Catalogue(scored.shards)
     catalogue.require_frames()
-    tables = (
-        build_label_table(names, model.labels, scored.ignored_labels, url)
-        for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
+    recipe = SeenRecipe(
+        tables=build_label_tables(catalogue, model.labels, scored.ignored_labels),
+        image_size=config.data.image_size,
+        pixel_stride=scored.pixel_stride,
+        max_depth=scored.max_depth,
     )
-    recipe = SeenRecipe(tuple(tables), config.data.image_size, scored.pixel_stride, scored.max_depth)
-    class_ids = range(len(model.labels))
-    counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)
-    batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
-    for done, (frame,) in enumerate(batches, start=1):
-        image = torch.from_numpy(np.array(frame.image)[None]).to(device)
-        predicted = towers.nearest_labels(image, text)[0].cpu().numpy()[tuple(frame.pixel_of_point.T)]
-        counts += confusion(predicted, frame.label_of_point, class_ids, (IGNORED,))
-        on_progress(done, catalogue.num_samples)
-    if not counts.sum():
-        raise DataError(
-            f"{', '.join(scored.shards)}: not one of the points has a label; look at a sample with `t4p shards show`"
-        )
-    return scores(counts, class_ids)
+
+    def samples() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
+        for done, (frame,) in enumerate(batches, start=1):
+            image = torch.from_numpy(np.array(frame.image)[None]).to(device)
+            labels = towers.nearest_labels(image, text)[0].cpu().numpy()
+            yield labels[tuple(frame.pixel_of_point.T)], frame.label_of_point
+            on_progress(done, catalogue.num_samples)
+
+    return score_points(samples(), len(model.labels), scored.shards)

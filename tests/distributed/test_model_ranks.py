@@ -123,7 +123,7 @@ def make_sample(frame: int) -> FrameSample:
 class StandInTowers:
     """A frozen tower in float64, so that a frame's features do not depend on the frames beside it."""
 
-    image_mean = image_std = (0.5, 0.5, 0.5)
+    _mean = _std = torch.full((1, 3, 1, 1), 0.5)
     normalize = ClipTowers.normalize
 
     def to(self, device: torch.device) -> "StandInTowers":

@@ -190,13 +190,10 @@ def test_impossible_bucket_name_is_explained(s3_bucket: str) -> None:
         open_store("s3://Not A Bucket/prefix").read("a")
 
 
-def test_closed_port_fails_in_seconds(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+def test_closed_port_fails_in_seconds(s3_bucket: str, closed_endpoint: str) -> None:
     start = time.monotonic()
-    with pytest.raises(StoreError, match=f"cannot reach {url}.*is the server up, and AWS_ENDPOINT_URL right"):
+    message = f"cannot reach {closed_endpoint}.*is the server up, and AWS_ENDPOINT_URL right"
+    with pytest.raises(StoreError, match=message):
         open_store(s3_bucket).exists("a")
     assert time.monotonic() - start < 20
 
