@@ -3,12 +3,12 @@
 Training, validation and test rooms are three series (seeds 1, 2 and 3), the CLIP's own rooms three more (41 to 43). The
 network and its settings are those of configs/{pretrain,finetune}/rooms.yaml, chosen on rooms of seed 2.
 
-pre-training    both      L_e and L_d
-                e_steps   L_e alone, as many steps
-                e_time    L_e alone, as many CPU seconds
+pre-training    both        L_e and L_d
+                e_alone     L_e alone, as many steps
+                both_brief  L_e and L_d, for as many CPU seconds as L_e alone took
 fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random weights and from pre-trained ones.
-                Both have the schedule of the grid with which training from scratch is best, by mIoU on the validation
-                rooms after training on 4 rooms with seed 0.
+                Both have the schedule of the grid with which training from scratch on as many rooms is best, by mIoU
+                on the validation rooms with seed 0.
 
 Every job is a process of one thread, two at a time; what --out holds of the same commit is not computed again.
 """
@@ -25,15 +25,35 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from record import REPOSITORY, commit, record
 
 SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
-# Steps and learning rate.
-SCHEDULES = [(100, 3e-3), (200, 1e-3), (200, 3e-3), (200, 6e-3), (200, 1.2e-2), (400, 3e-3), (400, 6e-3)]
-STARTS_OF_ROOMS = {2: ("scratch", "both", "e_time"), 4: ("scratch", "both", "e_steps", "e_time")}
+STARTS = ("scratch", "both", "e_alone", "both_brief")
+NUMS_ROOMS = (2, 4)
+
+
+class Schedule(NamedTuple):
+    """Of a fine-tuning."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int
+
+    def __str__(self) -> str:
+        return f"{self.steps}_{self.learning_rate:g}_{self.warmup_steps}"
+
+
+# At most 400 steps, two minutes of one core: what a user with few labels has.
+SCHEDULES = (
+    Schedule(200, 3e-3, 10),
+    Schedule(400, 3e-3, 10),
+    Schedule(400, 6e-3, 10),
+    Schedule(400, 6e-3, 100),
+    Schedule(400, 1.2e-2, 100),
+)
 
 
 def main(
@@ -41,7 +61,7 @@ def main(
         "runs/bench_quickstart"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 450,
+    steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 1400,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     job: Annotated[str | None, typer.Option(help="Internal: be one of the processes.", hidden=True)] = None,
 ) -> None:
@@ -54,46 +74,55 @@ def main(
     pack_all(out / "shards", seeds)
     bench = Bench(out)
     numbers = range(seeds)
-    both, e_steps = (
-        {f"{name}_{seed}": ("pretrain", {"seed": seed, "steps": steps, "with_d": name == "both"}) for seed in numbers}
-        for name in ("both", "e_steps")
-    )
+
+    def pretrainings(name: str, steps: int) -> Jobs:
+        return {f"{name}_{seed}": pretraining(seed, steps, with_d=name != "e_alone") for seed in numbers}
+
+    def finetunings(start: str) -> Jobs:
+        return {
+            f"{start}_{rooms}_rooms_{seed}": finetuning(
+                seed, rooms, best[rooms], None if start == "scratch" else bench.exported(f"{start}_{seed}"), "test"
+            )
+            for rooms in NUMS_ROOMS
+            for seed in numbers
+        }
+
     grid = {
-        f"schedule_{count}_{rate:g}": (
-            "finetune",
-            {"seed": 0, "rooms": 4, "steps": count, "rate": rate, "start": None, "scored": "validation"},
-        )
-        for count, rate in SCHEDULES
+        f"schedule_{rooms}_rooms_{schedule}": finetuning(0, rooms, schedule, None, "validation")
+        for rooms in NUMS_ROOMS
+        for schedule in SCHEDULES
     }
-    reference = {"teacher": ("teacher", {}), "untrained": ("untrained", {})}
-    found = bench.run({**both, **e_steps, **grid, **reference})
-    e_time = {}
-    for seed in numbers:
-        ratio = found[f"both_{seed}"]["cpu_seconds"] / found[f"e_steps_{seed}"]["cpu_seconds"]
-        e_time[f"e_time_{seed}"] = ("pretrain", {"seed": seed, "steps": round(steps * ratio), "with_d": False})
-    found |= bench.run(e_time)
-    best_steps, best_rate = max(SCHEDULES, key=lambda schedule: found["schedule_{}_{:g}".format(*schedule)]["miou"])
-    finetunings = {
-        f"{start}_{rooms}_rooms_{seed}": (
-            "finetune",
-            {
-                "seed": seed,
-                "rooms": rooms,
-                "steps": best_steps,
-                "rate": best_rate,
-                "start": None if start == "scratch" else bench.exported(f"{start}_{seed}"),
-                "scored": "test",
-            },
-        )
-        for rooms, starts in STARTS_OF_ROOMS.items()
-        for start in starts
-        for seed in numbers
+    found = bench.run(
+        {**pretrainings("both", steps), **grid, "teacher": ("teacher", {}), "untrained": ("untrained", {})}
+    )
+    best = {
+        rooms: max(SCHEDULES, key=lambda schedule: found[f"schedule_{rooms}_rooms_{schedule}"]["miou"])
+        for rooms in NUMS_ROOMS
     }
-    found |= bench.run(finetunings)
-    figures = {**summarise(found, seeds), "steps": best_steps, "learning_rate": best_rate}
+    found |= bench.run({**finetunings("scratch"), **finetunings("both"), **pretrainings("e_alone", steps)})
+    seconds = {name: fmean(found[f"{name}_{seed}"]["cpu_seconds"] for seed in numbers) for name in ("both", "e_alone")}
+    brief_steps = round(steps * seconds["e_alone"] / seconds["both"])
+    found |= bench.run({**pretrainings("both_brief", brief_steps), **finetunings("e_alone")})
+    found |= bench.run(finetunings("both_brief"))
+    figures = {
+        **summarise(found, seeds),
+        "brief_steps": brief_steps,
+        "schedules": {f"{rooms}_rooms": schedule._asdict() for rooms, schedule in best.items()},
+    }
     rows = [{"job": name, **result} for name, result in found.items()]
     report = record("quickstart", steps, figures, rows, ("text4point", "torch", "deepspeed", "numpy"))
     print(json.dumps(report if as_json else figures, indent=None if as_json else 1))
+
+
+Jobs = dict[str, tuple[str, dict[str, Any]]]
+
+
+def pretraining(seed: int, steps: int, with_d: bool) -> tuple[str, dict[str, Any]]:
+    return "pretrain", {"seed": seed, "steps": steps, "with_d": with_d}
+
+
+def finetuning(seed: int, rooms: int, schedule: Schedule, start: str | None, scored: str) -> tuple[str, dict[str, Any]]:
+    return "finetune", {"seed": seed, "rooms": rooms, **schedule._asdict(), "start": start, "scored": scored}
 
 
 class Bench:
@@ -109,7 +138,7 @@ class Bench:
         """The file that a pre-training leaves."""
         return str(self.folder(name) / "run" / "model.safetensors")
 
-    def run(self, jobs: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    def run(self, jobs: Jobs) -> dict[str, dict[str, Any]]:
         """By name, the results of (kind, arguments)."""
         with ThreadPoolExecutor(2) as pool:
             return dict(zip(jobs, pool.map(self._run, jobs, jobs.values()), strict=True))
@@ -143,7 +172,7 @@ def pack_all(folder: Path, seeds: int) -> None:
 
     labelled = {
         f"labelled_{rooms}_{seed}": f"seed=1,rooms={rooms},first={4 * seed}"
-        for rooms in STARTS_OF_ROOMS
+        for rooms in NUMS_ROOMS
         for seed in range(seeds)
     }
     for name, series in {**SERIES, **labelled}.items():
@@ -186,7 +215,14 @@ def be_pretraining(out: Path, seed: int, steps: int, with_d: bool) -> dict[str, 
 
 
 def be_finetuning(
-    out: Path, seed: int, rooms: int, steps: int, rate: float, start: str | None, scored: str
+    out: Path,
+    seed: int,
+    rooms: int,
+    steps: int,
+    learning_rate: float,
+    warmup_steps: int,
+    start: str | None,
+    scored: str,
 ) -> dict[str, Any]:
     from launch.quickstart_stages import override
     from t4p.config import FinetuneConfig
@@ -195,7 +231,8 @@ def be_finetuning(
 
     overrides = [
         *job_overrides(out, seed, steps, f"labelled_{rooms}_{seed}"),
-        override("train.learning_rate", rate),
+        override("train.learning_rate", learning_rate),
+        override("train.warmup_steps", warmup_steps),
         override("model.pretrained", start),
     ]
     config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
@@ -260,7 +297,7 @@ def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
         "trivial_miou": teacher["trivial_miou"],
         "untrained_miou": found["untrained"]["miou"],
     }
-    for name in ("both", "e_steps", "e_time"):
+    for name in STARTS[1:]:
         figures[f"zero_shot_{name}"] = {
             "miou": of(each(name)),
             "furniture": of(each(name, "miou_furniture")),
@@ -269,10 +306,10 @@ def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
             "times_trivial": of(miou / teacher["trivial_miou"] for miou in each(name)),
             "cpu_seconds": of(each(name, "cpu_seconds")),
         }
-    for rooms, starts in STARTS_OF_ROOMS.items():
+    for rooms in NUMS_ROOMS:
         scratch = each(f"scratch_{rooms}_rooms")
         figures[f"scratch_{rooms}_rooms"] = of(scratch)
-        for start in starts[1:]:
+        for start in STARTS[1:]:
             reached = each(f"{start}_{rooms}_rooms")
             figures[f"{start}_{rooms}_rooms"] = of(reached)
             figures[f"gain_{start}_{rooms}_rooms"] = of(a - b for a, b in zip(reached, scratch, strict=True))

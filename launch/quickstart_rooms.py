@@ -31,7 +31,7 @@ NUM_LABELLED = 4
 LABELLED = f"seed=1,rooms={NUM_LABELLED}"
 HELD_OUT = "seed=3,rooms=12"
 SHOWN = "seed=3,rooms=1,first=0"
-PRETRAIN_STEPS = 300
+PRETRAIN_STEPS = 400
 FINETUNE_STEPS = 120
 
 
