@@ -116,7 +116,8 @@ def export_command(
 
     export_checkpoint(checkpoint, out, pretrained)
     typer.echo(
-        f"{out}: {out.stat().st_size / 1e6:,.1f} MB; read it with t4p.models.exported.load_exported({str(out)!r})"
+        f"{out}: {out.stat().st_size / 1e6:,.1f} MB; score it with `t4p evaluate model.exported={out}`, read it with "
+        f"t4p.models.exported.load_exported_network({str(out)!r})"
     )
 
 

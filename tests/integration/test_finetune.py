@@ -153,7 +153,8 @@ def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, la
             *steps,
         )
         exported = tmp_path / f"{start.name}.safetensors"
-        t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000002"), str(exported))
+        told = t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000002"), str(exported))
+        assert f"load_exported_network({str(exported)!r})" in told, "the reader that takes a fine-tuning: see below"
         before, after = (
             load_exported_network(path).net.state_dict() for path in (pretrained / "pretrained.safetensors", exported)
         )
