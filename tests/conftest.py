@@ -21,10 +21,6 @@ from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # no
 # that press Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Ray gives its workers a niceness of 15: with anything else on the machine they get 3 % of a core, and a launch of 12 s
-# takes minutes. Tests of training with Ray are not to be slower than those without.
-os.environ.setdefault("RAY_worker_niceness", "0")
-
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:

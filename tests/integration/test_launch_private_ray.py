@@ -56,7 +56,7 @@ def all_reduce(config, report):
     print("hello from", dist.get_rank())
     note(config["out"], sum=number.item(), world=dist.get_world_size(), backend=dist.get_backend(), cwd=os.getcwd(),
          threads=os.environ["OMP_NUM_THREADS"], accelerator=os.environ.get("DS_ACCELERATOR"),
-         secret=os.environ["AWS_SECRET_ACCESS_KEY"])
+         secret=os.environ["AWS_SECRET_ACCESS_KEY"], niceness=psutil.Process().nice())
 
 
 def rank_1_raises(config, report):
@@ -172,6 +172,7 @@ def assert_a_group_in_the_callers_environment(out: Path, num_workers: int) -> No
         assert note["cwd"] == os.getcwd()
         assert note["threads"] == str(max(1, cores // num_workers))
         assert note["secret"] == "handed-on"
+        assert note["niceness"] == psutil.Process().nice(), "not Ray's 15, with which it would starve beside other work"
         assert (note["backend"], note["accelerator"]) in (("gloo", "cpu"), ("nccl", None))
     logs = sorted((out / "logs").iterdir())
     assert [log.name for log in logs] == [f"rank-{rank}.log" for rank in range(num_workers)]
