@@ -250,8 +250,8 @@ def lift_labelled(
     """
     if frame.semantic is None:
         raise ShardError(
-            f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; leave it out (data.max_skip_fraction), "
-            "or pack it with labels"
+            f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; pack it with labels (or leave it out: "
+            "in training data.max_skip_fraction does)"
         )
     decoded = decode_frame(frame)
     try:
@@ -284,8 +284,8 @@ def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:
     """
     if scene.semantic is None:
         raise ShardError(
-            f"scene {scene.scene_id}: has no semantic labels; leave it out (data.max_skip_fraction), or pack it with "
-            "labels"
+            f"scene {scene.scene_id}: has no semantic labels; pack it with labels (or leave it out: in training "
+            "data.max_skip_fraction does)"
         )
     return LabelledCloud(
         points=scene.points,

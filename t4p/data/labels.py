@@ -67,7 +67,7 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
     if unknown and "*" not in ignored:
         raise ConfigError(
             f"{url}: has class(es) {_listed(unknown)}, which are neither in model.labels nor in data.ignored_labels; "
-            "add them to one of the two (ignored_labels: ['*'] ignores every class that is not in model.labels)"
+            "ignore them (['*'] ignores every class that is not in model.labels), or train with them in model.labels"
         )
     return LabelTable(
         names=tuple(names),

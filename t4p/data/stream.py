@@ -160,7 +160,7 @@ class ValidationStream(Generic[Sample, Batch]):
         for samples in _load(self._catalogue, self._recipe, self._refs, self._num_workers):
             for sample in samples:
                 if isinstance(sample, BrokenSample):
-                    raise DataError(f"validation: {sample.message}")
+                    raise DataError(sample.message)
                 yield self._recipe.join([sample])
 
 

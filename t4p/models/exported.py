@@ -161,8 +161,9 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
         towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:  # ValidationError is a ValueError
         raise _damaged(path, error) from error
-    # In eval mode ranks do not share statistics, and the group may not even fit this process's world.
-    model = config.model.model_copy(update={"norm_group_size": None})
+    # In eval mode ranks do not share statistics, and the group may not even fit this process's world. The backends
+    # compute the same, and the one that trained may not be installed here.
+    model = config.model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
     out_dim = config.model.embed_dim_d if isinstance(config, PretrainConfig) else len(labels)
     net = build_text4point(model, clip_dim, out_dim)
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("net.")}

@@ -35,6 +35,8 @@ from t4p.train.loop import train
 from t4p.train.run_folder import open_run, say
 from t4p.train.starting_weights import load_starting_weights, read_starting_weights
 
+MOST_STEPS_WITHOUT_LABEL = 100
+
 
 class Segmented(NamedTuple):
     """Scores of a batch of points."""
@@ -107,6 +109,7 @@ class SemanticTask:
         self._labels = labels
         self._device = device
         self._validation = validation
+        self._steps_without_label = 0
 
     def inputs(self, batch: LabelledBatch) -> tuple[Tensor, ...]:
         """The arguments of SemanticModule."""
@@ -114,17 +117,21 @@ class SemanticTask:
         return batch.voxel_coords, batch.voxel_features, batch.label_of_voxel, batch.label_of_bottleneck
 
     def check(self, record: StepRecord) -> None:
-        """Refuse to go on from a loss or gradient that is not finite, and from a step without a labelled voxel."""
+        """Refuse to go on from a loss or gradient that is not finite, and where one step after the other has no label.
+
+        A single one is no fault: with few labels, or rare ones, some batches have none and train nothing.
+        """
         for name, value in (("loss", record.terms["loss"]), ("gradient norm", record.gradient_norm)):
             if not math.isfinite(value):
                 raise RunError(
                     f"step {record.step}: the {name} is {value}; lower train.learning_rate, or lengthen "
                     "train.warmup_steps, and start again: it resumes from the last checkpoint"
                 )
-        if not record.terms["labelled_voxels"]:
+        self._steps_without_label = 0 if record.terms["labelled_voxels"] else self._steps_without_label + 1
+        if self._steps_without_label == MOST_STEPS_WITHOUT_LABEL:
             raise RunError(
-                f"step {record.step}: no sample of the batch has a point with a label of model.labels; look at one "
-                "with `t4p shards show`, and check data.max_depth"
+                f"step {record.step}: for {MOST_STEPS_WITHOUT_LABEL} steps no sample of a batch had a point with a "
+                "label of model.labels; look at one with `t4p shards show`, and check data.max_depth"
             )
 
     @torch.no_grad()
@@ -181,7 +188,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     def wrap(checkpoint: Path | None) -> Engine:
         if checkpoint is None and model.pretrained is not None:
             start = read_starting_weights(Path(model.pretrained))
-            differing = load_starting_weights(module.net, start, model, towers.sha256)
+            differing = load_starting_weights(module.net, start, config, towers.sha256)
             if rank() == 0:
                 for line in differing:
                     say(f"model.pretrained was trained otherwise: {line}")

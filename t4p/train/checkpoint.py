@@ -37,7 +37,6 @@ FREE_KEYS = (
     "train.resume",
     "train.keep_checkpoints",
     "model.clip.pretrained",  # files may move; the weights in them are compared by hash
-    "model.pretrained",  # where a fine-tuning began is in its first checkpoint
     "model.unet.activation_checkpointing",
     "data.num_workers",
     "data.validation_shards",

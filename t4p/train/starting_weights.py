@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t4p.config import NetworkConfig
+from t4p.config import FinetuneConfig
 from t4p.config_files import changed_keys
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network
@@ -24,8 +24,10 @@ HEAD = "head."
 SHAPING = ("model.norm", "model.point_features", "model.text_query.mlp_ratio", "model.unet")
 # ... those that give the same weights another meaning (channels in another order, other heads), ...
 MEANING = ("model.point_features", "model.text_query.num_heads")
+FRAME = "data.frame"  # one of these where a point's place is a feature of it, ...
+PLACES = {"position", "height"}
 # ... and those that a fine-tuning may well change, but should not by accident.
-TOLD = ("model.voxel_size", "model.text_query.alpha", "model.text_query.beta", "model.text_query.template")
+TOLD = (FRAME, "model.voxel_size", "model.text_query.alpha", "model.text_query.beta", "model.text_query.template")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +36,12 @@ class StartingWeights:
 
     Attributes:
         weights: parameters and buffers of the 3D network, by name.
-        model: its configuration, as dumped.
+        config: the configuration of the run, as dumped.
         towers_sha256: of the CLIP towers that it was trained against.
     """
 
     weights: Mapping[str, Tensor]
-    model: Mapping[str, Any]
+    config: Mapping[str, Any]
     towers_sha256: str
 
 
@@ -56,21 +58,19 @@ def read_starting_weights(path: Path) -> StartingWeights:
         state = read_state(path)
         saved = saved_weights(path, state.config["train"]["zero_stage"])
         weights = {name.removeprefix(NETWORK): value for name, value in saved.items() if name.startswith(NETWORK)}
-        return StartingWeights(weights, state.config["model"], state.towers_sha256)
+        return StartingWeights(weights, state.config, state.towers_sha256)
     exported = load_exported_network(path)
-    return StartingWeights(
-        exported.net.state_dict(), exported.config.model.model_dump(mode="json"), exported.towers_sha256
-    )
+    return StartingWeights(exported.net.state_dict(), exported.config.model_dump(mode="json"), exported.towers_sha256)
 
 
 def load_starting_weights(
-    net: nn.Module, start: StartingWeights, model: NetworkConfig, towers_sha256: str
+    net: nn.Module, start: StartingWeights, config: FinetuneConfig, towers_sha256: str
 ) -> tuple[str, ...]:
     """Put them into a network of the same shape; its head, of another width, keeps the weights it has.
 
     Args:
         net: a Text4Point network, changed in place.
-        model: its configuration.
+        config: of the run that it is of.
         towers_sha256: of the CLIP towers whose text it will be asked.
 
     Returns:
@@ -81,12 +81,12 @@ def load_starting_weights(
             another one: names the keys that differ.
     """
     if start.towers_sha256 != towers_sha256:
-        seed = " (random towers come from run.seed)" if model.clip.pretrained == "random" else ""
+        seed = " (random towers come from run.seed)" if config.model.clip.pretrained == "random" else ""
         raise ConfigError(
             f"model.pretrained was aligned with CLIP towers of sha256 {start.towers_sha256[:12]}, and model.clip gives "
             f"towers of {towers_sha256[:12]}: its features would not know these words; name the same model.clip{seed}"
         )
-    changes = list(changed_keys(start.model, model.model_dump(mode="json"), "model."))
+    changes = list(changed_keys(start.config, config.model_dump(mode="json")))
     wanted = {name: value for name, value in net.state_dict().items() if not name.startswith(HEAD)}
     found = {name: value for name, value in start.weights.items() if not name.startswith(HEAD)}
     misfits = sorted(
@@ -100,7 +100,8 @@ def load_starting_weights(
             f"model.pretrained has another shape than this network: {len(misfits)} weight(s) do not fit, the first is "
             f"{misfits[0]}; set the keys that shape it as they were there{listed}"
         )
-    if others := [change for change in changes if _is_among(change.key, MEANING)]:
+    meaning = (*MEANING, FRAME) if PLACES & set(config.model.point_features) else MEANING
+    if others := [change for change in changes if _is_among(change.key, meaning)]:
         listed = "".join(f"\n  {change}" for change in others)
         raise ConfigError(
             "model.pretrained has weights of this shape that mean something else; set these keys as they were there"

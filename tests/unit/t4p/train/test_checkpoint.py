@@ -189,6 +189,13 @@ def test_keys_that_came_after_a_checkpoint_was_written_do_not_block_it(tmp_path)
         refuse_changes(changed(config=before), changed(config=finer), tmp_path)
 
 
+@pytest.mark.parametrize("places", [(None, "/a/step_00001400"), ("/a/step_00001400", None), ("/a", "/b")])
+def test_a_run_does_not_become_one_that_began_elsewhere(tmp_path, places):
+    before, after = ({**STATE.config, "model": {"pretrained": place}} for place in places)
+    with pytest.raises(CheckpointError, match=r"model\.pretrained: .* -> .*\n.*or start a new run in another run\.dir"):
+        refuse_changes(changed(config=before), changed(config=after), tmp_path)
+
+
 def test_the_towers_weights_may_move_but_not_change(tmp_path):
     before, after = (
         {**STATE.config, "model": {"clip": {"pretrained": place}}} for place in ("/a/clip.pt", "/b/clip.pt")

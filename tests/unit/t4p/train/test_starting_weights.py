@@ -34,14 +34,14 @@ def exported(tmp_path_factory):
 def network_of(*overrides):
     config = load_config_of(FinetuneConfig, [], ["run.dir=unused", "model.voxel_size=0.04", *NETWORK, *overrides])
     torch.manual_seed(2)
-    return build_text4point(config.model, CLIP_DIM, 5), config.model
+    return build_text4point(config.model, CLIP_DIM, 5), config
 
 
 def test_everything_but_the_head_is_taken_over(exported):
     path, pretrained = exported
-    net, model = network_of()
+    net, config = network_of()
     head = net.head.weight.clone()
-    load_starting_weights(net, read_starting_weights(path), model, TOWERS)
+    load_starting_weights(net, read_starting_weights(path), config, TOWERS)
     for name, value in net.state_dict().items():
         if not name.startswith("head."):
             torch.testing.assert_close(value, pretrained.state_dict()[name], rtol=0, atol=0)
@@ -58,10 +58,10 @@ def test_everything_but_the_head_is_taken_over(exported):
     ],
 )
 def test_a_network_of_another_shape_is_refused_by_key(exported, override, key):
-    net, model = network_of(override)
+    net, config = network_of(override)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with pytest.raises(ConfigError, match=rf"weight\(s\) do not fit, the first is .*\n  {key}$"):
-        load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+        load_starting_weights(net, read_starting_weights(exported[0]), config, TOWERS)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -73,21 +73,37 @@ def test_a_network_of_another_shape_is_refused_by_key(exported, override, key):
     ],
 )
 def test_weights_of_the_same_shape_that_mean_something_else_are_refused(exported, override, key):
-    net, model = network_of(override)
+    net, config = network_of(override)
     with pytest.raises(ConfigError, match=rf"of this shape that mean something else; .*\n  {key}$"):
-        load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+        load_starting_weights(net, read_starting_weights(exported[0]), config, TOWERS)
 
 
 def test_what_may_change_is_told(exported):
-    net, model = network_of("model.voxel_size=0.05", "model.text_query.beta=0.5", "model.labels=[a, b, c, d, e]")
-    told = load_starting_weights(net, read_starting_weights(exported[0]), model, TOWERS)
+    net, config = network_of("model.voxel_size=0.05", "model.text_query.beta=0.5", "model.labels=[a, b, c, d, e]")
+    told = load_starting_weights(net, read_starting_weights(exported[0]), config, TOWERS)
     assert told == ("model.voxel_size: 0.04 -> 0.05", "model.text_query.beta: 1.0 -> 0.5")
 
 
+def test_other_axes_are_told_and_refused_where_a_place_is_a_feature(exported, tmp_path):
+    net, config = network_of("data.frame=world")
+    assert load_starting_weights(net, read_starting_weights(exported[0]), config, TOWERS) == (
+        "data.frame: 'camera' -> 'world'",
+    )
+    with_height = ["model.point_features=[one, height]"]
+    before = load_config(["configs/smoke.yaml"], [*NETWORK, "model.decoder2d.hidden_channels=8", *with_height])
+    weights = build_text4point(before.model, CLIP_DIM, before.model.embed_dim_d).state_dict()
+    path = tmp_path / "model.safetensors"
+    named = {f"net.{name}": value for name, value in weights.items()}
+    write_exported(path, named, torch.zeros(20, CLIP_DIM), before, 7, TOWERS, {})
+    net, config = network_of("data.frame=world", *with_height)
+    with pytest.raises(ConfigError, match=r"that mean something else; .*\n  data\.frame: 'camera' -> 'world'$"):
+        load_starting_weights(net, read_starting_weights(path), config, TOWERS)
+
+
 def test_the_words_of_other_towers_are_refused(exported):
-    net, model = network_of()
+    net, config = network_of()
     with pytest.raises(ConfigError, match=r"CLIP towers of sha256 ffffffffffff, and model\.clip gives towers of eeee"):
-        load_starting_weights(net, read_starting_weights(exported[0]), model, "e" * 64)
+        load_starting_weights(net, read_starting_weights(exported[0]), config, "e" * 64)
 
 
 def test_what_is_no_pre_training_is_told(tmp_path):
