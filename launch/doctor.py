@@ -223,14 +223,16 @@ def explain_end(check: Check, status: int | None, output: str) -> Finding:
     Args:
         status: its exit status; None where it was ended.
     """
+    fix = ""
     if status is None:
-        how = f"did not end within {check.timeout:g} s (on a busy machine: try again)"
+        how = f"did not end within {check.timeout:g} s"
+        fix = "try again when the machine is less busy"
     elif status < 0:
         how = f"crashed with {signal.Signals(-status).name}"
     else:
         how = f"ended with status {status}"
     said = last_lines(output, 5)
-    return Finding("broken", f"{how}; its last lines:\n{said}" if said else how)
+    return Finding("broken", f"{how}; its last lines:\n{said}" if said else how, fix)
 
 
 def _environment() -> dict[str, str]:

@@ -40,7 +40,7 @@ def try_storage(url: str) -> Finding:
             return Finding("broken", f"{trial.step}: {error}", fix, trial.figures)
         except StoreError as error:
             found, semicolon, fix = str(error).rpartition("; ")
-            if "AccessDenied" in found and trial.step == "put":
+            if "AccessDenied" in found and trial.step in ("look", "put"):
                 fix += f" (to train on what is there, reading is enough: t4p shards verify {url})"
             problem = found if semicolon else str(error)
             return Finding("broken", f"{trial.step}: {problem}", fix if semicolon else "", trial.figures)

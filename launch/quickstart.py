@@ -16,7 +16,7 @@ from launch.quickstart_stages import Stages, collect_pretraining, count_workers,
 from launch.trainer import launch_training
 from shards.manifest import MANIFEST_NAME
 from shards.pack import pack
-from shards.schema import ShardError
+from shards.schema import CallError, ShardError
 from shards.sources.formats import FORMATS, FrameRef, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.store import open_store
@@ -141,13 +141,22 @@ def find_data(data: str) -> str | RawFrames:
 
 
 def detect_format(folder: Path) -> str | None:
-    """Name of the first format that finds frames in a folder without being told anything else."""
+    """Name of the first format that finds frames in a folder without being told anything else.
+
+    Raises:
+        ShardError: what is wrong with the frames of the first format that found some, where none has sound ones.
+    """
+    damage: ShardError | None = None
     for source_format in FORMATS:
         try:
             if source_format.scan(folder, SourceOptions()):
                 return source_format.name
-        except ShardError:
+        except CallError:
             continue
+        except ShardError as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
     return None
 
 
@@ -160,7 +169,7 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
     Raises:
         ConfigError: what would be replaced was not made by a quickstart.
     """
-    present = [out / name for name in OURS if (replace_shards or name != "shards") and (out / name).exists()]
+    present = [out / name for name in OURS if (out / name).exists()]
     if present and not (out / OWNER_MARK).exists():
         raise ConfigError(
             f"{present[0]} exists and was not made by a quickstart, which would replace it; choose another --out"
@@ -170,7 +179,8 @@ def take_over(out: Path, replace_shards: bool, console: Console) -> None:
         (out / OWNER_MARK).touch()
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    for path in present:  # the report too: a run that fails must not stand beside that of the one before
+    replaced = [path for path in present if replace_shards or path.name != "shards"]
+    for path in replaced:  # the report too: a run that fails must not stand beside that of the one before
         console.print(f"replacing {path} of the quickstart before", highlight=False, soft_wrap=True)
         if path.is_dir():
             shutil.rmtree(path)

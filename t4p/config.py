@@ -179,6 +179,12 @@ class LossConfig(Section):
     logit_scale_max: PositiveFloat = 100.0
 
     @model_validator(mode="after")
+    def _something_trains(self) -> Self:
+        if not (self.weight_e or self.weight_d):
+            raise ValueError("weight_e and weight_d are both 0: there would be no loss; give one of them a weight")
+        return self
+
+    @model_validator(mode="after")
     def _scale_in_range(self) -> Self:
         if not 1.0 <= self.logit_scale_init <= self.logit_scale_max:
             raise ValueError(
@@ -274,12 +280,12 @@ class EvaluatedDataConfig(Section):
     shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets with labels.")
     num_workers: int = Field(2, ge=0, description="Loader processes; 0 loads in the process itself.")
     ignored_labels: tuple[str, ...] = LabelledDataConfig.model_fields["ignored_labels"].default
-    pixel_stride: PositiveInt = Field(1, description="Of frames: score every k-th row and column of the depth image.")
-    max_depth: PositiveFloat = Field(10.0, description="Of frames: readings beyond this many metres are not scored.")
+    pixel_stride: PositiveInt = Field(1, description="Of frames: give and score every k-th depth row and column.")
+    max_depth: PositiveFloat = Field(10.0, description="Of frames: readings beyond this many metres are left out.")
 
 
 class EvaluateConfig(Section):
-    """Of `t4p evaluate`. What a network is given (voxels, features, axes) is the file's own configuration."""
+    """Of `t4p evaluate`. How points become voxels and features is the file's own configuration."""
 
     model: EvaluatedModelConfig
     data: EvaluatedDataConfig

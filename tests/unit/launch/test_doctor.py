@@ -147,7 +147,8 @@ def test_a_probe_that_dies_or_hangs_is_a_broken_row_and_not_the_end() -> None:
     began = time.monotonic()
     hung = make(replace(RAY, timeout=0.1))
     assert time.monotonic() - began < 10
-    assert hung.finding.found.startswith("did not end within 0.1 s (on a busy machine: try again)")
+    assert hung.finding.found.startswith("did not end within 0.1 s")
+    assert hung.finding.fix == "try again when the machine is less busy", "nothing says that a package is broken"
     assert explain_end(RAY, -signal.SIGSEGV, "").found == "crashed with SIGSEGV"
     assert explain_end(RAY, -signal.SIGABRT, "a\n\nb\n").found == "crashed with SIGABRT; its last lines:\na\nb"
 

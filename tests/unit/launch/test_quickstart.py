@@ -20,6 +20,7 @@ from launch.quickstart import (
     take_over,
 )
 from shards.reader import DatasetReader
+from shards.schema import ShardError
 from t4p.config import PretrainConfig
 from t4p.errors import ConfigError
 
@@ -89,6 +90,12 @@ def test_raw_frames_that_would_be_replaced_or_are_too_few_are_refused(raw_seven_
         check_raw(raw, tmp_path / "shards")
 
 
+def test_what_is_wrong_with_raw_frames_is_said(raw_seven_scenes: Path) -> None:
+    next(raw_seven_scenes.rglob("frame-000001.depth.png")).unlink()
+    with pytest.raises(ShardError, match=r"no frame-000001\.depth\.png beside it"):
+        find_data(str(raw_seven_scenes))
+
+
 def test_a_folder_that_is_nothing_we_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"neither a packed dataset .* nor raw frames"):
         find_data(str(tmp_path))
@@ -112,6 +119,14 @@ def test_shards_that_may_be_the_input_stay(tmp_path: Path) -> None:
     (tmp_path / "shards" / "train").mkdir(parents=True)
     take_over(tmp_path, replace_shards=False, console=QUIET)
     assert (tmp_path / "shards" / "train").is_dir()
+
+
+def test_shards_that_are_not_ours_never_become_ours(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for replace_shards in (False, True):
+        with pytest.raises(ConfigError, match="shards exists and was not made by a quickstart"):
+            take_over(tmp_path, replace_shards, console=QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 def test_a_run_that_is_not_ours_is_never_removed(tmp_path: Path) -> None:
