@@ -168,6 +168,7 @@ class Bench:
 
 def pack_all(folder: Path, seeds: int) -> None:
     """Every series, and the labelled rooms of every seed: they are among the training rooms."""
+    from shards.manifest import MANIFEST_NAME
     from shards.pack import pack
 
     labelled = {
@@ -176,7 +177,10 @@ def pack_all(folder: Path, seeds: int) -> None:
         for seed in range(seeds)
     }
     for name, series in {**SERIES, **labelled}.items():
-        if not (folder / name / "manifest.json").exists():
+        manifest = folder / name / MANIFEST_NAME
+        if manifest.exists() and json.loads(manifest.read_text())["provenance"]["source"] != series:
+            shutil.rmtree(folder / name)
+        if not manifest.exists():
             pack("synthetic", series, str(folder / name))
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def record(
     return report
 
 
+@cache
 def commit() -> str:
-    """Of the working tree."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    """That the working tree is of, as the first call finds it; `-dirty` where files differ from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--exclude=*", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
+    )
     return done.stdout.strip()
