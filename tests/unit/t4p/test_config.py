@@ -86,6 +86,12 @@ def test_an_override_with_a_bracket_too_many_is_refused():
         load_config([], ["run.dir={{ x }}", "data.shards=[a]"])
 
 
+def test_a_pre_training_without_any_loss_is_refused():
+    load_config([], [*MINIMAL, "loss.weight_e=0"])
+    with pytest.raises(ConfigError, match="weight_e and weight_d are both 0: there would be no loss"):
+        load_config([], [*MINIMAL, "loss.weight_e=0", "loss.weight_d=0"])
+
+
 @pytest.mark.parametrize("run_dir", ["s3://bucket/run", "gs://bucket/run"])
 def test_a_run_folder_on_object_storage_is_refused(run_dir):
     with pytest.raises(ConfigError, match=f"run.dir: {run_dir}: .* not supported yet; .* that all ranks share"):
