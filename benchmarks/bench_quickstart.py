@@ -33,6 +33,7 @@ from record import REPOSITORY, commit, record
 SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
 STARTS = ("scratch", "both", "e_alone", "both_brief")
 NUMS_ROOMS = (2, 4)
+Jobs = dict[str, tuple[str, dict[str, Any]]]  # by name: kind and arguments
 
 
 class Schedule(NamedTuple):
@@ -114,9 +115,6 @@ def main(
     print(json.dumps(report if as_json else figures, indent=None if as_json else 1))
 
 
-Jobs = dict[str, tuple[str, dict[str, Any]]]
-
-
 def pretraining(seed: int, steps: int, with_d: bool) -> tuple[str, dict[str, Any]]:
     return "pretrain", {"seed": seed, "steps": steps, "with_d": with_d}
 
@@ -170,6 +168,7 @@ def pack_all(folder: Path, seeds: int) -> None:
     """Every series, and the labelled rooms of every seed: they are among the training rooms."""
     from shards.manifest import MANIFEST_NAME
     from shards.pack import pack
+    from shards.reader import DatasetReader
 
     labelled = {
         f"labelled_{rooms}_{seed}": f"seed=1,rooms={rooms},first={4 * seed}"
@@ -177,11 +176,12 @@ def pack_all(folder: Path, seeds: int) -> None:
         for seed in range(seeds)
     }
     for name, series in {**SERIES, **labelled}.items():
-        manifest = folder / name / MANIFEST_NAME
-        if manifest.exists() and json.loads(manifest.read_text())["provenance"]["source"] != series:
-            shutil.rmtree(folder / name)
-        if not manifest.exists():
-            pack("synthetic", series, str(folder / name))
+        packed = folder / name
+        if (packed / MANIFEST_NAME).exists():
+            if DatasetReader(str(packed)).manifest.provenance["source"] == series:
+                continue
+            shutil.rmtree(packed)
+        pack("synthetic", series, str(packed))
 
 
 def shards(name: str) -> str:

@@ -45,8 +45,11 @@ def record(
 
 @cache
 def commit() -> str:
-    """That the working tree is of, as the first call finds it; `-dirty` where files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    """That the working tree is of, as the first call finds it; `-dirty` where files differ from it, results aside."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     return done.stdout.strip()

@@ -72,6 +72,7 @@ def test_every_point_has_the_label_of_its_pixel_and_every_voxel_that_of_most_poi
         for voxel in np.random.default_rng(seed).choice(len(labels), 20):
             votes = np.bincount(sample.label_of_point[(rows == voxel) & (sample.label_of_point != IGNORED)])
             assert labels[voxel] == (votes.argmax() if votes.any() else IGNORED)
+    assert (sample.bottleneck_of_voxel >= 0).all()
     assert sample.bottleneck_of_voxel.max() == len(sample.label_of_bottleneck) - 1
 
 
