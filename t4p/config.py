@@ -152,6 +152,12 @@ class ModelConfig(NetworkConfig):
 
 
 class SemanticModelConfig(NetworkConfig):
+    head: Literal["linear", "words"] = Field(
+        "linear",
+        description="linear: the scores of a voxel are those of a linear layer on z3D. words: they are the score map "
+        "at its bottleneck voxel plus a linear layer that begins at 0, so that the first prediction is the zero-shot "
+        "one; labels that no sample has shown so far are in neither softmax.",
+    )
     pretrained: str | None = Field(
         None,
         description="A pre-training checkpoint, or a file that `t4p checkpoint export` wrote; none is from scratch.",

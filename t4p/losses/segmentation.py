@@ -10,7 +10,7 @@ from t4p.data.transforms import IGNORED
 from t4p.train.distributed import all_reduce_sum, world_size
 
 
-def balanced_cross_entropy(scores: Tensor, labels: Tensor, balance: float) -> Tensor:
+def balanced_cross_entropy(scores: Tensor, labels: Tensor, balance: float, asked: Tensor | None = None) -> Tensor:
     """Weighted cross-entropy; a class counts by its share of the batch to the power -balance. Collective.
 
     The shares are those of the labelled voxels of all ranks in this micro-batch, so that the loss does not depend on
@@ -21,6 +21,8 @@ def balanced_cross_entropy(scores: Tensor, labels: Tensor, balance: float) -> Te
         scores: (V, K) logits.
         labels: (V,) int64 in 0 .. K - 1, or IGNORED.
         balance: 0 is plain cross-entropy, 1 gives every present class the same part.
+        asked: (K,) bool, the classes that compete; None is all. A class that does not is pushed nowhere. Every label
+            of a voxel must be among them.
 
     Returns:
         Scalar, W x (weighted sum over local voxels) / (weights of all ranks' voxels): its average over ranks is the
@@ -29,6 +31,8 @@ def balanced_cross_entropy(scores: Tensor, labels: Tensor, balance: float) -> Te
     labelled = labels != IGNORED
     scores, labels = scores[labelled], labels[labelled]
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if asked is not None:
+        scores = scores.masked_fill(~asked, -torch.inf)
     counts = all_reduce_sum(torch.bincount(labels, minlength=scores.shape[1])).to(scores.dtype)
     shares = counts / counts.sum().clamp(min=1)
     weights = torch.where(counts > 0, shares.clamp(min=torch.finfo(shares.dtype).tiny) ** -balance, 0)

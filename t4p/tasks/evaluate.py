@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from t4p.data.transforms import IGNORED
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.models.score_map import compare_with_text
 
 
 def evaluate(
@@ -110,13 +110,15 @@ def label_points(
 def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
     """The label of every voxel: (V,) int64 on the CPU.
 
-    After pre-training that of the nearest text embedding at its bottleneck voxel; after fine-tuning the head's.
+    After pre-training that of the nearest text embedding at its bottleneck voxel; after fine-tuning the head's, with
+    the words' where it began with them.
     """
-    text = exported.label_embeddings
-    zero_shot = isinstance(exported.config, PretrainConfig)
-    voxels = batch.voxel_coords.to(text.device), batch.voxel_features.to(text.device)
-    expanded, decoded = exported.net(*voxels, text, decode=not zero_shot)
-    if zero_shot:
-        similarity = F.normalize(expanded.float(), dim=1) @ text.T
-        return similarity.argmax(dim=1).cpu()[batch.bottleneck_of_voxel]
+    text, config = exported.label_embeddings, exported.config
+    zero_shot = isinstance(config, PretrainConfig)
+    batch = batch.to(text.device)
+    expanded, decoded = exported.net(batch.voxel_coords, batch.voxel_features, text, decode=not zero_shot)
+    if isinstance(config, PretrainConfig):
+        return compare_with_text(expanded, text, 1.0).argmax(dim=1)[batch.bottleneck_of_voxel].cpu()
+    if config.model.head == "words":
+        decoded = decoded + compare_with_text(expanded, text, config.loss.logit_scale)[batch.bottleneck_of_voxel]
     return decoded.argmax(dim=1).cpu()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t4p.config import AugmentConfig, FinetuneConfig, SemanticLossConfig, SemanticModelConfig
@@ -25,6 +24,7 @@ from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
 from t4p.models.prompts import PromptedLabels
+from t4p.models.score_map import compare_with_text
 from t4p.models.text4point import build_text4point
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
 from t4p.tasks.pretrain import load_towers_from
@@ -41,7 +41,7 @@ MOST_STEPS_WITHOUT_LABEL = 100
 class Segmented(NamedTuple):
     """Scores of a batch of points."""
 
-    voxel_scores: Tensor  # (V, K) logits of the head
+    voxel_scores: Tensor  # (V, K) logits: of the head, with the words' where it begins with them
     score_map: Tensor  # (Vb, K) s = h3D_hat . t: cosine of bottleneck voxels with the labels, over the temperature
 
 
@@ -54,6 +54,13 @@ class SemanticModule(nn.Module):
         super().__init__()
         self.net = build_text4point(model, clip_dim, len(prompted.labels))
         self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
+        self._begins_with_words = model.head == "words"
+        if self._begins_with_words:
+            nn.init.zeros_(self.net.head.weight)
+            nn.init.zeros_(self.net.head.bias)
+            # Of every label, the labelled voxels that all ranks have seen so far. A buffer: checkpoints have it.
+            self.voxels_seen: Tensor
+            self.register_buffer("voxels_seen", torch.zeros(len(prompted.labels), dtype=torch.int64))
         self._prompted = prompted  # holds the frozen text tower: no part of this module, of ZeRO, or of a checkpoint
         self._loss = loss
 
@@ -61,26 +68,33 @@ class SemanticModule(nn.Module):
         """(K, d) the labels behind the prompt tokens, unit-norm: what `segment` asks."""
         return self._prompted.embed(self.prompt_tokens)
 
-    def segment(self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor) -> Segmented:
+    def segment(
+        self, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor, text: Tensor
+    ) -> Segmented:
         """Scores of every voxel for every label.
 
         Args:
-            voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in LabelledBatch.
+            voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
             text: of `embed_labels`.
         """
         expanded, voxel_scores = self.net(voxel_coords, voxel_features, text)
-        with torch.autocast(expanded.device.type, enabled=False):  # in bf16 a cosine over a temperature is off by 0.06
-            expanded = F.normalize(expanded.to(torch.promote_types(expanded.dtype, torch.float32)), dim=1)
-            score_map = self._loss.logit_scale * expanded @ text.to(expanded.dtype).T
+        score_map = compare_with_text(expanded, text, self._loss.logit_scale)
+        if self._begins_with_words:
+            voxel_scores = voxel_scores + score_map[bottleneck_of_voxel]
         return Segmented(voxel_scores, score_map)
 
     def forward(
-        self, voxel_coords: Tensor, voxel_features: Tensor, label_of_voxel: Tensor, label_of_bottleneck: Tensor
+        self,
+        voxel_coords: Tensor,
+        voxel_features: Tensor,
+        bottleneck_of_voxel: Tensor,
+        label_of_voxel: Tensor,
+        label_of_bottleneck: Tensor,
     ) -> tuple[Tensor, ...]:
         """Both losses over the voxels of all ranks. Collective.
 
         Args:
-            voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in LabelledBatch.
+            voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
             label_of_voxel: (V,) int64, or IGNORED.
             label_of_bottleneck: (Vb,) int64, or IGNORED.
 
@@ -88,11 +102,23 @@ class SemanticModule(nn.Module):
             loss, loss_task, loss_aux: scalars; averaged over ranks they are the global ones.
             labelled_voxels: of this rank.
         """
-        segmented = self.segment(voxel_coords, voxel_features, self.embed_labels())
-        loss_task = balanced_cross_entropy(segmented.voxel_scores, label_of_voxel, self._loss.class_balance)
-        loss_aux = balanced_cross_entropy(segmented.score_map, label_of_bottleneck, self._loss.class_balance)
+        segmented = self.segment(voxel_coords, voxel_features, bottleneck_of_voxel, self.embed_labels())
+        asked = self._labels_seen(label_of_voxel, label_of_bottleneck) if self._begins_with_words else None
+        balance = self._loss.class_balance
+        loss_task = balanced_cross_entropy(segmented.voxel_scores, label_of_voxel, balance, asked)
+        loss_aux = balanced_cross_entropy(segmented.score_map, label_of_bottleneck, balance, asked)
         loss = loss_task + self._loss.weight_aux * loss_aux
         return loss, loss_task, loss_aux, (label_of_voxel != IGNORED).sum().to(loss.dtype)
+
+    @torch.no_grad()
+    def _labels_seen(self, *labels_of_voxels: Tensor) -> Tensor:
+        """(K,) bool: what any rank has seen in any step until now. Collective.
+
+        What nobody shows must not be pushed away as a negative of what is shown: pre-training may know it.
+        """
+        labels = torch.cat(labels_of_voxels)
+        self.voxels_seen += all_reduce_sum(torch.bincount(labels[labels != IGNORED], minlength=len(self.voxels_seen)))
+        return self.voxels_seen > 0
 
 
 class SemanticTask:
@@ -114,7 +140,13 @@ class SemanticTask:
     def inputs(self, batch: LabelledBatch) -> tuple[Tensor, ...]:
         """The arguments of SemanticModule."""
         batch = batch.to(self._device)
-        return batch.voxel_coords, batch.voxel_features, batch.label_of_voxel, batch.label_of_bottleneck
+        return (
+            batch.voxel_coords,
+            batch.voxel_features,
+            batch.bottleneck_of_voxel,
+            batch.label_of_voxel,
+            batch.label_of_bottleneck,
+        )
 
     def check(self, record: StepRecord) -> None:
         """Refuse to go on from a loss or gradient that is not finite, and where one step after the other has no label.
@@ -145,12 +177,11 @@ class SemanticTask:
         num_labels = len(self._labels)
         counts = torch.zeros(num_labels, num_labels + 1, dtype=torch.int64)
         for batch in self._validation.batches():
-            voxels = batch.voxel_coords.to(self._device), batch.voxel_features.to(self._device)
-            segmented = module.segment(*voxels, text)
-            predictions = segmented.voxel_scores.argmax(dim=1).cpu()[batch.voxel_of_point]
-            counts += torch.from_numpy(
-                confusion(predictions.numpy(), batch.label_of_point.numpy(), range(num_labels), (IGNORED,))
-            )
+            batch = batch.to(self._device)
+            segmented = module.segment(batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel, text)
+            predictions = segmented.voxel_scores.argmax(dim=1)[batch.voxel_of_point].cpu().numpy()
+            truth = batch.label_of_point.cpu().numpy()
+            counts += torch.from_numpy(confusion(predictions, truth, range(num_labels), (IGNORED,)))
         counts = all_reduce_sum(counts.to(self._device)).cpu()
         if not counts.sum():
             raise RunError(

@@ -17,6 +17,7 @@ from rank_processes import run_worlds, visit_worlds
 from small_model import TINY_NETWORK
 
 import t4p.losses.segmentation as segmentation
+import t4p.tasks.semantic as semantic
 from t4p.config import FinetuneConfig
 from t4p.config_files import load_config_of
 from t4p.data.labelled import LabelledSample, LabelRecipe
@@ -30,10 +31,12 @@ WORLD_SIZES = (1, 2, 3)
 NUM_SAMPLES = 4  # in a world of 3 one rank has two, and sample 3 has no label at all
 TOLERANCE = 1e-9
 CLIP_DIM = 12
-LABELS = ("a", "b", "c")
+LABELS = ("a", "b", "c", "of sample 2", "of none")
+HEADS = ("linear", "words")
 PLANTED = {
-    "counts of this rank alone": (segmentation, "all_reduce_sum", lambda counts: counts),
-    "a mean over this rank alone": (segmentation, "world_size", lambda: 1),
+    "counts of this rank alone": ("linear", segmentation, "all_reduce_sum", lambda counts: counts),
+    "a mean over this rank alone": ("linear", segmentation, "world_size", lambda: 1),
+    "labels that this rank alone has seen": ("words", semantic, "all_reduce_sum", lambda counts: counts),
 }
 
 
@@ -43,6 +46,8 @@ def make_sample(index: int) -> LabelledSample:
     points = rng.random((num_points, 3)).astype(np.float32)
     labels = rng.choice([IGNORED, 0, 1, 2], num_points, p=[0.3, 0.5, 0.1, 0.1]) if index < 3 else None
     labels = np.full(num_points, IGNORED) if labels is None else labels
+    if index == 2:
+        labels = np.where(labels == 1, 3, labels)
     voxels = voxelize(points, 0.1, None)
     count = len(voxels.voxel_coords)
     coarse = coarsen(voxels.voxel_coords, 2)
@@ -69,11 +74,11 @@ class StandInPrompts(PromptedLabels):
 
     def embed(self, prompt_tokens: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1)
-        projection = torch.randn(3, CLIP_DIM, 10, generator=generator, dtype=torch.float64)
+        projection = torch.randn(len(LABELS), CLIP_DIM, 10, generator=generator, dtype=torch.float64)
         return torch.nn.functional.normalize((projection @ prompt_tokens.flatten()).tanh(), dim=-1)
 
 
-def one_step(rank: int, world_size: int) -> tuple[float, torch.Tensor]:
+def one_step(rank: int, world_size: int, head: str) -> tuple[float, torch.Tensor]:
     """The loss and the gradient of all parameters, as DeepSpeed would average them."""
     config = load_config_of(
         FinetuneConfig,
@@ -83,6 +88,7 @@ def one_step(rank: int, world_size: int) -> tuple[float, torch.Tensor]:
             "data.shards=[unused]",
             "model.sparse_backend=native",
             "model.point_features=[color, position]",
+            f"model.head={head}",
             *TINY_NETWORK,
         ],
     )
@@ -92,7 +98,11 @@ def one_step(rank: int, world_size: int) -> tuple[float, torch.Tensor]:
     recipe = LabelRecipe((table,), 1, 10.0, True, 0.1, 2, ("color", "position"), None, 0)
     batch = recipe.join([make_sample(index) for index in range(rank, NUM_SAMPLES, world_size)])
     loss, *_ = module(
-        batch.voxel_coords, batch.voxel_features.double(), batch.label_of_voxel, batch.label_of_bottleneck
+        batch.voxel_coords,
+        batch.voxel_features.double(),
+        batch.bottleneck_of_voxel,
+        batch.label_of_voxel,
+        batch.label_of_bottleneck,
     )
     loss.backward()
     assert all(parameter.grad is not None for parameter in module.parameters()), "every rank touches every parameter"
@@ -102,10 +112,10 @@ def one_step(rank: int, world_size: int) -> tuple[float, torch.Tensor]:
 
 
 def run_world(rank: int, world_size: int) -> dict[str, SimpleNamespace]:
-    found = {"right": one_step(rank, world_size)}
-    for bug, (module, name, value) in PLANTED.items():
+    found = {head: one_step(rank, world_size, head) for head in HEADS}
+    for bug, (head, module, name, value) in PLANTED.items():
         with patch.object(module, name, value):
-            found[bug] = one_step(rank, world_size)
+            found[bug] = one_step(rank, world_size, head)
     return found
 
 
@@ -119,17 +129,18 @@ def difference(found: tuple[float, torch.Tensor], wanted: tuple[float, torch.Ten
     return max(abs(found[0] - wanted[0]), float((found[1] - wanted[1]).abs().max()) / scale)
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("world_size", WORLD_SIZES[1:])
-def test_the_loss_and_every_gradient_are_those_of_one_process(worlds, world_size):
-    wanted = worlds[1][0]["right"]
+def test_the_loss_and_every_gradient_are_those_of_one_process(worlds, world_size, head):
+    wanted = worlds[1][0][head]
     assert float(wanted[1].abs().max()) > 1e-3
     for report in worlds[world_size]:
-        assert difference(report["right"], wanted) < TOLERANCE
+        assert difference(report[head], wanted) < TOLERANCE
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_check_rejects_a_planted_bug(worlds, bug):
-    wanted = worlds[1][0]["right"]
+    wanted = worlds[1][0][PLANTED[bug][0]]
     assert all(difference(report[bug], wanted) > 1e3 * TOLERANCE for report in worlds[2])
 
 

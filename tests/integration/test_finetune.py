@@ -81,6 +81,14 @@ print("OUTCOMES" + json.dumps(outcomes))
 """
 
 
+VOXELS_SEEN = """
+import json, sys
+from pathlib import Path
+from t4p.train.engine import saved_weights
+print(json.dumps([saved_weights(Path(checkpoint), 3)["voxels_seen"].tolist() for checkpoint in sys.argv[1:]]))
+"""
+
+
 def t4p(*arguments: str, status: int = 0) -> str:
     """Run the command; its output, of which errors are a part."""
     return run([sys.executable, "-m", "t4p.cli", *arguments], status)
@@ -207,7 +215,8 @@ def test_a_fine_tuning_goes_on_with_another_number_of_ranks_and_without_the_weig
     """With four labels the bias of the head alone would leave a rank of three without a share of its group."""
     start = tmp_path / "start.safetensors"
     shutil.copy(pretrained / "pretrained.safetensors", start)
-    stages = (1, 3)  # 3 last: DeepSpeed replaces torch's linear for good, by one that rounds differently
+    # Stage 3 last: DeepSpeed replaces torch's linear for good, by one that rounds differently.
+    heads = {1: "linear", 3: "words"}
 
     def call(stage: int, run_dir: Path) -> list[str]:
         return [
@@ -222,6 +231,7 @@ def test_a_fine_tuning_goes_on_with_another_number_of_ranks_and_without_the_weig
             "train.global_batch_size=3",
             "train.checkpoint_every=2",
             f"train.zero_stage={stage}",
+            f"model.head={heads[stage]}",
         ]
 
     def run_on(num_ranks: int, calls: list[list[str]]) -> None:
@@ -231,13 +241,13 @@ def test_a_fine_tuning_goes_on_with_another_number_of_ranks_and_without_the_weig
             ranks.wait(400)
             assert ranks.said().count(json.dumps([["none", ""]] * len(calls))) == num_ranks, ranks.said()
 
-    run_on(2, [call(stage, tmp_path / f"whole-{stage}") for stage in stages])
-    for stage in stages:
+    run_on(2, [call(stage, tmp_path / f"whole-{stage}") for stage in heads])
+    for stage in heads:
         shutil.copytree(tmp_path / f"whole-{stage}", tmp_path / f"moved-{stage}")
         shutil.rmtree(tmp_path / f"moved-{stage}" / "checkpoints" / "step_00000004")
     start.unlink()
-    run_on(3, [call(stage, tmp_path / f"moved-{stage}") for stage in stages])
-    for stage in stages:
+    run_on(3, [call(stage, tmp_path / f"moved-{stage}") for stage in heads])
+    for stage in heads:
         whole, moved = (
             [json.loads(line) for line in (tmp_path / f"{name}-{stage}" / "metrics.jsonl").read_text().splitlines()]
             for name in ("whole", "moved")
@@ -245,6 +255,10 @@ def test_a_fine_tuning_goes_on_with_another_number_of_ranks_and_without_the_weig
         assert [line["step"] for line in moved] == [1, 2, 3, 4]
         for before, after in zip(whole, moved, strict=True):
             assert after["loss"] == pytest.approx(before["loss"], rel=1e-4), f"stage {stage}, step {before['step']}"
+    last = [str(tmp_path / f"{name}-3" / "checkpoints" / "step_00000004") for name in ("whole", "moved")]
+    whole_seen, moved_seen = json.loads(python(VOXELS_SEEN, *last))
+    assert whole_seen == moved_seen, "the labels that were seen before went along"
+    assert all(whole_seen)
 
 
 REFUSALS = [

@@ -39,6 +39,22 @@ def test_the_loss_and_its_gradient_are_the_weighted_mean(seed, balance):
     torch.testing.assert_close(found, gradient, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_class_that_is_not_asked_is_in_no_softmax_and_pushed_nowhere(seed):
+    scores, labels = random_case(seed, num_labels=6)
+    asked = torch.zeros(6, dtype=torch.bool)
+    asked[[0, 2, 5]] = True
+    labels = torch.where(asked[labels], labels, IGNORED)
+    (labels != IGNORED).any() or pytest.fail("a case without labels tests nothing")
+    loss = balanced_cross_entropy(scores, labels, 0.5, asked)
+    renamed = torch.tensor([0, IGNORED, 1, IGNORED, IGNORED, 2])[labels]
+    renamed[labels == IGNORED] = IGNORED
+    torch.testing.assert_close(loss, by_hand(scores[:, asked], renamed, 0.5), rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert not gradient[:, ~asked].any()
+    assert gradient[:, asked].any()
+
+
 def test_without_balance_it_is_torchs_own():
     scores, labels = random_case(0)
     torch.testing.assert_close(

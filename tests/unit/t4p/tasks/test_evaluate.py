@@ -13,11 +13,16 @@ from shards.reader import DatasetReader
 from shards.schema import CallError
 from t4p.config import EvaluatedDataConfig, FinetuneConfig, PretrainConfig
 from t4p.config_files import load_config, load_config_of
+from t4p.data.fetch import Catalogue
+from t4p.data.labelled import LabelledBatch
+from t4p.data.stream import ValidationStream
+from t4p.data.transforms import IGNORED
 from t4p.metrics.semantic import best_trivial_miou
+from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
-from t4p.tasks.evaluate import label_points, score_network
+from t4p.tasks.evaluate import label_points, predict, score_network
 from t4p.tasks.pretrain import PretrainModule, load_towers_from, untrained_network
-from t4p.tasks.semantic import SemanticModule
+from t4p.tasks.semantic import SemanticModule, build_recipe
 from t4p.tasks.teacher import score_teacher
 
 
@@ -91,21 +96,76 @@ def test_a_tower_sees_no_scenes(config, scenes):
         score_teacher(config, scored_on(scenes))
 
 
-def test_the_score_map_is_a_float32_cosine_under_autocast(frames):
-    """In bf16 a cosine over this temperature would be off by 0.06."""
-    config = load_config_of(
-        FinetuneConfig, ["configs/finetune/rooms.yaml"], [f"data.shards={json.dumps([frames])}", "run.dir=unused"]
-    )
+def finetuning(frames: str, head: str) -> tuple[FinetuneConfig, SemanticModule]:
+    """A configuration and its module with random weights."""
+    overrides = [f"data.shards={json.dumps([frames])}", "run.dir=unused", f"model.head={head}"]
+    config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
     towers = load_towers_from(config.model.clip, 0)
     prompted = PromptedLabels(towers, config.model.labels, config.model.text_query.template, None)
-    torch.manual_seed(0)
-    module = SemanticModule(config.model, config.loss, prompted, towers.embed_dim).eval()
+    torch.manual_seed(config.run.seed)
+    return config, SemanticModule(config.model, config.loss, prompted, towers.embed_dim).eval()
+
+
+def batch_of(config: FinetuneConfig, frames: str) -> LabelledBatch:
+    recipe = build_recipe(config, Catalogue([frames]), None)
+    return next(ValidationStream(Catalogue([frames]), recipe, 0, 0, 1).batches())
+
+
+@torch.no_grad()
+def exported_of(config: PretrainConfig | FinetuneConfig, module: SemanticModule) -> ExportedNetwork:
+    return ExportedNetwork(config, 1, module.net, config.model.labels, module.embed_labels(), "towers", {})
+
+
+def test_a_head_of_words_begins_with_the_zero_shot_prediction(frames, config):
+    finetune, module = finetuning(frames, "words")
+    batch = batch_of(finetune, frames)
+    zero_shot = predict(exported_of(config, module), batch)
+    assert len(zero_shot.unique()) > 1
+    assert torch.equal(predict(exported_of(finetune, module), batch), zero_shot)
+
+
+@pytest.mark.parametrize("head", ["linear", "words"])
+@torch.no_grad()
+def test_an_export_predicts_what_validation_does(frames, head):
+    config, module = finetuning(frames, head)
+    torch.nn.init.normal_(module.net.head.weight)
+    batch = batch_of(config, frames)
+    text = module.embed_labels()
+    found = module.segment(batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel, text)
+    wanted = found.voxel_scores.argmax(dim=1)
+    assert not torch.equal(wanted, found.score_map.argmax(dim=1)[batch.bottleneck_of_voxel]), "the head counts"
+    assert torch.equal(predict(exported_of(config, module), batch), wanted)
+
+
+def test_a_label_that_nobody_shows_is_pushed_nowhere(frames):
+    """Not by the head, and not by the score map; one that an earlier step has shown is a negative again."""
+    config, module = finetuning(frames, "words")
+    batch = batch_of(config, frames)
+    chair = config.model.labels.index("chair")
+    labels = [
+        torch.where(label == chair, IGNORED, label) for label in (batch.label_of_voxel, batch.label_of_bottleneck)
+    ]
+    voxels = batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel
+    loss, *_ = module(*voxels, *labels)
+    loss.backward()
+    gradient = module.net.head.weight.grad
+    assert not gradient[chair].any()
+    assert gradient.any()
+    module.zero_grad()
+    module(*voxels, *(torch.full_like(label, chair) for label in labels))
+    module(*voxels, *labels)[0].backward()
+    assert module.net.head.weight.grad[chair].any()
+
+
+def test_the_score_map_is_a_float32_cosine_under_autocast(frames):
+    """In bf16 a cosine over this temperature would be off by 0.06."""
+    config, module = finetuning(frames, "linear")
     coords = torch.unique(torch.randint(0, 12, (200, 4)).int() * torch.tensor([0, 1, 1, 1], dtype=torch.int32), dim=0)
     features = torch.randn(len(coords), 2)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         text = module.embed_labels()
         expanded, _ = module.net(coords, features, text)
-        found = module.segment(coords, features, text).score_map
+        found = module.segment(coords, features, torch.zeros(len(coords), dtype=torch.int64), text).score_map
     expanded = torch.nn.functional.normalize(expanded.float(), dim=1)
     wanted = config.loss.logit_scale * expanded @ text.float().T
     assert found.dtype == torch.float32
