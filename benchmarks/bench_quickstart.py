@@ -8,7 +8,9 @@ pre-training    both        L_e and L_d
                 both_brief  L_e and L_d, for as many CPU seconds as L_e alone took
 fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random weights and from pre-trained ones.
                 Both have the schedule of the grid with which training from scratch on as many rooms is best, by mIoU
-                on the validation rooms with seed 0.
+                on the validation rooms with seed 0. What trains is the whole network with a linear head from scratch;
+                from pre-trained weights the recipe that is best on the same rooms, and the whole network with a linear
+                head too (`same_recipe`).
 
 Every job is a process of one thread, two at a time; what --out holds of the same commit is not computed again.
 """
@@ -21,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +33,7 @@ import typer
 from record import REPOSITORY, commit, record
 
 SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
-STARTS = ("scratch", "both", "e_alone", "both_brief")
+PRETRAININGS = ("both", "e_alone", "both_brief")
 NUMS_ROOMS = (2, 4)
 Jobs = dict[str, tuple[str, dict[str, Any]]]  # by name: kind and arguments
 
@@ -55,6 +57,15 @@ SCHEDULES = (
     Schedule(400, 6e-3, 100),
     Schedule(400, 1.2e-2, 100),
 )
+# What a fine-tuning makes of its start: overrides of configs/finetune/rooms.yaml.
+LINEAR = "linear"
+WORDS = ("model.head=words", "train.head_learning_rate_scale=1")  # 5 is for a head of random weights
+RECIPES = {
+    LINEAR: ("model.head=linear",),
+    "words": WORDS,
+    "words_frozen_encoder": (*WORDS, "model.frozen=[encoder]"),
+    "words_frozen": (*WORDS, "model.frozen=[encoder, decoder]"),
+}
 
 
 def main(
@@ -64,6 +75,9 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 1400,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
+    compare: Annotated[
+        bool, typer.Option(help="L_e alone too, at equal steps and at equal time: twice as long.")
+    ] = True,
     job: Annotated[str | None, typer.Option(help="Internal: be one of the processes.", hidden=True)] = None,
 ) -> None:
     if job is not None:
@@ -79,37 +93,59 @@ def main(
     def pretrainings(name: str, steps: int) -> Jobs:
         return {f"{name}_{seed}": pretraining(seed, steps, with_d=name != "e_alone") for seed in numbers}
 
-    def finetunings(start: str) -> Jobs:
+    def finetunings(name: str, start: str | None, recipe_of: Mapping[int, str]) -> Jobs:
         return {
-            f"{start}_{rooms}_rooms_{seed}": finetuning(
-                seed, rooms, best[rooms], None if start == "scratch" else bench.exported(f"{start}_{seed}"), "test"
+            f"{name}_{rooms}_rooms_{seed}": finetuning(
+                seed, rooms, schedules[rooms], start and bench.exported(f"{start}_{seed}"), recipe_of[rooms], "test"
             )
             for rooms in NUMS_ROOMS
             for seed in numbers
         }
 
     grid = {
-        f"schedule_{rooms}_rooms_{schedule}": finetuning(0, rooms, schedule, None, "validation")
+        f"schedule_{rooms}_rooms_{schedule}": finetuning(0, rooms, schedule, None, LINEAR, "validation")
         for rooms in NUMS_ROOMS
         for schedule in SCHEDULES
     }
     found = bench.run(
         {**pretrainings("both", steps), **grid, "teacher": ("teacher", {}), "untrained": ("untrained", {})}
     )
-    best = {
-        rooms: max(SCHEDULES, key=lambda schedule: found[f"schedule_{rooms}_rooms_{schedule}"]["miou"])
-        for rooms in NUMS_ROOMS
-    }
-    found |= bench.run({**finetunings("scratch"), **finetunings("both"), **pretrainings("e_alone", steps)})
-    seconds = {name: fmean(found[f"{name}_{seed}"]["cpu_seconds"] for seed in numbers) for name in ("both", "e_alone")}
-    brief_steps = round(steps * seconds["e_alone"] / seconds["both"])
-    found |= bench.run({**pretrainings("both_brief", brief_steps), **finetunings("e_alone")})
-    found |= bench.run(finetunings("both_brief"))
-    figures = {
-        **summarise(found, seeds),
-        "brief_steps": brief_steps,
-        "schedules": {f"{rooms}_rooms": schedule._asdict() for rooms, schedule in best.items()},
-    }
+
+    def best(kind: str, rooms: int, choices: Sequence[Any]) -> Any:
+        return max(choices, key=lambda choice: found[f"{kind}_{rooms}_rooms_{choice}"]["miou"])
+
+    schedules = {rooms: best("schedule", rooms, SCHEDULES) for rooms in NUMS_ROOMS}
+    found |= bench.run(
+        {
+            f"recipe_{rooms}_rooms_{recipe}": finetuning(
+                0, rooms, schedules[rooms], bench.exported("both_0"), recipe, "validation"
+            )
+            for rooms in NUMS_ROOMS
+            for recipe in RECIPES
+        }
+    )
+    recipes = {rooms: best("recipe", rooms, tuple(RECIPES)) for rooms in NUMS_ROOMS}
+    linear = dict.fromkeys(NUMS_ROOMS, LINEAR)
+    found |= bench.run(
+        {
+            **finetunings("scratch", None, linear),
+            **finetunings("both", "both", recipes),
+            **finetunings("same_recipe", "both", linear),
+        }
+    )
+    figures: dict[str, Any] = {"schedules": _by_rooms({n: schedule._asdict() for n, schedule in schedules.items()})}
+    if compare:
+        found |= bench.run(pretrainings("e_alone", steps))
+        cpu = {name: fmean(found[f"{name}_{seed}"]["cpu_seconds"] for seed in numbers) for name in ("both", "e_alone")}
+        figures["brief_steps"] = round(steps * cpu["e_alone"] / cpu["both"])
+        found |= bench.run(
+            {
+                **pretrainings("both_brief", figures["brief_steps"]),
+                **finetunings("e_alone", "e_alone", recipes),
+            }
+        )
+        found |= bench.run(finetunings("both_brief", "both_brief", recipes))
+    figures |= {"recipes": _by_rooms(recipes), **summarise(found, seeds, PRETRAININGS if compare else ("both",))}
     rows = [{"job": name, **result} for name, result in found.items()]
     report = record("quickstart", steps, figures, rows, ("text4point", "torch", "deepspeed", "numpy"))
     print(json.dumps(report if as_json else figures, indent=None if as_json else 1))
@@ -119,8 +155,15 @@ def pretraining(seed: int, steps: int, with_d: bool) -> tuple[str, dict[str, Any
     return "pretrain", {"seed": seed, "steps": steps, "with_d": with_d}
 
 
-def finetuning(seed: int, rooms: int, schedule: Schedule, start: str | None, scored: str) -> tuple[str, dict[str, Any]]:
-    return "finetune", {"seed": seed, "rooms": rooms, **schedule._asdict(), "start": start, "scored": scored}
+def finetuning(
+    seed: int, rooms: int, schedule: Schedule, start: str | None, recipe: str, scored: str
+) -> tuple[str, dict[str, Any]]:
+    arguments = {"seed": seed, "rooms": rooms, **schedule._asdict(), "start": start, "recipe": recipe, "scored": scored}
+    return "finetune", arguments
+
+
+def _by_rooms(values: Mapping[int, Any]) -> dict[str, Any]:
+    return {f"{rooms}_rooms": value for rooms, value in values.items()}
 
 
 class Bench:
@@ -226,6 +269,7 @@ def be_finetuning(
     learning_rate: float,
     warmup_steps: int,
     start: str | None,
+    recipe: str,
     scored: str,
 ) -> dict[str, Any]:
     from launch.quickstart_stages import override
@@ -238,6 +282,7 @@ def be_finetuning(
         override("train.learning_rate", learning_rate),
         override("train.warmup_steps", warmup_steps),
         override("model.pretrained", start),
+        *RECIPES[recipe],
     ]
     config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
     started = time.process_time()
@@ -284,7 +329,7 @@ def as_dict(found: Any, labels: Sequence[str]) -> dict[str, Any]:
     return {**found.to_json(labels), "miou_furniture": found.miou_of(furniture)}
 
 
-def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
+def summarise(found: dict[str, dict[str, Any]], seeds: int, pretrainings: Sequence[str]) -> dict[str, Any]:
     """The figures that README and RESULTS.md quote: means over seeds, and every seed."""
 
     def each(name: str, key: str = "miou") -> list[float]:
@@ -301,7 +346,7 @@ def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
         "trivial_miou": teacher["trivial_miou"],
         "untrained_miou": found["untrained"]["miou"],
     }
-    for name in STARTS[1:]:
+    for name in pretrainings:
         figures[f"zero_shot_{name}"] = {
             "miou": of(each(name)),
             "furniture": of(each(name, "miou_furniture")),
@@ -313,7 +358,7 @@ def summarise(found: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
     for rooms in NUMS_ROOMS:
         scratch = each(f"scratch_{rooms}_rooms")
         figures[f"scratch_{rooms}_rooms"] = of(scratch)
-        for start in STARTS[1:]:
+        for start in (*pretrainings, "same_recipe"):
             reached = each(f"{start}_{rooms}_rooms")
             figures[f"{start}_{rooms}_rooms"] = of(reached)
             figures[f"gain_{start}_{rooms}_rooms"] = of(a - b for a, b in zip(reached, scratch, strict=True))

@@ -162,9 +162,22 @@ class SemanticModelConfig(NetworkConfig):
         None,
         description="A pre-training checkpoint, or a file that `t4p checkpoint export` wrote; none is from scratch.",
     )
+    frozen: tuple[Literal["encoder", "decoder"], ...] = Field(
+        (),
+        description="Parts that keep their pre-trained weights and norms; the encoder with its FC into CLIP's space.",
+    )
     prompt_tokens: PositiveInt | None = Field(
         None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
     )
+
+    @model_validator(mode="after")
+    def _frozen_is_pretrained(self) -> Self:
+        if self.frozen and self.pretrained is None:
+            raise ValueError(
+                f"frozen is {list(self.frozen)}, and without pretrained it would keep random weights; name a "
+                "pre-training, or leave frozen out"
+            )
+        return self
 
 
 class SemanticLossConfig(Section):

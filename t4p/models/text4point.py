@@ -5,7 +5,9 @@ Names follow figure 3 of the paper: h3D is the bottleneck, h3D_hat what is align
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -49,6 +51,7 @@ class Text4Point(nn.Module):
             alpha, beta: h3D_aggr = alpha * h3D + beta * h3D_text_hat. beta = 0 is the plain U-Net, bit for bit.
         """
         super().__init__()
+        self._frozen: tuple[nn.Module, ...] = ()
         self.sparse_backend = sparse_backend
         self.alpha = alpha
         self.beta = beta
@@ -57,6 +60,33 @@ class Text4Point(nn.Module):
         self.text_query = TextQuerying(clip_dim, num_heads, mlp_ratio)
         self.reduce = nn.Linear(clip_dim, self.unet.bottleneck_channels)
         self.head = nn.Linear(self.unet.out_channels, out_dim)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """From now on these parts do not train: no gradients, and norms as in evaluation whatever the mode.
+
+        Their weights become buffers under the same names: DeepSpeed 0.19.8 restores frozen parameters to the number of
+        ranks that saved them and to no other, and buffers are what we restore ourselves.
+
+        Args:
+            parts: of `encoder` (up to h3D_hat, with the FC) and `decoder` (without the head).
+        """
+        of_part = {
+            "encoder": (self.unet.stem, self.unet.stem_norm, self.unet.encoder, self.expand),
+            "decoder": (self.unet.decoder,),
+        }
+        self._frozen = tuple(module for part in parts for module in of_part[part])
+        for part in self._frozen:
+            for module in part.modules():
+                for name, weight in list(module.named_parameters(recurse=False)):
+                    delattr(module, name)
+                    module.register_buffer(name, weight.detach())
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(
         self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor, decode: bool = True

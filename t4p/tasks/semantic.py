@@ -46,13 +46,14 @@ class Segmented(NamedTuple):
 
 
 class SemanticModule(nn.Module):
-    """Everything that trains: the 3D network with a head of one channel per label, and the prompt tokens."""
+    """The 3D network with a head of one channel per label, and the prompt tokens: what trains, but `model.frozen`."""
 
     def __init__(
         self, model: SemanticModelConfig, loss: SemanticLossConfig, prompted: PromptedLabels, clip_dim: int
     ) -> None:
         super().__init__()
         self.net = build_text4point(model, clip_dim, len(prompted.labels))
+        self.net.freeze(model.frozen)
         self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
         self._begins_with_words = model.head == "words"
         if self._begins_with_words:

@@ -56,6 +56,27 @@ def test_both_levels_have_the_rows_and_widths_of_the_method():
     assert decoded.shape == (len(coords), 6)
 
 
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize("parts", [(), ("encoder",), ("decoder",), ("encoder", "decoder")])
+def test_frozen_parts_keep_weights_and_norms_and_the_others_train(parts, activation_checkpointing):
+    names = {"encoder": ("unet.stem.", "unet.stem_norm.", "unet.encoder.", "expand."), "decoder": ("unet.decoder.",)}
+    frozen = tuple(name for part in parts for name in names[part])
+    net = build(activation_checkpointing=activation_checkpointing)
+    net.freeze(parts)
+    net.train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    expanded, decoded = net(*scene(), text(5))
+    (expanded.square().sum() + decoded.square().sum()).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert not name.startswith(frozen), name
+    torch.optim.SGD(net.parameters(), lr=0.1).step()
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert not {name for name in moved if name.startswith(frozen)}
+    statistics = {name for name in before if name.endswith("running_mean")}
+    assert statistics - moved == {name for name in statistics if name.startswith(frozen)}
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_beta_zero_is_the_plain_unet_bit_for_bit(training):
     net = build(beta=0.0).train(training)
