@@ -33,6 +33,11 @@ HELD_OUT = "seed=3,rooms=12"
 SHOWN = "seed=3,rooms=1,first=0"
 PRETRAIN_STEPS = 400
 FINETUNE_STEPS = 120
+FEW_LABELS = "configs/finetune/few_labels.yaml"  # for the pre-trained start; random weights know no words
+HEADS = {
+    False: "a head of random weights, which learns five times as fast",
+    True: "a head that begins with the words, so that the first prediction is the zero-shot one",
+}
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         with stages.stage(
             f"Fine-tuning from {whence}",
             f"{FINETUNE_STEPS} steps on the labelled frames of {NUM_LABELLED} of the training rooms, points alone, "
-            "with learnable prompts; then scored by its head on the same held-out points. Both starts have "
-            "one schedule, one seed and one order of frames.",
+            f"with learnable prompts; {HEADS[start is not None]}. Then scored on the same held-out points. Both starts "
+            "have one schedule, one seed and one order of frames.",
         ):
             launch_training(finetuning, num_workers, console)
             exported[name] = export_last(finetuning)
@@ -150,14 +155,14 @@ def pretrain_config(rooms: Rooms, run_dir: Path) -> PretrainConfig:
 
 
 def finetune_config(rooms: Rooms, run_dir: Path, start: Path | None) -> FinetuneConfig:
-    """configs/finetune/rooms.yaml likewise.
+    """configs/finetune/rooms.yaml likewise, pre-trained weights with FEW_LABELS over it.
 
     Args:
         start: a checkpoint of the pre-training; None is from scratch.
     """
     return load_config_of(
         FinetuneConfig,
-        ["configs/finetune/rooms.yaml"],
+        ["configs/finetune/rooms.yaml", *([] if start is None else [FEW_LABELS])],
         [
             override("run.dir", str(run_dir)),
             override("data.shards", [rooms.labelled]),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from t4p.config import PretrainConfig
-from t4p.config_files import changed_keys, dump_config, find_packaged, load_config
+from t4p.config import FinetuneConfig, PretrainConfig
+from t4p.config_files import changed_keys, dump_config, find_packaged, load_config, load_config_of
 from t4p.errors import ConfigError
 
 MINIMAL = ["run.dir=runs/x", "data.shards=[a]"]
@@ -127,6 +127,13 @@ def test_labels_that_are_no_text_file_are_refused(tmp_path):
 def test_a_useless_label_list_is_refused(labels, message):
     with pytest.raises(ConfigError, match=message):
         load_config([], [*MINIMAL, f"model.labels={labels}"])
+
+
+def test_random_weights_are_not_frozen():
+    call = ["run.dir=a", "data.shards=[a]", "model.frozen=[encoder]"]
+    with pytest.raises(ConfigError, match=r"without pretrained it would keep random weights; name a pre-training"):
+        load_config_of(FinetuneConfig, [], call)
+    assert load_config_of(FinetuneConfig, [], [*call, "model.pretrained=b"]).model.frozen == ("encoder",)
 
 
 def test_the_tree_is_frozen():

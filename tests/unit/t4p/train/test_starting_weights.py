@@ -37,9 +37,11 @@ def network_of(*overrides):
     return build_text4point(config.model, CLIP_DIM, 5), config
 
 
-def test_everything_but_the_head_is_taken_over(exported):
+@pytest.mark.parametrize("frozen", [(), ("encoder",), ("encoder", "decoder")])
+def test_everything_but_the_head_is_taken_over(exported, frozen):
     path, pretrained = exported
     net, config = network_of()
+    net.freeze(frozen)
     head = net.head.weight.clone()
     load_starting_weights(net, read_starting_weights(path), config, TOWERS)
     for name, value in net.state_dict().items():
