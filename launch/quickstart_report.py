@@ -331,7 +331,7 @@ def _tables(scores: RoomScores) -> tuple[ScoreTable, ...]:
         (
             "fine-tuned, pre-trained",
             scores.finetuned,
-            "the same labels, schedule and seed; a head that begins with the words",
+            "the same labels, steps and seed; a head that begins with the words",
         ),
     ):
         rows.append(ScoreRow(name, (found.miou, scores.furniture_miou(found)), hint))

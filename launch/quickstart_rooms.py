@@ -34,10 +34,6 @@ SHOWN = "seed=3,rooms=1,first=0"
 PRETRAIN_STEPS = 400
 FINETUNE_STEPS = 120
 FEW_LABELS = "configs/finetune/few_labels.yaml"  # for the pre-trained start; random weights know no words
-HEADS = {
-    False: "a head of random weights, which learns five times as fast",
-    True: "a head that begins with the words, so that the first prediction is the zero-shot one",
-}
 
 
 @dataclass(frozen=True)
@@ -92,14 +88,22 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         exported["zero-shot"] = export_last(config)
         scores = {"zero-shot": score(exported["zero-shot"], held_out)}
     finetunings = {}
-    for name, start in (("scratch", None), ("finetuned", last_checkpoint(config))):
+    for name, whence, start, head in (
+        ("scratch", "random weights", None, "begins with random weights too"),
+        (
+            "finetuned",
+            "the pre-trained weights",
+            last_checkpoint(config),
+            "begins with the words, so that the first prediction is the zero-shot one",
+        ),
+    ):
         finetuning = finetune_config(rooms, out / name, start)
-        whence = "the pre-trained weights" if start else "random weights"
         with stages.stage(
             f"Fine-tuning from {whence}",
             f"{FINETUNE_STEPS} steps on the labelled frames of {NUM_LABELLED} of the training rooms, points alone, "
-            f"with learnable prompts; {HEADS[start is not None]}. Then scored on the same held-out points. Both starts "
-            "have one schedule, one seed and one order of frames.",
+            f"with learnable prompts. The head {head}, and has "
+            f"{finetuning.train.head_learning_rate_scale:g} times the learning rate of the rest. Then scored on the "
+            "same held-out points. Both starts have one schedule but for that, one seed and one order of frames.",
         ):
             launch_training(finetuning, num_workers, console)
             exported[name] = export_last(finetuning)

@@ -155,8 +155,8 @@ class SemanticModelConfig(NetworkConfig):
     head: Literal["linear", "words"] = Field(
         "linear",
         description="linear: the scores of a voxel are those of a linear layer on z3D. words: they are the score map "
-        "at its bottleneck voxel plus a linear layer that begins at 0, so that the first prediction is the zero-shot "
-        "one; labels that no sample has shown so far are in neither softmax.",
+        "at its bottleneck voxel plus a linear layer that begins at 0, so that (with the default prompt_tokens) the "
+        "first prediction is the zero-shot one; labels that no sample has shown so far are in neither softmax.",
     )
     pretrained: str | None = Field(
         None,
@@ -169,6 +169,11 @@ class SemanticModelConfig(NetworkConfig):
     prompt_tokens: PositiveInt | None = Field(
         None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
     )
+
+    @field_validator("frozen")
+    @classmethod
+    def _in_one_order(cls, frozen: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(frozen)))  # or a resume would take another order for another run
 
     @model_validator(mode="after")
     def _frozen_is_pretrained(self) -> Self:

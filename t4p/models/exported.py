@@ -1,8 +1,9 @@
 """The file that `t4p checkpoint export` writes: one safetensors file with all that inference needs, and its reader.
 
 Tensors: the module's parameters (fp32) and buffers under their own names (`net.`; after pre-training `decoder2d.` and
-both temperatures, after fine-tuning `prompt_tokens`), and `label_embeddings`. The header holds the resolved
-configuration and where the weights come from, as JSON. Nothing here needs DeepSpeed, the towers or the dataset.
+both temperatures, after fine-tuning `prompt_tokens`, and `voxels_seen` of a head of words), and `label_embeddings`. The
+header holds the resolved configuration and where the weights come from, as JSON. Nothing here needs DeepSpeed, the
+towers or the dataset.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class ExportedNetwork:
     Attributes:
         config: of the run, resolved; its type tells the task.
         step: optimizer steps taken.
-        net: the 3D network, in eval mode. After fine-tuning its second output has one channel per label.
+        net: the 3D network, in eval mode. After fine-tuning its second output has one channel per label:
+            the scores, or for a head of words what `t4p.models.score_map.score_voxels` adds to the score map.
         labels: K' names, and
         label_embeddings: (K', d) what the text tower made of them (behind the learnt prompt tokens, after fine-tuning):
             the third argument of `net`.

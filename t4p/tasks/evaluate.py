@@ -21,7 +21,7 @@ from t4p.data.transforms import IGNORED
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
-from t4p.models.score_map import compare_with_text
+from t4p.models.score_map import compare_with_text, score_voxels
 
 
 def evaluate(
@@ -119,6 +119,5 @@ def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
     expanded, decoded = exported.net(batch.voxel_coords, batch.voxel_features, text, decode=not zero_shot)
     if isinstance(config, PretrainConfig):
         return compare_with_text(expanded, text, 1.0).argmax(dim=1)[batch.bottleneck_of_voxel].cpu()
-    if config.model.head == "words":
-        decoded = decoded + compare_with_text(expanded, text, config.loss.logit_scale)[batch.bottleneck_of_voxel]
-    return decoded.argmax(dim=1).cpu()
+    score_map = compare_with_text(expanded, text, config.loss.logit_scale)
+    return score_voxels(config.model.head, decoded, score_map, batch.bottleneck_of_voxel).argmax(dim=1).cpu()

@@ -24,7 +24,7 @@ from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
 from t4p.models.prompts import PromptedLabels
-from t4p.models.score_map import compare_with_text
+from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.models.text4point import build_text4point
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
 from t4p.tasks.pretrain import load_towers_from
@@ -46,7 +46,7 @@ class Segmented(NamedTuple):
 
 
 class SemanticModule(nn.Module):
-    """The 3D network with a head of one channel per label, and the prompt tokens: what trains, but `model.frozen`."""
+    """The 3D network with a head of one channel per label, and the prompt tokens. `model.frozen` does not train."""
 
     def __init__(
         self, model: SemanticModelConfig, loss: SemanticLossConfig, prompted: PromptedLabels, clip_dim: int
@@ -55,11 +55,11 @@ class SemanticModule(nn.Module):
         self.net = build_text4point(model, clip_dim, len(prompted.labels))
         self.net.freeze(model.frozen)
         self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
-        self._begins_with_words = model.head == "words"
-        if self._begins_with_words:
+        self._head = model.head
+        if self._head == "words":
             nn.init.zeros_(self.net.head.weight)
             nn.init.zeros_(self.net.head.bias)
-            # Of every label, the labelled voxels that all ranks have seen so far. A buffer: checkpoints have it.
+            # Of every label, the voxels of both levels that all ranks have seen so far. A buffer: checkpoints have it.
             self.voxels_seen: Tensor
             self.register_buffer("voxels_seen", torch.zeros(len(prompted.labels), dtype=torch.int64))
         self._prompted = prompted  # holds the frozen text tower: no part of this module, of ZeRO, or of a checkpoint
@@ -78,11 +78,9 @@ class SemanticModule(nn.Module):
             voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
             text: of `embed_labels`.
         """
-        expanded, voxel_scores = self.net(voxel_coords, voxel_features, text)
+        expanded, decoded = self.net(voxel_coords, voxel_features, text)
         score_map = compare_with_text(expanded, text, self._loss.logit_scale)
-        if self._begins_with_words:
-            voxel_scores = voxel_scores + score_map[bottleneck_of_voxel]
-        return Segmented(voxel_scores, score_map)
+        return Segmented(score_voxels(self._head, decoded, score_map, bottleneck_of_voxel), score_map)
 
     def forward(
         self,
@@ -104,7 +102,7 @@ class SemanticModule(nn.Module):
             labelled_voxels: of this rank.
         """
         segmented = self.segment(voxel_coords, voxel_features, bottleneck_of_voxel, self.embed_labels())
-        asked = self._labels_seen(label_of_voxel, label_of_bottleneck) if self._begins_with_words else None
+        asked = self._labels_seen(label_of_voxel, label_of_bottleneck) if self._head == "words" else None
         balance = self._loss.class_balance
         loss_task = balanced_cross_entropy(segmented.voxel_scores, label_of_voxel, balance, asked)
         loss_aux = balanced_cross_entropy(segmented.score_map, label_of_bottleneck, balance, asked)
@@ -213,6 +211,8 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     require_labels(catalogue.label_names, model.labels, catalogue.urls)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))
     validation = build_validation(config)
+    if model.head == "words" and model.pretrained is None and rank() == 0:
+        say("model.head is words, and there is no model.pretrained: random weights know no words; linear learns more")
     torch.manual_seed(config.run.seed)
     prompted = PromptedLabels(towers.to(device), model.labels, model.text_query.template, model.prompt_tokens)
     module = SemanticModule(model, config.loss, prompted, towers.embed_dim).to(device)

@@ -136,6 +136,11 @@ def test_random_weights_are_not_frozen():
     assert load_config_of(FinetuneConfig, [], [*call, "model.pretrained=b"]).model.frozen == ("encoder",)
 
 
+def test_frozen_parts_are_a_set():
+    call = ["run.dir=a", "data.shards=[a]", "model.pretrained=b", "model.frozen=[decoder, encoder, decoder]"]
+    assert load_config_of(FinetuneConfig, [], call).model.frozen == ("decoder", "encoder")
+
+
 def test_the_tree_is_frozen():
     config = load_config([], MINIMAL)
     with pytest.raises(ValueError, match="frozen"):

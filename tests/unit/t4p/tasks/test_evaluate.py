@@ -17,6 +17,7 @@ from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch
 from t4p.data.stream import ValidationStream
 from t4p.data.transforms import IGNORED
+from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import best_trivial_miou
 from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
@@ -146,15 +147,30 @@ def test_a_label_that_nobody_shows_is_pushed_nowhere(frames):
         torch.where(label == chair, IGNORED, label) for label in (batch.label_of_voxel, batch.label_of_bottleneck)
     ]
     voxels = batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel
-    loss, *_ = module(*voxels, *labels)
+    segmented = module.segment(*voxels, module.embed_labels())
+
+    def losses(asked: torch.Tensor | None) -> list[torch.Tensor]:
+        return [
+            balanced_cross_entropy(scores, label, config.loss.class_balance, asked)
+            for scores, label in zip((segmented.voxel_scores, segmented.score_map), labels, strict=True)
+        ]
+
+    shown = torch.zeros(len(config.model.labels), dtype=torch.bool)
+    shown[[label for label in torch.cat(labels).unique().tolist() if label != IGNORED]] = True
+    assert 1 < shown.sum() < len(shown) - 1
+    assert not shown[chair]
+    loss, *terms, _ = module(*voxels, *labels)
+    for found, wanted, with_all in zip(terms, losses(shown), losses(None), strict=True):
+        torch.testing.assert_close(found, wanted)
+        assert with_all > found + 1e-3, "what is not shown would have counted"
     loss.backward()
-    gradient = module.net.head.weight.grad
-    assert not gradient[chair].any()
-    assert gradient.any()
-    module.zero_grad()
+    assert not module.net.head.weight.grad[~shown].any()
+    assert module.net.head.weight.grad[shown].any()
     module(*voxels, *(torch.full_like(label, chair) for label in labels))
-    module(*voxels, *labels)[0].backward()
-    assert module.net.head.weight.grad[chair].any()
+    _, *terms, _ = module(*voxels, *labels)
+    shown[chair] = True
+    for found, wanted in zip(terms, losses(shown), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_the_score_map_is_a_float32_cosine_under_autocast(frames):
