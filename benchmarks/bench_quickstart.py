@@ -9,8 +9,8 @@ pre-training    both        L_e and L_d
 fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random weights and from pre-trained ones.
                 Both have the schedule of the grid with which training from scratch on as many rooms is best, by mIoU
                 on the validation rooms with seed 0. What trains is the whole network with a linear head from scratch;
-                from pre-trained weights the recipe that is best on the same rooms, and the whole network with a linear
-                head too (`same_recipe`).
+                from pre-trained weights the recipe that is best on the same validation rooms with that schedule and
+                `both`, seed 0, whatever the pre-training; and the whole network with a linear head (`same_recipe`).
 
 Every job is a process of one thread, two at a time; what --out holds of the same commit is not computed again.
 """
