@@ -152,31 +152,34 @@ class SameBatch:
 
 
 class CountCollectives(TorchDispatchMode):
-    """Bytes of the tensors in each kind of collective, summed."""
+    """Bytes of the tensors in each kind of collective, summed, and of the last one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes: Counter[str] = Counter()
+        self.last = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             whole = max(_tensor_bytes(value) for value in (*args, *(kwargs or {}).values()))
             self.bytes[func._schema.name.removeprefix("c10d::").strip("_")] += whole
+            self.last = whole
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def last_holders() -> Iterator[None]:
+def last_holders(collectives: CountCollectives) -> Iterator[None]:
     """Let gloo's threads let go of a tensor before its collective returns.
 
     Else one of them may be the last to hold it, and the profiler does not see what is freed on threads that it does not
-    follow: a bucket of 31 MB then counts as held for ever, on one run in a few when the machine is busy.
+    follow: a bucket of 31 MB then counts as held for ever, on one run in a few when the machine is busy. 2 ms were not
+    always enough for it on a machine with four processes on two cores; what is small may be missed.
     """
     wait = Work.wait
 
     def wait_longer(self: Any, *arguments: Any) -> Any:
         done = wait(self, *arguments)
-        time.sleep(0.002)
+        time.sleep(0.002 if collectives.last < 2**20 else 0.05)
         return done
 
     with patch.object(Work, "wait", wait_longer):
@@ -229,7 +232,7 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
         collectives.bytes.clear()
 
     profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with last_holders(), profiler, live, collectives:
+    with last_holders(collectives), profiler, live, collectives:
         towers = load_towers_from(config.model.clip, config.run.seed)
         torch.manual_seed(0)
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
