@@ -10,7 +10,8 @@ fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random
                 Both have the schedule of the grid with which training from scratch on as many rooms is best, by mIoU
                 on the validation rooms with seed 0. What trains is the whole network with a linear head from scratch;
                 from pre-trained weights the recipe that is best on the same validation rooms with that schedule and
-                `both`, seed 0, whatever the pre-training; and the whole network with a linear head (`same_recipe`).
+                `both`, seed 0, whatever the pre-training. From `both` also the recipe of scratch (`same_recipe`) and
+                the one that configs/finetune/few_labels.yaml is (`few_labels`), chosen or not.
 
 Every job is a process of one thread, two at a time; what --out holds of the same commit is not computed again.
 """
@@ -57,14 +58,14 @@ SCHEDULES = (
     Schedule(400, 6e-3, 100),
     Schedule(400, 1.2e-2, 100),
 )
-# What a fine-tuning makes of its start: overrides of configs/finetune/rooms.yaml.
-LINEAR = "linear"
-WORDS = ("model.head=words", "train.head_learning_rate_scale=1")  # 5 is for a head of random weights
+# What a fine-tuning makes of its start: as on the command line, before what every job is told.
+LINEAR, WORDS = "linear", "words"
+ROOMS, FEW_LABELS = "configs/finetune/rooms.yaml", "configs/finetune/few_labels.yaml"
 RECIPES = {
-    LINEAR: ("model.head=linear",),
-    "words": WORDS,
-    "words_frozen_encoder": (*WORDS, "model.frozen=[encoder]"),
-    "words_frozen": (*WORDS, "model.frozen=[encoder, decoder]"),
+    LINEAR: (ROOMS,),
+    WORDS: (ROOMS, FEW_LABELS),
+    "words_frozen_encoder": (ROOMS, FEW_LABELS, "model.frozen=[encoder]"),
+    "words_frozen": (ROOMS, FEW_LABELS, "model.frozen=[encoder, decoder]"),
 }
 
 
@@ -125,12 +126,13 @@ def main(
         }
     )
     recipes = {rooms: best("recipe", rooms, tuple(RECIPES)) for rooms in NUMS_ROOMS}
-    linear = dict.fromkeys(NUMS_ROOMS, LINEAR)
+    linear, words = (dict.fromkeys(NUMS_ROOMS, recipe) for recipe in (LINEAR, WORDS))
     found |= bench.run(
         {
             **finetunings("scratch", None, linear),
             **finetunings("both", "both", recipes),
             **finetunings("same_recipe", "both", linear),
+            **finetunings("few_labels", "both", words),
         }
     )
     figures: dict[str, Any] = {"schedules": _by_rooms({n: schedule._asdict() for n, schedule in schedules.items()})}
@@ -273,6 +275,7 @@ def be_finetuning(
     scored: str,
 ) -> dict[str, Any]:
     from launch.quickstart_stages import override
+    from t4p.cli_arguments import split_arguments
     from t4p.config import FinetuneConfig
     from t4p.config_files import load_config_of
     from t4p.tasks.semantic import run
@@ -282,9 +285,8 @@ def be_finetuning(
         override("train.learning_rate", learning_rate),
         override("train.warmup_steps", warmup_steps),
         override("model.pretrained", start),
-        *RECIPES[recipe],
     ]
-    config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
+    config = load_config_of(FinetuneConfig, *split_arguments([*RECIPES[recipe], *overrides]))
     started = time.process_time()
     run(config)
     return {"cpu_seconds": time.process_time() - started, **export_and_score(config, scored)}
@@ -358,7 +360,7 @@ def summarise(found: dict[str, dict[str, Any]], seeds: int, pretrainings: Sequen
     for rooms in NUMS_ROOMS:
         scratch = each(f"scratch_{rooms}_rooms")
         figures[f"scratch_{rooms}_rooms"] = of(scratch)
-        for start in (*pretrainings, "same_recipe"):
+        for start in (*pretrainings, "same_recipe", "few_labels"):
             reached = each(f"{start}_{rooms}_rooms")
             figures[f"{start}_{rooms}_rooms"] = of(reached)
             figures[f"gain_{start}_{rooms}_rooms"] = of(a - b for a, b in zip(reached, scratch, strict=True))

@@ -114,10 +114,10 @@ def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
     the words' where it began with them.
     """
     text, config = exported.label_embeddings, exported.config
-    zero_shot = isinstance(config, PretrainConfig)
     batch = batch.to(text.device)
-    expanded, decoded = exported.net(batch.voxel_coords, batch.voxel_features, text, decode=not zero_shot)
     if isinstance(config, PretrainConfig):
+        expanded, _ = exported.net(batch.voxel_coords, batch.voxel_features, text, decode=False)
         return compare_with_text(expanded, text, 1.0).argmax(dim=1)[batch.bottleneck_of_voxel].cpu()
+    expanded, decoded = exported.net(batch.voxel_coords, batch.voxel_features, text)
     score_map = compare_with_text(expanded, text, config.loss.logit_scale)
     return score_voxels(config.model.head, decoded, score_map, batch.bottleneck_of_voxel).argmax(dim=1).cpu()
