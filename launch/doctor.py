@@ -20,21 +20,13 @@ from typing import Any, Self
 
 from launch.doctor_finding import Finding, read_finding
 from launch.doctor_fixes import MINKOWSKI, install_minkowski, pip_install
-from launch.private_ray import importable, last_lines
+from launch.private_folder import environment_of_one
+from launch.private_ray import last_lines
 from shards.store import open_store
 
 # Seconds that a probe has to clean up once it was told to end.
 END_PATIENCE = 10.0
 # Of torchrun, Ray and the like: a probe is a world of its own.
-FOREIGN_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "RAY_ADDRESS",
-)
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ class Trial:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=environment_of_one(),
                 start_new_session=True,
             )
 
@@ -233,8 +225,3 @@ def explain_end(check: Check, status: int | None, output: str) -> Finding:
         how = f"ended with status {status}"
     said = last_lines(output, 5)
     return Finding("broken", f"{how}; its last lines:\n{said}" if said else how, fix)
-
-
-def _environment() -> dict[str, str]:
-    """The caller's, as for a process alone in the world."""
-    return importable({name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES})

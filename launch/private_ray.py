@@ -13,9 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -26,12 +24,11 @@ from typing import Self
 
 from launch.errors import writing_in
 from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
-from launch.processes import CARETAKER, end_processes
+from launch.private_folder import caretaker, importable, private_folder
+from launch.processes import end_processes
 from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT, UNWRITABLE
 from launch.worker_group import Attempt, WorkerJob, log_path, write_attempt
 
-# Ray's sockets lie some 65 characters below its folder, and a path of AF_UNIX ends at 107.
-LONGEST_FOLDER = 40
 DRIVER_LOG = "driver.log"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
@@ -99,7 +96,7 @@ def _run_attempt(
     say: Callable[[str], None],
     stops: _StopSignals,
 ) -> JobOutcome:
-    with _private_folder() as folder, _caretaker(folder):
+    with private_folder() as folder, caretaker(folder):
         # Ranks on other nodes do not see the folder. A folder per attempt: a straggler of a lost one spoils no other.
         notes = folder if address is None or keep_logs is None else keep_logs / folder.name
         try:
@@ -172,19 +169,6 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     }
 
 
-def importable(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which `python -m launch...` finds these very packages, wherever it is started.
-
-    `python -m` looks into the current folder first, where a plain folder `shards/` passes for a package until a real
-    one comes up on the path. Those of an editable install (`pip install -e .`) never do: what finds them is asked last.
-    """
-    root = str(Path(__file__).resolve().parent.parent)
-    if root == sysconfig.get_path("purelib"):  # installed for good: real packages, and they stay behind Python's own
-        return dict(environment)
-    given = environment.get("PYTHONPATH")
-    return {**environment, "PYTHONPATH": f"{root}{os.pathsep}{given}" if given else root}
-
-
 def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcome:
     """What can be said when the driver process ended without an outcome.
 
@@ -227,38 +211,6 @@ def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
                 with log.open("rb") as source, (keep_logs / log.name).open("ab") as kept:
                     kept.write(f"{title_of_attempt(number)}\n".encode())
                     shutil.copyfileobj(source, kept)
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    with writing_in("the folder for temporary files"):
-        parent = tempfile.gettempdir()  # the first of some where a file can be written
-    if len(parent) > LONGEST_FOLDER - len("/t4p-12345678"):
-        parent = "/tmp"
-    with writing_in(parent):
-        folder = Path(tempfile.mkdtemp(prefix="t4p-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _caretaker(folder: Path) -> Iterator[None]:
-    """A process that ends what belongs to the folder when this one was killed and cannot."""
-    caretaker = subprocess.Popen(
-        [*CARETAKER, str(folder)],
-        stdin=subprocess.PIPE,  # closes when this process dies
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=importable(os.environ),
-        start_new_session=True,
-    )
-    try:
-        yield
-    finally:
-        caretaker.kill()
-        caretaker.communicate()
 
 
 class _StopSignals:

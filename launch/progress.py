@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,10 +42,14 @@ class MetricsFollower:
 
 
 class RunProgress:
-    """A progress bar of optimizer steps with the loss beside it; silent when the output is no terminal."""
+    """A bar of optimizer steps for every run, the loss beside it; silent when the output is no terminal."""
 
-    def __init__(self, metrics: Path, num_steps: int, console: Console) -> None:
-        self._follower = MetricsFollower(metrics)
+    def __init__(self, runs: Mapping[str, Path], num_steps: int, console: Console, beginning: str) -> None:
+        """
+        Args:
+            runs: the metrics.jsonl of each, by what is said of it while it trains.
+            beginning: what is said until the first step.
+        """
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +59,10 @@ class RunProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("starting Ray", total=num_steps, note="")
+        self._runs = [
+            (said, MetricsFollower(metrics), self._progress.add_task(f"{said}: {beginning}", total=num_steps, note=""))
+            for said, metrics in runs.items()
+        ]
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -68,8 +76,8 @@ class RunProgress:
 
     def update(self) -> None:
         """Take up what was written since the last call."""
-        line = self._follower.newest()
-        if line is None:
-            return
-        note = f"loss {line['loss']:.4f}  {line['samples_per_second']:.1f} frames/s"
-        self._progress.update(self._task, completed=line["step"], description="training", note=note)
+        for said, follower, task in self._runs:
+            line = follower.newest()
+            if line is not None:
+                note = f"loss {line['loss']:.4f}  {line['samples_per_second']:.1f} frames/s"
+                self._progress.update(task, completed=line["step"], description=said, note=note)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from launch.progress import RunProgress
 from launch.quickstart_page import Gallery, LegendEntry, Picture
 from launch.quickstart_report import QuickstartReport, RoomScores, read_lines
 from launch.quickstart_stages import Stages, collect_pretraining, count_workers, override
 from launch.scene_view import CUT_HEIGHT, RoomView, color_labels, label_palette
+from launch.side_by_side import run_side_by_side
 from launch.trainer import launch_training
 from shards.pack import pack
 from shards.progress import progress_bar
 from shards.reader import DatasetReader
 from shards.scene import Scene
+from t4p.cli_arguments import split_arguments
 from t4p.config import EvaluatedDataConfig, FinetuneConfig, PretrainConfig
 from t4p.config_files import load_config, load_config_of
 from t4p.train.checkpoint import checkpoints_in
@@ -79,36 +84,30 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         "pixels of a 2D decoder, both against all other pairs of all workers. No label was read.",
     ):
         launch_training(config, num_workers, console)
-    exported = {}
     with stages.stage(
         "Zero-shot",
         "The checkpoint was exported to one file, which needs neither DeepSpeed nor the image tower. Every point of "
         "the held-out frames got the label whose text embedding is nearest.",
     ):
-        exported["zero-shot"] = export_last(config)
+        exported = {"zero-shot": export_last(config)}
         scores = {"zero-shot": score(exported["zero-shot"], held_out)}
-    finetunings = {}
-    for name, whence, start, head in (
-        ("scratch", "random weights", None, "begins with random weights too"),
-        (
-            "finetuned",
-            "the pre-trained weights",
-            last_checkpoint(config),
-            "begins with the words, so that the first prediction is the zero-shot one",
-        ),
+    starts = {"scratch": None, "finetuned": last_checkpoint(config)}
+    arguments = {name: finetune_arguments(rooms, out / name, start) for name, start in starts.items()}
+    tuned = {name: load_config_of(FinetuneConfig, *split_arguments(given)) for name, given in arguments.items()}
+    head_scales = [f"{each.train.head_learning_rate_scale:g}" for each in tuned.values()]
+    with stages.stage(
+        "Fine-tuning from both starts",
+        f"{FINETUNE_STEPS} steps on the labelled frames of {NUM_LABELLED} of the training rooms, points alone, with "
+        "learnable prompts: from random weights and from the pre-trained ones, side by side, each with one worker and "
+        "without Ray (`t4p finetune`). One schedule, one seed and one order of frames. From random weights the head "
+        f"begins with random ones too, at {head_scales[0]} times the learning rate of the rest; from the pre-trained "
+        "weights it begins with the words, so that the first prediction is the zero-shot one, at "
+        f"{head_scales[1]} times. Then both were scored on the same held-out points.",
     ):
-        finetuning = finetune_config(rooms, out / name, start)
-        with stages.stage(
-            f"Fine-tuning from {whence}",
-            f"{FINETUNE_STEPS} steps on the labelled frames of {NUM_LABELLED} of the training rooms, points alone, "
-            f"with learnable prompts. The head {head}, and has "
-            f"{finetuning.train.head_learning_rate_scale:g} times the learning rate of the rest. Then scored on the "
-            "same held-out points. Both starts have one schedule but for that, one seed and one order of frames.",
-        ):
-            launch_training(finetuning, num_workers, console)
-            exported[name] = export_last(finetuning)
+        finetune_side_by_side(arguments, out, console)
+        for name, each in tuned.items():
+            exported[name] = export_last(each)
             scores[name] = score(exported[name], held_out)
-        finetunings[f"from {whence}"] = read_lines(out / name / "metrics.jsonl")
     with stages.stage(
         "A scene", "One of the held-out rooms as a whole, labelled in both ways and drawn from one side."
     ):
@@ -126,7 +125,10 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
             scratch=scores["scratch"],
             finetuned=scores["finetuned"],
         ),
-        finetunings=finetunings,
+        finetunings={
+            f"from {whence}": read_lines(out / name / "metrics.jsonl")
+            for name, whence in (("scratch", "random weights"), ("finetuned", "the pre-trained weights"))
+        },
         gallery=gallery,
     )
 
@@ -158,23 +160,41 @@ def pretrain_config(rooms: Rooms, run_dir: Path) -> PretrainConfig:
     )
 
 
-def finetune_config(rooms: Rooms, run_dir: Path, start: Path | None) -> FinetuneConfig:
-    """configs/finetune/rooms.yaml likewise, pre-trained weights with FEW_LABELS over it.
+def finetune_arguments(rooms: Rooms, run_dir: Path, start: Path | None) -> list[str]:
+    """Of `t4p finetune`: configs/finetune/rooms.yaml likewise, pre-trained weights with FEW_LABELS over it.
 
     Args:
         start: a checkpoint of the pre-training; None is from scratch.
     """
-    return load_config_of(
-        FinetuneConfig,
-        ["configs/finetune/rooms.yaml", *([] if start is None else [FEW_LABELS])],
-        [
-            override("run.dir", str(run_dir)),
-            override("data.shards", [rooms.labelled]),
-            override("model.pretrained", None if start is None else str(start)),
-            override("train.num_steps", FINETUNE_STEPS),
-            override("train.checkpoint_every", FINETUNE_STEPS),
-        ],
-    )
+    return [
+        "configs/finetune/rooms.yaml",
+        *([] if start is None else [FEW_LABELS]),
+        override("run.dir", str(run_dir)),
+        override("data.shards", [rooms.labelled]),
+        override("model.pretrained", None if start is None else str(start)),
+        override("train.num_steps", FINETUNE_STEPS),
+        override("train.checkpoint_every", FINETUNE_STEPS),
+    ]
+
+
+def finetune_side_by_side(arguments: Mapping[str, Sequence[str]], out: Path, console: Console) -> None:
+    """Fine-tune with each of these arguments, at once.
+
+    Args:
+        arguments: of `t4p finetune`, by the name of the run folder in `out`.
+
+    Raises:
+        LaunchError: one of them failed.
+    """
+    for name in arguments:
+        console.print(f"run folder: {out / name}", soft_wrap=True, highlight=False)
+    commands = {
+        f"fine-tuning {name}": [sys.executable, "-m", "t4p.cli", "finetune", *given]
+        for name, given in arguments.items()
+    }
+    metrics = {name: out / name / "metrics.jsonl" for name in arguments}
+    with RunProgress(metrics, FINETUNE_STEPS, console, "starting") as progress:
+        run_side_by_side(commands, progress.update)
 
 
 def score_beginning(config: PretrainConfig, held_out: EvaluatedDataConfig) -> tuple[SemanticScores, SemanticScores]:

@@ -65,7 +65,8 @@ def launch_training(
 
     say(f"run folder: {config.run.dir}")
     try:
-        with RunProgress(run_dir / "metrics.jsonl", config.train.num_steps, console) as progress:
+        runs = {"training": run_dir / "metrics.jsonl"}
+        with RunProgress(runs, config.train.num_steps, console, "starting Ray") as progress:
             outcome = run_job(
                 job_of(config, num_workers),
                 progress.update,

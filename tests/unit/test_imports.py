@@ -39,6 +39,7 @@ LIGHT = (
     "launch.jobs",
     "launch.outcome",
     "launch.placement",
+    "launch.private_folder",
     "launch.private_ray",
     "launch.processes",
     "launch.progress",
@@ -50,6 +51,7 @@ LIGHT = (
     "launch.quickstart_stages",
     "launch.ray_driver",
     "launch.scene_view",
+    "launch.side_by_side",
     "launch.trainer",
     "launch.worker_group",
 )

@@ -43,13 +43,16 @@ def test_follower_begins_anew_when_a_resumed_run_cuts_the_file_back(tmp_path: Pa
 
 
 def test_progress_shows_on_a_terminal_and_is_silent_elsewhere(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+    path, other = (tmp_path / f"metrics_{run}.jsonl" for run in ("one", "two"))
     for terminal in (True, False):
         output = io.StringIO()
         path.unlink(missing_ok=True)
-        with RunProgress(path, 8, Console(file=output, force_terminal=terminal, width=100)) as progress:
+        console = Console(file=output, force_terminal=terminal, width=100)
+        with RunProgress({"one": path, "two": other}, 8, console, "starting") as progress:
             path.write_text(line(8))
             progress.update()
         assert ("8/8" in output.getvalue()) == terminal
         assert ("loss 1.2500" in output.getvalue()) == terminal
+        assert ("one" in output.getvalue()) == terminal
+        assert ("two: starting" in output.getvalue()) == terminal
         assert terminal or not output.getvalue().strip()
