@@ -122,24 +122,26 @@ def test_four_rooms_are_learnt_by_heart_and_the_export_knows_them_without_clip(r
         "data.num_workers=0",
         f"data.shards=[{rooms}]",
         f"data.validation_shards=[{rooms}]",
-        "data.pixel_stride=2",
+        "data.pixel_stride=3",
         "data.augment.rotation=false",
         "data.augment.mirror=false",
         "data.augment.scale=0",
         "model.point_features=[one, color, position]",  # whatever tells one place of these rooms from another
         "model.voxel_size=0.04",  # with 5 cm, voxels of two classes cost 2 points of mIoU; with 4 cm, 1
         f"run.dir={run_dir}",
-        "train.num_steps=400",
-        "train.checkpoint_every=400",
+        "train.learning_rate=6e-3",
+        "train.warmup_steps=30",
+        "train.num_steps=350",
+        "train.checkpoint_every=350",
     )
     before, after = (json.loads(line) for line in (run_dir / "validation.jsonl").read_text().splitlines())
     assert before["miou"] < 0.1
     assert after["miou"] > 0.95, (output, after)
 
     exported = tmp_path / "model.safetensors"
-    t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000400"), str(exported))
+    t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000350"), str(exported))
     scores = json.loads(
-        t4p("evaluate", f"model.exported={exported}", f"data.shards=[{rooms}]", "data.pixel_stride=2", "--json")
+        t4p("evaluate", f"model.exported={exported}", f"data.shards=[{rooms}]", "data.pixel_stride=3", "--json")
     )
     assert scores["task"] == "semantic"
     assert scores["miou"] == pytest.approx(after["miou"], abs=1e-6)
