@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 LONGEST := tests/integration/test_first_light.py
 
 help:
-	@echo "make env                build .venv with everything (about ten minutes on two cores, most of it MinkowskiEngine)"
+	@echo "make env                build .venv with everything (minutes on two cores, half of them MinkowskiEngine)"
 	echo "make quickstart         the whole road on procedural rooms, and a report; DATA=FOLDER or DATA=s3://BUCKET/PREFIX: on yours"
 	echo "make small-clip         make the CLIP that is shipped for procedural rooms again (configs/clip/small-rooms.*)"
 	echo "make test | unit        all tests | the quick ones (options in PYTEST_ARGS are passed on)"
@@ -81,7 +81,7 @@ minkowski:
 	echo "Building MinkowskiEngine (about three minutes on two cores) ..."
 	# -g0: Python asks for debug symbols, which take the compiler half of its time. No cache: a wheel built against
 	# another torch imports with "undefined symbol".
-	CFLAGS=-g0 PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib $(BIN)/python -m pip install -q --disable-pip-version-check \
+	CFLAGS="$${CFLAGS:-} -g0" PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib $(BIN)/python -m pip install -q --disable-pip-version-check \
 		--no-build-isolation --no-cache-dir --no-deps --force-reinstall -c constraints.txt MinkowskiEngine \
 		|| echo "$$no_minkowski_build" >&2
 

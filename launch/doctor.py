@@ -20,13 +20,12 @@ from typing import Any, Self
 
 from launch.doctor_finding import Finding, read_finding
 from launch.doctor_fixes import MINKOWSKI, install_minkowski, pip_install
-from launch.private_folder import environment_of_one
-from launch.private_ray import last_lines
+from launch.environment import environment_of_one
+from launch.processes import last_lines
 from shards.store import open_store
 
 # Seconds that a probe has to clean up once it was told to end.
 END_PATIENCE = 10.0
-# Of torchrun, Ray and the like: a probe is a world of its own.
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def install_minkowski(python: tuple[int, int] = sys.version_info[:2], folder: Pa
         return "python3.11 -m venv .venv && .venv/bin/pip install text4point && .venv/bin/t4p doctor"
     # No cache: a wheel built against another torch imports with "undefined symbol".
     return (
-        f"{MINKOWSKI_LIBRARIES} && SETUPTOOLS_USE_DISTUTILS=stdlib {_short(Path(sys.executable))} -m pip install "
+        f"{MINKOWSKI_LIBRARIES} && CFLAGS=-g0 SETUPTOOLS_USE_DISTUTILS=stdlib "
+        f"{_short(Path(sys.executable))} -m pip install "
         "--no-build-isolation --no-cache-dir --no-deps --force-reinstall MinkowskiEngine==0.5.4"
     )
 

@@ -10,36 +10,26 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
 
+from launch.environment import importable
 from launch.errors import writing_in
 from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
-from launch.private_folder import caretaker, importable, private_folder
-from launch.processes import end_processes
+from launch.private_folder import caretaker, private_folder
+from launch.processes import describe_end, end_processes, last_lines
 from launch.ray_driver import CONNECTED, SAID, START_TIMEOUT, UNWRITABLE
+from launch.stop_signals import StopSignals
 from launch.worker_group import Attempt, WorkerJob, log_path, write_attempt
 
 DRIVER_LOG = "driver.log"
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
-
-
-class Stopped(BaseException):
-    """The user or the system asked the command to end."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 def run_job(
@@ -75,7 +65,7 @@ def run_job(
     """
     if address is not None and keep_logs is None:
         raise ValueError("on a cluster the ranks need a shared folder for their logs: keep_logs")
-    with _StopSignals() as stops:
+    with StopSignals() as stops:
         for number in count(1):
             outcome = replace(_run_attempt(job, number, address, on_tick, keep_logs, say, stops), attempt=number)
             lost = worth_restarting(outcome)
@@ -94,7 +84,7 @@ def _run_attempt(
     on_tick: Callable[[], None],
     keep_logs: Path | None,
     say: Callable[[str], None],
-    stops: _StopSignals,
+    stops: StopSignals,
 ) -> JobOutcome:
     with private_folder() as folder, caretaker(folder):
         # Ranks on other nodes do not see the folder. A folder per attempt: a straggler of a lost one spoils no other.
@@ -183,17 +173,12 @@ def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcom
             problem=f"{folder.parent}: what became of the job cannot be written there, so it is not known; make room "
             "there, or set TMPDIR to another folder. The same command resumes from the last checkpoint"
         )
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     log = (folder / DRIVER_LOG).read_text(encoding="utf-8", errors="replace")
+    how = describe_end(status)
     return JobOutcome(
         problem=f"the process that runs Ray {how} before the job was over\nits last lines:\n{last_lines(log, 15)}",
         problem_is_loss=status < 0 or (folder / CONNECTED).exists(),
     )
-
-
-def last_lines(text: str, count: int) -> str:
-    """The last `count` lines that are not blank."""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
 def title_of_attempt(number: int) -> str:
@@ -211,42 +196,3 @@ def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
                 with log.open("rb") as source, (keep_logs / log.name).open("ab") as kept:
                     kept.write(f"{title_of_attempt(number)}\n".encode())
                     shutil.copyfileobj(source, kept)
-
-
-class _StopSignals:
-    """Turns the signals that ask the command to end into Stopped; those that come while held wait."""
-
-    def __init__(self) -> None:
-        self._held = False
-        self._waiting: int | None = None
-
-    def __enter__(self) -> Self:
-        # What is ignored stays ignored: SIGHUP under nohup, SIGINT behind the `&` of a script.
-        numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._take) for number in numbers}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """For the seconds in which processes are ended: a second Ctrl-C must not leave half of them behind."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-
-    def raise_waiting(self) -> None:
-        """Stop now if a signal came while they were held."""
-        if self._waiting is not None:
-            raise Stopped(self._waiting)
-
-    def _take(self, signal_number: int, frame: FrameType | None) -> None:
-        if not self._held:
-            raise Stopped(signal_number)
-        self._waiting = signal_number

@@ -1,6 +1,6 @@
-"""Finding and ending the processes of one private Ray, and no others.
+"""Finding and ending the processes of one private folder (of a private Ray, or commands side by side), and no others.
 
-Run as a program it is the caretaker of a private Ray's folder: it waits until its standard input closes, which happens
+Run as a program it is the caretaker of such a folder: it waits until its standard input closes, which happens
 when the command that started it dies, even by SIGKILL, and then ends everything. It is no part of Ray: a process that
 is connected to Ray may be ended by it as soon as the raylet is gone, in the middle of ending the rest.
 """
@@ -19,7 +19,7 @@ CARETAKER = [sys.executable, "-m", "launch.processes"]
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Processes that belong to the Ray living in this folder, whoever their parent is by now.
+    """Processes that belong to this folder, whoever their parent is by now.
 
     The folder's name is unique to one launch and stands on the command line (gcs, raylet, dashboard), in the
     environment, or behind the standard output (workers and what they start) of each of its processes. This process
@@ -56,6 +56,16 @@ def _mentions(process: psutil.Process, name: str) -> bool:
         return any(name in os.readlink(f"/proc/{process.pid}/fd/{stream}") for stream in (1, 2))
     except (psutil.Error, OSError):  # gone meanwhile, or another user's: not ours
         return False
+
+
+def describe_end(status: int) -> str:
+    """How a process ended, as a part of a sentence about it."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def last_lines(text: str, count: int) -> str:
+    """The last `count` lines that are not blank."""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-count:])
 
 
 def take_care(folder: Path) -> None:

@@ -15,7 +15,8 @@ from launch.quickstart_page import Gallery, LegendEntry, Picture
 from launch.quickstart_report import QuickstartReport, RoomScores, read_lines
 from launch.quickstart_stages import Stages, collect_pretraining, count_workers, override
 from launch.scene_view import CUT_HEIGHT, RoomView, color_labels, label_palette
-from launch.side_by_side import run_side_by_side
+from launch.side_by_side import Command, run_side_by_side
+from launch.stop_signals import Stopped
 from launch.trainer import launch_training
 from shards.pack import pack
 from shards.progress import progress_bar
@@ -38,6 +39,7 @@ HELD_OUT = "seed=3,rooms=12"
 SHOWN = "seed=3,rooms=1,first=0"
 PRETRAIN_STEPS = 400
 FINETUNE_STEPS = 120
+STARTS = {"scratch": "random weights", "finetuned": "the pre-trained weights"}  # by run folder
 FEW_LABELS = "configs/finetune/few_labels.yaml"  # for the pre-trained start; random weights know no words
 
 
@@ -91,8 +93,8 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
     ):
         exported = {"zero-shot": export_last(config)}
         scores = {"zero-shot": score(exported["zero-shot"], held_out)}
-    starts = {"scratch": None, "finetuned": last_checkpoint(config)}
-    arguments = {name: finetune_arguments(rooms, out / name, start) for name, start in starts.items()}
+    checkpoints = {"scratch": None, "finetuned": last_checkpoint(config)}
+    arguments = {name: finetune_arguments(rooms, out / name, start) for name, start in checkpoints.items()}
     tuned = {name: load_config_of(FinetuneConfig, *split_arguments(given)) for name, given in arguments.items()}
     head_scales = [f"{each.train.head_learning_rate_scale:g}" for each in tuned.values()]
     with stages.stage(
@@ -125,10 +127,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
             scratch=scores["scratch"],
             finetuned=scores["finetuned"],
         ),
-        finetunings={
-            f"from {whence}": read_lines(out / name / "metrics.jsonl")
-            for name, whence in (("scratch", "random weights"), ("finetuned", "the pre-trained weights"))
-        },
+        finetunings={f"from {whence}": read_lines(out / name / "metrics.jsonl") for name, whence in STARTS.items()},
         gallery=gallery,
     )
 
@@ -185,16 +184,23 @@ def finetune_side_by_side(arguments: Mapping[str, Sequence[str]], out: Path, con
 
     Raises:
         LaunchError: one of them failed.
+        SystemExit: the command was told to stop (Ctrl-C, SIGTERM); every process has been ended.
     """
     for name in arguments:
         console.print(f"run folder: {out / name}", soft_wrap=True, highlight=False)
     commands = {
-        f"fine-tuning {name}": [sys.executable, "-m", "t4p.cli", "finetune", *given]
+        f"the fine-tuning from {STARTS[name]}": Command(
+            [sys.executable, "-m", "t4p.cli", "finetune", *given], out / name / "logs" / "rank-0.log"
+        )
         for name, given in arguments.items()
     }
-    metrics = {name: out / name / "metrics.jsonl" for name in arguments}
-    with RunProgress(metrics, FINETUNE_STEPS, console, "starting") as progress:
-        run_side_by_side(commands, progress.update)
+    metrics = {f"from {STARTS[name]}": out / name / "metrics.jsonl" for name in arguments}
+    try:
+        with RunProgress(metrics, FINETUNE_STEPS, console, "starting") as progress:
+            run_side_by_side(commands, progress.update)
+    except Stopped as stop:
+        console.print(f"stopped by {stop}")
+        raise SystemExit(128 + stop.signal_number) from None
 
 
 def score_beginning(config: PretrainConfig, held_out: EvaluatedDataConfig) -> tuple[SemanticScores, SemanticScores]:

@@ -13,8 +13,9 @@ from launch.errors import LaunchError
 from launch.job_spec import world_sizes
 from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
 from launch.placement import worker_resources
-from launch.private_ray import Stopped, run_job, title_of_attempt
+from launch.private_ray import run_job, title_of_attempt
 from launch.progress import RunProgress
+from launch.stop_signals import Stopped
 from launch.worker_group import Report, WorkerJob
 from t4p.config import FinetuneConfig, JobConfig, config_of_task
 from t4p.errors import ConfigError

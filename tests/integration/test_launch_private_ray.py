@@ -82,7 +82,8 @@ def wait_forever(config, report):
 
 COMMAND = """
 import json, sys
-from launch.private_ray import Stopped, run_job
+from launch.private_ray import run_job
+from launch.stop_signals import Stopped
 from launch.worker_group import WorkerJob
 try:
     run_job(WorkerJob("launched_workers:wait_forever", {"out": sys.argv[1]}, 2), lambda: None)

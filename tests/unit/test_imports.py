@@ -31,6 +31,7 @@ LIGHT = (
     "launch.doctor_probes",
     "launch.doctor_report",
     "launch.doctor_storage",
+    "launch.environment",
     "launch.errors",
     "launch.job_client",
     "launch.job_source",
@@ -52,6 +53,7 @@ LIGHT = (
     "launch.ray_driver",
     "launch.scene_view",
     "launch.side_by_side",
+    "launch.stop_signals",
     "launch.trainer",
     "launch.worker_group",
 )

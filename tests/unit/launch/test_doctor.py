@@ -105,6 +105,11 @@ def test_minkowski_is_built_as_the_makefile_does(tmp_path: Path, monkeypatch: py
     assert install_minkowski((3, 12), ROOT) == f"cd {ROOT} && {newer}"
     missing = with_fix(BY_NAME["sparse: minkowski"], Finding("missing", f"{MINKOWSKI} is not installed"))
     assert missing.fix == install_minkowski()
+    monkeypatch.setattr("launch.doctor_fixes.find_checkout", lambda: None)
+    without_checkout = install_minkowski((3, 11))
+    for setting in ("-g0", "SETUPTOOLS_USE_DISTUTILS=stdlib", "--no-build-isolation --no-cache-dir --no-deps"):
+        assert setting in without_checkout
+        assert setting in makefile
 
 
 def test_a_package_of_no_bounds_is_named_as_it_is(tmp_path: Path) -> None:

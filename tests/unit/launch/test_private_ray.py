@@ -15,8 +15,9 @@ import pytest
 
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure, write_failure, write_outcome
-from launch.private_ray import Stopped, _environment, run_job
+from launch.private_ray import _environment, run_job
 from launch.ray_driver import CONNECTED, UNWRITABLE
+from launch.stop_signals import Stopped
 from launch.worker_group import WorkerJob, log_path, read_attempt
 
 JOB = WorkerJob("nowhere:nothing", {"resume": "never"}, 1)

@@ -43,16 +43,21 @@ def test_follower_begins_anew_when_a_resumed_run_cuts_the_file_back(tmp_path: Pa
 
 
 def test_progress_shows_on_a_terminal_and_is_silent_elsewhere(tmp_path: Path) -> None:
-    path, other = (tmp_path / f"metrics_{run}.jsonl" for run in ("one", "two"))
     for terminal in (True, False):
+        runs = {name: tmp_path / f"{name}_{terminal}.jsonl" for name in ("one", "two")}
         output = io.StringIO()
-        path.unlink(missing_ok=True)
         console = Console(file=output, force_terminal=terminal, width=100)
-        with RunProgress({"one": path, "two": other}, 8, console, "starting") as progress:
-            path.write_text(line(8))
+        with RunProgress(runs, 8, console, "waiting") as progress:
+            runs["one"].write_text(line(8))
             progress.update()
-        assert ("8/8" in output.getvalue()) == terminal
-        assert ("loss 1.2500" in output.getvalue()) == terminal
-        assert ("one" in output.getvalue()) == terminal
-        assert ("two: starting" in output.getvalue()) == terminal
-        assert terminal or not output.getvalue().strip()
+            runs["two"].write_text(line(4))
+        if not terminal:
+            assert not output.getvalue().strip()
+            continue
+        assert "two: waiting" in output.getvalue()
+        *_, one, two = [shown for shown in output.getvalue().splitlines() if "/8" in shown]
+        for shown, name, step, loss in ((one, "one", 8, "1.2500"), (two, "two", 4, "2.5000")):
+            assert name in shown
+            assert "waiting" not in shown
+            assert f"{step}/8" in shown
+            assert f"loss {loss}" in shown
