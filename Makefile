@@ -78,7 +78,7 @@ minkowski:
 		| g++ -x c++ -I"$$headers" - -lopenblas -o /dev/null 2>/dev/null; }
 	can_compile || { $(call apt_install,libopenblas-dev python3-dev) && can_compile; } \
 		|| { echo "$$no_minkowski_libraries" >&2; exit 0; }
-	echo "Building MinkowskiEngine (about three minutes on two cores) ..."
+	echo "Building MinkowskiEngine (about five minutes on two cores) ..."
 	# -g0: Python asks for debug symbols, which take the compiler half of its time. No cache: a wheel built against
 	# another torch imports with "undefined symbol".
 	CFLAGS="$${CFLAGS:-} -g0" PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib $(BIN)/python -m pip install -q --disable-pip-version-check \
