@@ -81,7 +81,8 @@ minkowski:
 	echo "Building MinkowskiEngine (about five minutes on two cores) ..."
 	# -g0: Python asks for debug symbols, which take the compiler half of its time. No cache: a wheel built against
 	# another torch imports with "undefined symbol".
-	CFLAGS="$${CFLAGS:-} -g0" PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib $(BIN)/python -m pip install -q --disable-pip-version-check \
+	CFLAGS="$${CFLAGS:-} -g0" PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib \
+		$(BIN)/python -m pip install -q --disable-pip-version-check \
 		--no-build-isolation --no-cache-dir --no-deps --force-reinstall -c constraints.txt MinkowskiEngine \
 		|| echo "$$no_minkowski_build" >&2
 

@@ -76,7 +76,7 @@ def main(
     steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 1000,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     compare: Annotated[
-        bool, typer.Option(help="L_e alone too, at equal steps and at equal time: twice as long.")
+        bool, typer.Option(help="L_e alone too, at equal steps and at equal time: half as long again.")
     ] = True,
     job: Annotated[str | None, typer.Option(help="Internal: be one of the processes.", hidden=True)] = None,
 ) -> None:

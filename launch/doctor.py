@@ -21,7 +21,7 @@ from typing import Any, Self
 from launch.doctor_finding import Finding, read_finding
 from launch.doctor_fixes import MINKOWSKI, install_minkowski, pip_install
 from launch.environment import environment_of_one
-from launch.processes import last_lines
+from launch.processes import describe_end, last_lines
 from shards.store import open_store
 
 # Seconds that a probe has to clean up once it was told to end.
@@ -221,6 +221,6 @@ def explain_end(check: Check, status: int | None, output: str) -> Finding:
     elif status < 0:
         how = f"crashed with {signal.Signals(-status).name}"
     else:
-        how = f"ended with status {status}"
+        how = describe_end(status)
     said = last_lines(output, 5)
     return Finding("broken", f"{how}; its last lines:\n{said}" if said else how, fix)

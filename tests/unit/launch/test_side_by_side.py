@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from live_processes import is_running
 
 from launch.errors import LaunchError
 from launch.side_by_side import OWNER, Command, run_side_by_side
@@ -44,13 +45,6 @@ def python(script: str, *arguments: Path) -> list[str]:
 
 def logged(tmp_path: Path, script: str, *arguments: Path) -> Command:
     return Command(python(script, *arguments), tmp_path / "logs" / "log")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def wait_until(condition) -> None:

@@ -347,11 +347,12 @@ def test_a_batch_smaller_than_the_world_ends_with_its_numbers():
 
 
 def test_only_the_pairs_that_are_drawn_are_planned_and_none_of_a_loss_without_weight():
-    arguments = ["plan", "configs/pretrain/rooms.yaml", "data.shards=[/nowhere]", "loss.weight_d=0", "--nodes", "2"]
+    overrides = ["data.shards=[/nowhere]", "loss.weight_d=0", "train.global_batch_size=6"]
+    arguments = ["plan", "configs/pretrain/rooms.yaml", *overrides, "--nodes", "2"]
     result = CliRunner().invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
     assert (plan["frames"]["pairs_e"], plan["frames"]["pairs_d"]) == (384, 0)
-    assert (plan["loss_e"]["rows"], plan["loss_e"]["columns"]) == (2 * 384, 4 * 384)
+    assert (plan["loss_e"]["rows"], plan["loss_e"]["columns"]) == (3 * 384, 6 * 384)
     assert (plan["loss_d"]["rows"], plan["loss_d"]["held_bytes"], plan["loss_d"]["sent_bytes"]) == (0, 0, 0)
-    assert plan["micro_batch"]["tiles"] == 10 * (2 * 384) ** 2  # those of L_e
+    assert plan["micro_batch"]["tiles"] == 10 * min(3 * 384, 1024) * 3 * 384  # those of L_e

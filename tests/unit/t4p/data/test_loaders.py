@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from live_processes import is_running
+
 from shards.pack import pack
 
 SCRIPT = """
@@ -41,10 +43,3 @@ def test_loaders_of_a_killed_process_end(tmp_path: Path) -> None:
     while left := [pid for pid in loaders if is_running(pid)]:
         assert time.monotonic() < deadline, f"loaders {left} are still there"
         time.sleep(0.2)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
