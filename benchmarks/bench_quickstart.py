@@ -33,7 +33,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from record import REPOSITORY, commit, record
 
-SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=8", "test": "seed=3,rooms=12"}
+SERIES = {"training": "seed=1,rooms=80", "validation": "seed=2,rooms=24", "test": "seed=3,rooms=12"}
 PRETRAININGS = ("both", "e_alone", "both_brief")
 NUMS_ROOMS = (2, 4)
 SCORED = ("validation", "test")
@@ -73,7 +73,7 @@ def main(
         "runs/bench_quickstart"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 1000,
+    steps: Annotated[int, typer.Option(min=20, help="Of pre-training with both losses.")] = 2000,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     compare: Annotated[
         bool, typer.Option(help="L_e alone too, at equal steps and at equal time: half as long again.")
