@@ -107,6 +107,15 @@ def export_command(
     pretrained: Annotated[
         str | None, typer.Option(help="The towers' weights, where they are not where model.clip.pretrained says.")
     ] = None,
+    finetuned_share: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of the weights; the rest are those that the fine-tuning began with. With few labels less than 1 is "
+            "often better: try 0.3 on validation data.",
+        ),
+    ] = 1.0,
 ) -> None:
     """Write the trained weights, the configuration and the label embeddings into one file; no DeepSpeed to read it."""
     if out.is_dir() or not out.parent.is_dir():
@@ -114,7 +123,7 @@ def export_command(
     check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte
     from t4p.train.export import export_checkpoint
 
-    export_checkpoint(checkpoint, out, pretrained)
+    export_checkpoint(checkpoint, out, pretrained, finetuned_share)
     typer.echo(
         f"{out}: {out.stat().st_size / 1e6:,.1f} MB; score it with `t4p evaluate model.exported={out}`, read it with "
         f"t4p.models.exported.load_exported_network({str(out)!r})"

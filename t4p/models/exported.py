@@ -79,12 +79,14 @@ def write_exported(
     step: int,
     towers_sha256: str,
     versions: Mapping[str, str],
+    finetuned_share: float = 1.0,
 ) -> None:
     """Write the file, whole or not at all.
 
     Args:
         weights: parameters and buffers of the trained module.
         label_embeddings: (K', d) of `config.model.labels`.
+        finetuned_share: as for `t4p.train.export.export_checkpoint`; it stands in the header.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -96,6 +98,7 @@ def write_exported(
         "labels": json.dumps(config.model.labels),
         "towers_sha256": json.dumps(towers_sha256),
         "versions": json.dumps(dict(versions)),
+        "finetuned_share": json.dumps(finetuned_share),
     }
     # Copies: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}

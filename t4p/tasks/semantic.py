@@ -23,6 +23,7 @@ from t4p.data.transforms import IGNORED
 from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
+from t4p.models.clip import ClipTowers
 from t4p.models.prompts import PromptedLabels
 from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.models.text4point import build_text4point
@@ -213,14 +214,11 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     validation = build_validation(config)
     if model.head == "words" and model.pretrained is None and rank() == 0:
         say("model.head is words, and there is no model.pretrained: random weights know no words; linear learns more")
-    torch.manual_seed(config.run.seed)
-    prompted = PromptedLabels(towers.to(device), model.labels, model.text_query.template, model.prompt_tokens)
-    module = SemanticModule(model, config.loss, prompted, towers.embed_dim).to(device)
+    module = build_module(config, towers.to(device)).to(device)
 
     def wrap(checkpoint: Path | None) -> Engine:
         if checkpoint is None and model.pretrained is not None:
-            start = read_starting_weights(Path(model.pretrained))
-            differing = load_starting_weights(module.net, start, config, towers.sha256)
+            differing = load_pretrained(module, config, towers.sha256)
             if rank() == 0:
                 for line in differing:
                     say(f"model.pretrained was trained otherwise: {line}")
@@ -236,6 +234,34 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     task = SemanticTask(model.labels, device, validation)
     with open_run(config, wrap, catalogue.shards_sha256, towers.sha256, on_step) as (engine, settings, log):
         train(engine, task, stream, config.train, settings, log)
+
+
+def build_module(config: FinetuneConfig, towers: ClipTowers) -> SemanticModule:
+    """Random weights, the same in every process: how a run begins without `model.pretrained`.
+
+    Raises:
+        ClipError: the prompts cannot work.
+    """
+    model = config.model
+    assert isinstance(model.labels, tuple)  # the loader has read the file
+    torch.manual_seed(config.run.seed)
+    prompted = PromptedLabels(towers, model.labels, model.text_query.template, model.prompt_tokens)
+    return SemanticModule(model, config.loss, prompted, towers.embed_dim)
+
+
+def load_pretrained(module: SemanticModule, config: FinetuneConfig, towers_sha256: str) -> tuple[str, ...]:
+    """Put the weights of `model.pretrained`, which is set, into a module as it was built.
+
+    Returns:
+        As `load_starting_weights`.
+
+    Raises:
+        CheckpointError: they cannot be read.
+        ConfigError: they do not fit.
+    """
+    assert config.model.pretrained is not None
+    start = read_starting_weights(Path(config.model.pretrained))
+    return load_starting_weights(module.net, start, config, towers_sha256)
 
 
 def build_recipe(config: FinetuneConfig, catalogue: Catalogue, augment: AugmentConfig | None) -> LabelRecipe:

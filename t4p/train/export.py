@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
+from torch import Tensor
 
-from t4p.config import PretrainConfig, config_of_task
-from t4p.errors import CheckpointError
+from t4p.config import FinetuneConfig, JobConfig, PretrainConfig, config_of_task
+from t4p.errors import CheckpointError, ConfigError
+from t4p.models.clip import ClipTowers
 from t4p.models.exported import write_exported
 from t4p.models.prompts import PromptedLabels
 from t4p.tasks.pretrain import load_towers_from
+from t4p.tasks.semantic import build_module, load_pretrained
 from t4p.train.checkpoint import read_state, verify_marker
 from t4p.train.engine import saved_weights
 from t4p.train.universal import is_universal
 
 
-def export_checkpoint(checkpoint: Path, destination: Path, pretrained: str | None = None) -> None:
+def export_checkpoint(
+    checkpoint: Path, destination: Path, pretrained: str | None = None, finetuned_share: float = 1.0
+) -> None:
     """Write the trained weights of a checkpoint and the embeddings of its labels into one safetensors file.
 
     Args:
         pretrained: the weights of the towers, where they are not where `model.clip.pretrained` says.
+        finetuned_share: between 0 and 1. Below 1, for a fine-tuning with a head of words, the weights are a mean of
+            those that it ended with and, for the rest, those that it began with: Wortsman et al., Robust fine-tuning of
+            zero-shot models, CVPR 2022, where this is alpha. 0 is zero-shot.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, the towers are not those of the run, or the file cannot be
-            written.
+        CheckpointError: the checkpoint is not whole, the towers are not those of the run, the weights that it began
+            with cannot be read, or the file cannot be written.
         ClipError: the towers cannot be loaded.
+        ConfigError: a share of what has no such beginning.
     """
     verify_marker(checkpoint)
     if is_universal(checkpoint):
@@ -39,6 +49,8 @@ def export_checkpoint(checkpoint: Path, destination: Path, pretrained: str | Non
             f"{checkpoint}: its configuration is of another version of text4point ({problem}); export it with the "
             f"version that wrote it ({state.versions.get('text4point')})"
         ) from error
+    if finetuned_share != 1:
+        _require_beginning_in_words(checkpoint, config, finetuned_share)
     clip = config.model.clip
     if pretrained is not None:
         clip = clip.model_copy(update={"pretrained": pretrained})
@@ -54,6 +66,49 @@ def export_checkpoint(checkpoint: Path, destination: Path, pretrained: str | Non
     if isinstance(config, PretrainConfig):
         embeddings = towers.encode_labels(model.labels, model.text_query.template)
     else:
+        if finetuned_share != 1:
+            weights = blend(weights_at_start(config, towers), weights, finetuned_share)
         prompted = PromptedLabels(towers, model.labels, model.text_query.template, config.model.prompt_tokens)
         embeddings = prompted.embed(weights["prompt_tokens"])
-    write_exported(destination, weights, embeddings, config, state.step, state.towers_sha256, state.versions)
+    write_exported(
+        destination, weights, embeddings, config, state.step, state.towers_sha256, state.versions, finetuned_share
+    )
+
+
+def blend(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share_of_end: float) -> dict[str, Tensor]:
+    """The mean of two states of one module, tensor by tensor, running statistics too; what counts is that of `end`."""
+    return {
+        name: start[name].lerp(value, share_of_end) if value.is_floating_point() else value
+        for name, value in end.items()
+    }
+
+
+def weights_at_start(config: FinetuneConfig, towers: ClipTowers) -> dict[str, Tensor]:
+    """What a fine-tuning from `model.pretrained`, which is set, finds at its first step.
+
+    Raises:
+        CheckpointError: `model.pretrained` cannot be read.
+        ConfigError: it does not fit.
+    """
+    # Ranks that share statistics, and the backend that trained, may not be there.
+    model = config.model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
+    module = build_module(config.model_copy(update={"model": model}), towers)
+    load_pretrained(module, config, towers.sha256)
+    return module.state_dict()
+
+
+def _require_beginning_in_words(checkpoint: Path, config: JobConfig, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share of the fine-tuned weights is {share:g}; wanted a number from 0 to 1")
+    if not isinstance(config, FinetuneConfig):
+        problem = "is of a pre-training"
+    elif config.model.pretrained is None:
+        problem = "began with random weights"
+    elif config.model.head != "words":
+        problem = f"has model.head={config.model.head}, whose random weights say nothing at the beginning"
+    else:
+        return
+    raise ConfigError(
+        f"{checkpoint}: {problem}; the mean of the weights before and after is for a fine-tuning with "
+        "model.pretrained and model.head=words (configs/finetune/few_labels.yaml)"
+    )

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rank_processes import start_ranks
 
 from shards.pack import pack
@@ -173,6 +174,51 @@ def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, la
             if value.is_floating_point() and not name.startswith("head.") and "running_" not in name:
                 assert (after[name] - value).abs().max() < 1e-4, f"{name} began somewhere else"
         assert after["head.weight"].shape[0] == len(labels)
+
+
+EXPORT_SHARES = """
+import sys
+from pathlib import Path
+from t4p.train.export import export_checkpoint
+for share in ("0", "0.5", "1"):
+    export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]) / f"{share}.safetensors", finetuned_share=float(share))
+"""
+
+
+def test_an_export_with_no_share_of_the_fine_tuning_is_zero_shot_and_half_of_it_half_way(rooms, pretrained, tmp_path):
+    start = pretrained / "pretrained.safetensors"
+    t4p(
+        "finetune",
+        CONFIG,
+        "configs/finetune/few_labels.yaml",
+        "data.num_workers=0",
+        FEW_LABELS,
+        "data.ignored_labels=['*']",
+        f"model.pretrained={start}",
+        f"data.shards=[{rooms}]",
+        f"run.dir={tmp_path / 'run'}",
+        "train.num_steps=3",
+        "train.warmup_steps=0",
+        "train.checkpoint_every=3",
+    )
+    python(EXPORT_SHARES, str(tmp_path / "run" / "checkpoints" / "step_00000003"), str(tmp_path))
+    none, half, whole = (load_exported_network(tmp_path / f"{share}.safetensors") for share in ("0", "0.5", "1"))
+    before = load_exported_network(start)
+    torch.testing.assert_close(none.label_embeddings, before.label_embeddings)
+    assert (whole.label_embeddings - before.label_embeddings).abs().max() > 1e-3, "the prompts have learnt"
+    weights = [network.net.state_dict() for network in (none, half, whole)]
+    for name, value in before.net.state_dict().items():
+        first, middle, last = (state[name] for state in weights)
+        if not value.is_floating_point():
+            assert torch.equal(middle, last)
+            continue
+        assert torch.equal(first, torch.zeros_like(first) if name.startswith("head.") else value), name
+        torch.testing.assert_close(middle, (first + last) / 2)
+    scored = [f"data.shards=[{rooms}]", "data.ignored_labels=['*']", "--json"]
+    zero_shot, nothing_learnt = (
+        json.loads(t4p("evaluate", f"model.exported={path}", *scored)) for path in (start, tmp_path / "0.safetensors")
+    )
+    assert nothing_learnt["iou"] == pytest.approx(zero_shot["iou"], abs=1e-3)
 
 
 def test_a_pre_training_is_scored_zero_shot_on_frames_and_scenes(rooms, scenes, pretrained):
