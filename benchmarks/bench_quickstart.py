@@ -9,8 +9,10 @@ pre-training    both        L_e and L_d
 fine-tuning     On 2 and on 4 labelled rooms, others for every seed, from random weights and from pre-trained ones.
                 Both have the schedule of the grid with which training from scratch on as many rooms is best, by mIoU
                 on the validation rooms with seed 0. From scratch the whole network trains with a linear head. From
-                `both` every recipe is trained; the one that counts (`both_2_rooms`, `both_4_rooms`) has the best mIoU
-                on the validation rooms, the mean over seeds, and the other pre-trainings take it too.
+                `both` every recipe is trained, and those that begin with the words are also scored with a share of
+                the fine-tuned weights, the rest being those before. The recipe that counts (`both_2_rooms`,
+                `both_4_rooms`) has the best mIoU on the validation rooms, the mean over seeds; the other
+                pre-trainings take it too.
 
 Every trained network is scored on the validation rooms, by which something may be chosen, and on the test rooms.
 Every job is a process of one thread, two at a time; what --out holds of the same commit is not computed again.
@@ -66,6 +68,22 @@ RECIPES = {
     "words": (ROOMS, FEW_LABELS),
     "words_frozen": (ROOMS, FEW_LABELS, "model.frozen=[encoder, decoder]"),
 }
+SHARES = (0.3, 0.6)  # of the fine-tuned weights in an export; 0.2 and 0.4 were looked at and lie between
+
+
+class Choice(NamedTuple):
+    """What is made of a start: how it is fine-tuned, and how much of that is kept."""
+
+    recipe: str
+    share: float
+
+    def __str__(self) -> str:
+        return self.recipe if self.share == 1 else f"{self.recipe}_{self.share:g}"
+
+
+CHOICES = tuple(
+    Choice(recipe, share) for recipe in RECIPES for share in ((1.0,) if recipe == LINEAR else (1.0, *SHARES))
+)
 
 
 def main(
@@ -95,7 +113,7 @@ def main(
 
     def finetunings(start: str | None, recipes_of: Mapping[int, Iterable[str]]) -> Jobs:
         return {
-            job_name(start, recipe, rooms, seed): finetuning(
+            job_name(start, Choice(recipe, 1.0), rooms, seed): finetuning(
                 seed, rooms, schedules[rooms], start and bench.exported(f"{start}_{seed}"), recipe
             )
             for rooms, recipes in recipes_of.items()
@@ -122,33 +140,41 @@ def main(
         }
     )
 
-    def mean_on_validation(recipe: str, rooms: int) -> float:
-        return fmean(found[job_name("both", recipe, rooms, seed)]["validation"]["miou"] for seed in numbers)
+    def mean_on_validation(choice: Choice, rooms: int) -> float:
+        return fmean(scores_of(found, "both", choice, rooms, seed)["validation"]["miou"] for seed in numbers)
 
-    recipes = {rooms: max(RECIPES, key=lambda recipe: mean_on_validation(recipe, rooms)) for rooms in NUMS_ROOMS}
+    chosen = {rooms: max(CHOICES, key=lambda choice: mean_on_validation(choice, rooms)) for rooms in NUMS_ROOMS}
     figures: dict[str, Any] = {
         "schedules": _by_rooms({rooms: schedule._asdict() for rooms, schedule in schedules.items()}),
         "validation": _by_rooms(
-            {rooms: {recipe: round(mean_on_validation(recipe, rooms), 4) for recipe in RECIPES} for rooms in NUMS_ROOMS}
+            {rooms: {str(each): round(mean_on_validation(each, rooms), 4) for each in CHOICES} for rooms in NUMS_ROOMS}
         ),
-        "recipes": _by_rooms(recipes),
+        "chosen": _by_rooms({rooms: str(choice) for rooms, choice in chosen.items()}),
     }
     if compare:
         found |= bench.run(pretrainings("e_alone", steps))
         cpu = {name: fmean(found[f"{name}_{seed}"]["cpu_seconds"] for seed in numbers) for name in ("both", "e_alone")}
         figures["brief_steps"] = round(steps * cpu["e_alone"] / cpu["both"])
-        chosen = {rooms: (recipe,) for rooms, recipe in recipes.items()}
-        found |= bench.run({**pretrainings("both_brief", figures["brief_steps"]), **finetunings("e_alone", chosen)})
-        found |= bench.run(finetunings("both_brief", chosen))
-    figures |= summarise(found, seeds, PRETRAININGS if compare else ("both",), recipes)
+        recipes = {rooms: (choice.recipe,) for rooms, choice in chosen.items()}
+        found |= bench.run({**pretrainings("both_brief", figures["brief_steps"]), **finetunings("e_alone", recipes)})
+        found |= bench.run(finetunings("both_brief", recipes))
+    figures |= summarise(found, seeds, PRETRAININGS if compare else ("both",), chosen)
     rows = [{"job": name, **result} for name, result in found.items()]
     report = record("quickstart", steps, figures, rows, ("text4point", "torch", "deepspeed", "numpy"))
     print(json.dumps(report if as_json else figures, indent=None if as_json else 1))
 
 
-def job_name(start: str | None, recipe: str, rooms: int, seed: int) -> str:
+def job_name(start: str | None, choice: Choice, rooms: int, seed: int) -> str:
     """Of a fine-tuning."""
-    return f"{start or 'scratch'}_{recipe}_{rooms}_rooms_{seed}"
+    return f"{start or 'scratch'}_{choice.recipe}_{rooms}_rooms_{seed}"
+
+
+def scores_of(
+    found: Mapping[str, dict[str, Any]], start: str | None, choice: Choice, rooms: int, seed: int
+) -> dict[str, Any]:
+    """By rooms scored on: of a fine-tuning, or of the share of it."""
+    job = found[job_name(start, choice, rooms, seed)]
+    return job if choice.share == 1 else job["shares"][f"{choice.share:g}"]
 
 
 def pretraining(seed: int, steps: int, with_d: bool) -> tuple[str, dict[str, Any]]:
@@ -297,7 +323,10 @@ def be_finetuning(
     config = load_config_of(FinetuneConfig, *split_arguments([*RECIPES[recipe], *overrides]))
     started = time.process_time()
     run(config)
-    return {"cpu_seconds": time.process_time() - started, **export_and_score(config)}
+    found = {"cpu_seconds": time.process_time() - started, **export_and_score(config)}
+    if config.model.head == "words":
+        found["shares"] = {f"{share:g}": export_and_score(config, share) for share in SHARES}
+    return found
 
 
 def be_teacher(out: Path) -> dict[str, Any]:
@@ -329,10 +358,10 @@ def held_out(name: str) -> Any:
     return EvaluatedDataConfig(shards=(shards(name),), num_workers=0)
 
 
-def export_and_score(config: Any) -> dict[str, Any]:
+def export_and_score(config: Any, finetuned_share: float = 1.0) -> dict[str, Any]:
     from launch.quickstart_rooms import export_last, score
 
-    exported = export_last(config)
+    exported = export_last(config, finetuned_share)
     return {scored: as_dict(score(exported, held_out(scored)), config.model.labels) for scored in SCORED}
 
 
@@ -344,7 +373,7 @@ def as_dict(found: Any, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def summarise(
-    found: dict[str, dict[str, Any]], seeds: int, pretrainings: Sequence[str], recipes: Mapping[int, str]
+    found: dict[str, dict[str, Any]], seeds: int, pretrainings: Sequence[str], chosen: Mapping[int, Choice]
 ) -> dict[str, Any]:
     """The figures that README and RESULTS.md quote: means over seeds, and every seed, on the test rooms."""
 
@@ -372,15 +401,18 @@ def summarise(
             "times_trivial": of(miou / trivial for miou in each(name)),
             "cpu_seconds": of(found[f"{name}_{seed}"]["cpu_seconds"] for seed in range(seeds)),
         }
+
+    def tuned(start: str | None, choice: Choice, rooms: int) -> list[float]:
+        return [scores_of(found, start, choice, rooms, seed)["test"]["miou"] for seed in range(seeds)]
+
     for rooms in NUMS_ROOMS:
-        scratch = each(f"scratch_{LINEAR}_{rooms}_rooms")
+        scratch = tuned(None, Choice(LINEAR, 1.0), rooms)
         figures[f"scratch_{rooms}_rooms"] = of(scratch)
-        trained = {f"both_{recipe}": f"both_{recipe}" for recipe in RECIPES}
-        trained |= {start: f"{start}_{recipes[rooms]}" for start in pretrainings}
-        for name, jobs in trained.items():
-            reached = each(f"{jobs}_{rooms}_rooms")
-            figures[f"{name}_{rooms}_rooms"] = of(reached)
-            figures[f"gain_{name}_{rooms}_rooms"] = of(a - b for a, b in zip(reached, scratch, strict=True))
+        reached = {f"both_{choice}": tuned("both", choice, rooms) for choice in CHOICES}
+        reached |= {start: tuned(start, chosen[rooms], rooms) for start in pretrainings}
+        for name, mious in reached.items():
+            figures[f"{name}_{rooms}_rooms"] = of(mious)
+            figures[f"gain_{name}_{rooms}_rooms"] = of(a - b for a, b in zip(mious, scratch, strict=True))
     return figures
 
 

@@ -218,13 +218,13 @@ def last_checkpoint(config: PretrainConfig | FinetuneConfig) -> Path:
     return checkpoints_in(Path(config.run.dir) / "checkpoints")[-1]
 
 
-def export_last(config: PretrainConfig | FinetuneConfig) -> ExportedNetwork:
-    """The last checkpoint of a run, exported beside it and read again."""
+def export_last(config: PretrainConfig | FinetuneConfig, finetuned_share: float = 1.0) -> ExportedNetwork:
+    """The last checkpoint of a run, exported beside it (as `export_checkpoint` does) and read again."""
     from t4p.models.exported import load_exported_network
     from t4p.train.export import export_checkpoint
 
     path = Path(config.run.dir) / "model.safetensors"
-    export_checkpoint(last_checkpoint(config), path)
+    export_checkpoint(last_checkpoint(config), path, finetuned_share=finetuned_share)
     return load_exported_network(path)
 
 
