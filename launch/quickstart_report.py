@@ -80,6 +80,7 @@ class RoomScores:
         untrained, zero_shot: the 3D network by the nearest text embedding, before and after pre-training.
         teacher: the frozen image tower.
         scratch, finetuned: the fine-tuned head, from random weights and from the pre-trained ones.
+        finetuned_share: of the weights of `finetuned`; the rest are the pre-trained ones.
     """
 
     labels: tuple[str, ...]
@@ -88,6 +89,7 @@ class RoomScores:
     teacher: SemanticScores
     scratch: SemanticScores
     finetuned: SemanticScores
+    finetuned_share: float
 
     @property
     def trivial_miou(self) -> float:
@@ -114,6 +116,7 @@ class RoomScores:
             "trivial_miou": self.trivial_miou,
             "scratch_miou": self.scratch.miou,
             "finetuned_miou": self.finetuned.miou,
+            "finetuned_share": self.finetuned_share,
             "iou": {name: scores.to_json(self.labels)["iou"] for name, scores in named.items()},
         }
 
@@ -285,8 +288,8 @@ ROOM_NOTES = (
     ),
     (
         "One seed, and a schedule that fits in a few minutes. Longer fine-tuning narrows the gap between the starts, "
-        "and each has the head that is best for it: benchmarks/RESULTS.md has three seeds, the schedule that is best "
-        "for training from scratch, and both starts with one head."
+        "and each has what is best for it: from random weights there are none before that a mean could be taken with. "
+        "benchmarks/RESULTS.md has three seeds, and the schedule that is best for training from scratch."
     ),
 )
 
@@ -331,7 +334,10 @@ def _tables(scores: RoomScores) -> tuple[ScoreTable, ...]:
         (
             "fine-tuned, pre-trained",
             scores.finetuned,
-            "the same labels, steps and seed; a head that begins with the words",
+            (
+                "the same labels, steps and seed; a head that begins with the words; the mean of the weights before "
+                f"({1 - scores.finetuned_share:.0%}) and after ({scores.finetuned_share:.0%})"
+            ),
         ),
     ):
         rows.append(ScoreRow(name, (found.miou, scores.furniture_miou(found)), hint))

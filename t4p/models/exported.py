@@ -13,14 +13,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t4p.config import FinetuneConfig, JobConfig, PretrainConfig, config_of_task
+from t4p.config import FinetuneConfig, JobConfig, NetworkConfig, PretrainConfig, config_of_task
 from t4p.errors import CheckpointError
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.models.decoder2d import Decoder2d
@@ -29,6 +29,7 @@ from t4p.models.text4point import Text4Point, build_text4point
 FORMAT = "text4point-export-1"
 LABEL_EMBEDDINGS = "label_embeddings"
 TEMPERATURES = ("log_logit_scale_e", "log_logit_scale_d")
+Model = TypeVar("Model", bound=NetworkConfig)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class ExportedNetwork:
             the third argument of `net`.
         towers_sha256: of the CLIP towers that it was trained against.
         versions: of Python and the packages that trained it.
+        finetuned_share: of the weights, between 0 and 1; the rest are those that the fine-tuning began with.
     """
 
     config: PretrainConfig | FinetuneConfig
@@ -54,6 +56,7 @@ class ExportedNetwork:
     label_embeddings: Tensor
     towers_sha256: str
     versions: Mapping[str, str]
+    finetuned_share: float
 
 
 @dataclass(frozen=True)
@@ -164,17 +167,21 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
         clip_dim = embeddings.shape[1]
         step, labels = int(header["step"]), tuple(header["labels"])
         towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
+        finetuned_share = float(header.get("finetuned_share", 1.0))  # older files have none
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:  # ValidationError is a ValueError
         raise _damaged(path, error) from error
-    # In eval mode ranks do not share statistics, and the group may not even fit this process's world. The backends
-    # compute the same, and the one that trained may not be installed here.
-    model = config.model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
+    model = for_one_process(config.model)
     out_dim = config.model.embed_dim_d if isinstance(config, PretrainConfig) else len(labels)
     net = build_text4point(model, clip_dim, out_dim)
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("net.")}
     _load_strictly(path, torch.nn.ModuleDict({"net": net}), own)
     net.to(device).eval().requires_grad_(False)
-    return ExportedNetwork(config, step, net, labels, embeddings, towers_sha256, versions), tensors
+    return ExportedNetwork(config, step, net, labels, embeddings, towers_sha256, versions, finetuned_share), tensors
+
+
+def for_one_process(model: Model) -> Model:
+    """The same weights outside of the run: no ranks to share statistics with, and a backend that is here."""
+    return model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
 
 
 def _load_strictly(path: Path | str, parts: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

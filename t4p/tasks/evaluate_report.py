@@ -14,13 +14,17 @@ from t4p.models.exported import ExportedNetwork
 
 def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores) -> dict[str, Any]:
     """For `--json`; a class that is not in the data has null."""
-    return {"task": exported.config.task, "step": exported.step, **scores.to_json(exported.labels)}
+    of_network = {"task": exported.config.task, "step": exported.step, "finetuned_share": exported.finetuned_share}
+    return {**of_network, **scores.to_json(exported.labels)}
 
 
 def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     """A line per class and the means, in per cent."""
     zero_shot = exported.config.task == "pretrain"
-    table = Table(title="Zero-shot, nearest text embedding" if zero_shot else "Fine-tuned head")
+    tuned = "Fine-tuned head"
+    if exported.finetuned_share < 1:
+        tuned += f", {exported.finetuned_share:.0%} of the weights fine-tuned and the rest as before"
+    table = Table(title="Zero-shot, nearest text embedding" if zero_shot else tuned)
     table.add_column("class")
     for name in ("IoU %", "recall %"):
         table.add_column(name, justify="right")

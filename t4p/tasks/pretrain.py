@@ -253,7 +253,7 @@ def untrained_network(config: PretrainConfig) -> ExportedNetwork:
     labels = config.model.labels
     assert isinstance(labels, tuple)  # the loader has read the file
     text = towers.encode_labels(labels, config.model.text_query.template)
-    return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {})
+    return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {}, 1.0)
 
 
 def load_towers_from(clip: ClipConfig, seed: int) -> ClipTowers:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from t4p.config import FinetuneConfig, JobConfig, PretrainConfig, config_of_task
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.clip import ClipTowers
-from t4p.models.exported import write_exported
+from t4p.models.exported import for_one_process, write_exported
 from t4p.models.prompts import PromptedLabels
 from t4p.tasks.pretrain import load_towers_from
 from t4p.tasks.semantic import build_module, load_pretrained
@@ -28,12 +29,13 @@ def export_checkpoint(
     Args:
         pretrained: the weights of the towers, where they are not where `model.clip.pretrained` says.
         finetuned_share: between 0 and 1. Below 1, for a fine-tuning with a head of words, the weights are a mean of
-            those that it ended with and, for the rest, those that it began with: Wortsman et al., Robust fine-tuning of
+            those that it ended with and, for the rest, those that it began with (read from `model.pretrained`, which
+            must be what it was): Wortsman et al., Robust fine-tuning of
             zero-shot models, CVPR 2022, where this is alpha. 0 is zero-shot.
 
     Raises:
         CheckpointError: the checkpoint is not whole, the towers are not those of the run, the weights that it began
-            with cannot be read, or the file cannot be written.
+            with are not there any more, or the file cannot be written.
         ClipError: the towers cannot be loaded.
         ConfigError: a share of what has no such beginning.
     """
@@ -49,8 +51,10 @@ def export_checkpoint(
             f"{checkpoint}: its configuration is of another version of text4point ({problem}); export it with the "
             f"version that wrote it ({state.versions.get('text4point')})"
         ) from error
-    if finetuned_share != 1:
-        _require_beginning_in_words(checkpoint, config, finetuned_share)
+    if not 0 <= finetuned_share <= 1:
+        raise ConfigError(f"share of the fine-tuned weights is {finetuned_share:g}; wanted a number from 0 to 1")
+    if finetuned_share < 1:
+        _require_beginning_in_words(checkpoint, config)
     clip = config.model.clip
     if pretrained is not None:
         clip = clip.model_copy(update={"pretrained": pretrained})
@@ -66,7 +70,7 @@ def export_checkpoint(
     if isinstance(config, PretrainConfig):
         embeddings = towers.encode_labels(model.labels, model.text_query.template)
     else:
-        if finetuned_share != 1:
+        if finetuned_share < 1:
             weights = blend(weights_at_start(config, towers), weights, finetuned_share)
         prompted = PromptedLabels(towers, model.labels, model.text_query.template, config.model.prompt_tokens)
         embeddings = prompted.embed(weights["prompt_tokens"])
@@ -87,28 +91,33 @@ def weights_at_start(config: FinetuneConfig, towers: ClipTowers) -> dict[str, Te
     """What a fine-tuning from `model.pretrained`, which is set, finds at its first step.
 
     Raises:
-        CheckpointError: `model.pretrained` cannot be read.
-        ConfigError: it does not fit.
+        CheckpointError: `model.pretrained` is not what the run began with any more.
     """
-    # Ranks that share statistics, and the backend that trained, may not be there.
-    model = config.model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
-    module = build_module(config.model_copy(update={"model": model}), towers)
-    load_pretrained(module, config, towers.sha256)
+    with torch.random.fork_rng(devices=[]):
+        module = build_module(config.model_copy(update={"model": for_one_process(config.model)}), towers)
+    try:
+        load_pretrained(module, config, towers.sha256)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(
+            f"a share of the fine-tuned weights needs those that the run began with, model.pretrained="
+            f"{config.model.pretrained}: {error}; put them back, and call from the folder where the run was started"
+        ) from error
     return module.state_dict()
 
 
-def _require_beginning_in_words(checkpoint: Path, config: JobConfig, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise ConfigError(f"share of the fine-tuned weights is {share:g}; wanted a number from 0 to 1")
+def _require_beginning_in_words(checkpoint: Path, config: JobConfig) -> None:
+    """Or there is no state before the fine-tuning that knows something."""
     if not isinstance(config, FinetuneConfig):
         problem = "is of a pre-training"
     elif config.model.pretrained is None:
         problem = "began with random weights"
     elif config.model.head != "words":
         problem = f"has model.head={config.model.head}, whose random weights say nothing at the beginning"
+    elif config.model.prompt_tokens is not None:
+        problem = f"has model.prompt_tokens={config.model.prompt_tokens}, random ones that say nothing at the beginning"
     else:
         return
     raise ConfigError(
-        f"{checkpoint}: {problem}; the mean of the weights before and after is for a fine-tuning with "
-        "model.pretrained and model.head=words (configs/finetune/few_labels.yaml)"
+        f"{checkpoint}: {problem}; a share of the fine-tuned weights (--finetuned-share) is for a run with "
+        "model.pretrained, model.head=words and the template's prompt tokens (configs/finetune/few_labels.yaml)"
     )

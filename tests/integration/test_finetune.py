@@ -179,14 +179,22 @@ def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, la
 EXPORT_SHARES = """
 import sys
 from pathlib import Path
+from t4p.errors import CheckpointError
 from t4p.train.export import export_checkpoint
-for share in ("0", "0.5", "1"):
-    export_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]) / f"{share}.safetensors", finetuned_share=float(share))
+checkpoint, folder, start = map(Path, sys.argv[1:])
+for share in ("0", "1"):
+    export_checkpoint(checkpoint, folder / f"{share}.safetensors", finetuned_share=float(share))
+start.rename(start.with_name("moved"))
+try:
+    export_checkpoint(checkpoint, folder / "none.safetensors", finetuned_share=0.5)
+except CheckpointError as error:
+    print(error)
 """
 
 
 def test_an_export_with_no_share_of_the_fine_tuning_is_zero_shot_and_half_of_it_half_way(rooms, pretrained, tmp_path):
-    start = pretrained / "pretrained.safetensors"
+    start = tmp_path / "start"
+    shutil.copytree(pretrained / "checkpoints" / "step_00000003", start)
     t4p(
         "finetune",
         CONFIG,
@@ -195,18 +203,26 @@ def test_an_export_with_no_share_of_the_fine_tuning_is_zero_shot_and_half_of_it_
         FEW_LABELS,
         "data.ignored_labels=['*']",
         f"model.pretrained={start}",
+        "model.frozen=[encoder]",
         f"data.shards=[{rooms}]",
         f"run.dir={tmp_path / 'run'}",
         "train.num_steps=3",
         "train.warmup_steps=0",
         "train.checkpoint_every=3",
+        "train.zero_stage=3",
     )
-    python(EXPORT_SHARES, str(tmp_path / "run" / "checkpoints" / "step_00000003"), str(tmp_path))
-    none, half, whole = (load_exported_network(tmp_path / f"{share}.safetensors") for share in ("0", "0.5", "1"))
-    before = load_exported_network(start)
+    checkpoint = str(tmp_path / "run" / "checkpoints" / "step_00000003")
+    t4p("checkpoint", "export", checkpoint, str(tmp_path / "0.5.safetensors"), "--finetuned-share", "0.5")
+    refused = python(EXPORT_SHARES, checkpoint, str(tmp_path), str(start))
+    assert f"needs those that the run began with, model.pretrained={start}: " in refused
+    networks = [load_exported_network(tmp_path / f"{share}.safetensors") for share in ("0", "0.5", "1")]
+    none, _, whole = networks
+    assert [network.finetuned_share for network in networks] == [0, 0.5, 1]
+    exported_start = pretrained / "pretrained.safetensors"
+    before = load_exported_network(exported_start)
     torch.testing.assert_close(none.label_embeddings, before.label_embeddings)
     assert (whole.label_embeddings - before.label_embeddings).abs().max() > 1e-3, "the prompts have learnt"
-    weights = [network.net.state_dict() for network in (none, half, whole)]
+    weights = [network.net.state_dict() for network in networks]
     for name, value in before.net.state_dict().items():
         first, middle, last = (state[name] for state in weights)
         if not value.is_floating_point():
@@ -216,7 +232,8 @@ def test_an_export_with_no_share_of_the_fine_tuning_is_zero_shot_and_half_of_it_
         torch.testing.assert_close(middle, (first + last) / 2)
     scored = [f"data.shards=[{rooms}]", "data.ignored_labels=['*']", "--json"]
     zero_shot, nothing_learnt = (
-        json.loads(t4p("evaluate", f"model.exported={path}", *scored)) for path in (start, tmp_path / "0.safetensors")
+        json.loads(t4p("evaluate", f"model.exported={path}", *scored))
+        for path in (exported_start, tmp_path / "0.safetensors")
     )
     assert nothing_learnt["iou"] == pytest.approx(zero_shot["iou"], abs=1e-3)
 

@@ -52,6 +52,7 @@ def room_scores(zero_shot: int = 4, finetuned: int = 2, scratch: int = 6) -> Roo
         teacher=wrong_by(3),
         scratch=wrong_by(scratch),
         finetuned=wrong_by(finetuned),
+        finetuned_share=0.5,
     )
 
 

@@ -114,7 +114,7 @@ def batch_of(config: FinetuneConfig, frames: str) -> LabelledBatch:
 
 @torch.no_grad()
 def exported_of(config: PretrainConfig | FinetuneConfig, module: SemanticModule) -> ExportedNetwork:
-    return ExportedNetwork(config, 1, module.net, config.model.labels, module.embed_labels(), "towers", {})
+    return ExportedNetwork(config, 1, module.net, config.model.labels, module.embed_labels(), "towers", {}, 1.0)
 
 
 def test_a_head_of_words_begins_with_the_zero_shot_prediction(frames, config):

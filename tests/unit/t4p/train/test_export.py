@@ -51,6 +51,11 @@ FEW_LABELS = ["configs/finetune/rooms.yaml", "configs/finetune/few_labels.yaml"]
     [
         (FEW_LABELS, [], "began with random weights"),
         (FEW_LABELS[:1], ["model.pretrained=start.safetensors"], "has model.head=linear, whose random weights"),
+        (
+            FEW_LABELS,
+            ["model.pretrained=start.safetensors", "model.prompt_tokens=4"],
+            "has model.prompt_tokens=4, random",
+        ),
         (["configs/smoke.yaml"], ["data.shards=[none]"], "is of a pre-training"),
     ],
 )
