@@ -60,9 +60,9 @@ $(VENV)/ready: pyproject.toml constraints.txt tests/requirements-s3.txt
 	make_venv() { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) >/dev/null; }
 	make_venv || { $(call apt_install,python3-venv) && make_venv; } || { echo "$$no_venv" >&2; exit 1; }
 	echo "Installing the pinned packages into $(VENV) (6 GB, about three minutes) ..."
-	# One resolve of everything: a second call may replace torch by another build of it. Byte code of 19,000 files is two
-	# minutes of one core; a training imports a quarter of them, and Python compiles those when it first does.
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt -e '.[test,dev]' setuptools wheel ninja
+	# One resolve of everything: a second call may replace torch by another build of it. Byte code is compiled here, two
+	# minutes of one core: under PYTHONDONTWRITEBYTECODE every process would do it anew for the 4,500 files it imports.
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,dev]' setuptools wheel ninja
 	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r tests/requirements-s3.txt
 	$(MAKE) --no-print-directory minkowski
 	touch $@
