@@ -128,7 +128,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
             teacher=teacher,
             scratch=scores["scratch"],
             finetuned=scores["finetuned"],
-            finetuned_share=FINETUNED_SHARES["finetuned"],
+            finetuned_share=exported["finetuned"].finetuned_share,
         ),
         finetunings={f"from {whence}": read_lines(out / name / "metrics.jsonl") for name, whence in STARTS.items()},
         gallery=gallery,

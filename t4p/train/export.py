@@ -30,8 +30,8 @@ def export_checkpoint(
         pretrained: the weights of the towers, where they are not where `model.clip.pretrained` says.
         finetuned_share: between 0 and 1. Below 1, for a fine-tuning with a head of words, the weights are a mean of
             those that it ended with and, for the rest, those that it began with (read from `model.pretrained`, which
-            must be what it was): Wortsman et al., Robust fine-tuning of
-            zero-shot models, CVPR 2022, where this is alpha. 0 is zero-shot.
+            must be what it was): Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, where this is
+            alpha. 0 is what the run began with.
 
     Raises:
         CheckpointError: the checkpoint is not whole, the towers are not those of the run, the weights that it began
