@@ -95,7 +95,7 @@ quickstart: env
 	@$(BIN)/t4p quickstart $(if $(DATA),--data '$(DATA)')
 
 small-clip: env
-	@$(BIN)/python -m t4p.small_clip.train
+	@$(BIN)/python -m recipes.small_clip.train
 
 # First what has no limits on time, two files at once and the longest first; Ray's tests, which have some, alone.
 # Status 5 of pytest: PYTEST_ARGS left no test in this half.

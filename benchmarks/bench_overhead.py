@@ -114,8 +114,8 @@ def be_worker(job: dict[str, Any]) -> None:
     if job["contender"] == Contender.LOOP:
         train_both_ways(job, lambda step, last_step, metrics: None)
         return
-    from launch.private_ray import run_job
-    from launch.worker_group import WorkerJob
+    from launch.attempts import run_job
+    from launch.worker import WorkerJob
 
     outcome = run_job(WorkerJob("bench_overhead:train_both_ways", job, 1), lambda: None)
     if outcome.failures or outcome.problem:
@@ -124,8 +124,8 @@ def be_worker(job: dict[str, Any]) -> None:
 
 def train_both_ways(job: dict[str, Any], report: Callable[[int, int, Mapping[str, float]], None]) -> None:
     """The worker of `t4p launch pretrain`, with a bare step after each of its own."""
-    from launch.trainer import training_worker
-    from t4p.config_files import load_config
+    from launch.training import training_worker
+    from t4p.config.files import load_config
     from t4p.tasks import pretrain
     from t4p.train.engine import Engine
 
@@ -209,7 +209,7 @@ def seconds_of_other_threads() -> float:
 
 def pack_frames(folder: Path) -> str:
     """The real frames that the repository carries, packed."""
-    from shards.pack import pack
+    from shards.packing.pack import pack
 
     shards = str(folder / "shards")
     pack("tum", REPOSITORY / "tests" / "data" / "tum_rgbd", shards)

@@ -246,7 +246,7 @@ def _origin(arguments: Mapping[str, Any]) -> str | None:
 def pack_all(folder: Path, seeds: int) -> None:
     """Every series, and the labelled rooms of every seed: they are among the training rooms."""
     from shards.manifest import MANIFEST_NAME
-    from shards.pack import pack
+    from shards.packing.pack import pack
     from shards.reader import DatasetReader
 
     labelled = {
@@ -268,7 +268,7 @@ def shards(name: str) -> str:
 
 
 def pretrain_config(out: Path, seed: int, steps: int, with_d: bool) -> Any:
-    from t4p.config_files import load_config
+    from t4p.config.files import load_config
 
     overrides = [*job_overrides(out, seed, steps, "training"), f"loss.weight_d={1.0 if with_d else 0.0}"]
     return load_config(["configs/pretrain/rooms.yaml"], overrides)
@@ -276,7 +276,7 @@ def pretrain_config(out: Path, seed: int, steps: int, with_d: bool) -> Any:
 
 def job_overrides(out: Path, seed: int, steps: int, dataset: str) -> list[str]:
     """What both kinds of training are told."""
-    from launch.quickstart_stages import override
+    from commands.quickstart.stages import override
 
     return [
         override("run.dir", str(out / "run")),
@@ -307,10 +307,10 @@ def be_finetuning(
     start: str | None,
     recipe: str,
 ) -> dict[str, Any]:
-    from launch.quickstart_stages import override
-    from t4p.cli_arguments import split_arguments
-    from t4p.config import FinetuneConfig
-    from t4p.config_files import load_config_of
+    from commands.arguments import split_arguments
+    from commands.quickstart.stages import override
+    from t4p.config.files import load_config_of
+    from t4p.config.tasks import FinetuneConfig
     from t4p.tasks.semantic import run
 
     overrides = [
@@ -352,13 +352,13 @@ JOBS = {"pretrain": be_pretraining, "finetune": be_finetuning, "teacher": be_tea
 
 
 def held_out(name: str) -> Any:
-    from t4p.config import EvaluatedDataConfig
+    from t4p.config.data import EvaluatedDataConfig
 
     return EvaluatedDataConfig(shards=(shards(name),), num_workers=0)
 
 
 def export_and_score(config: Any, finetuned_share: float = 1.0) -> dict[str, Any]:
-    from launch.quickstart_rooms import export_last, score
+    from commands.quickstart.rooms import export_last, score
 
     exported = export_last(config, finetuned_share)
     return {scored: as_dict(score(exported, held_out(scored)), config.model.labels) for scored in SCORED}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from t4p.config import ClusterConfig
+from t4p.config.run import ClusterConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.schema import FORMAT_VERSION, ShardError
+from shards.errors import ShardError
+from shards.schema import FORMAT_VERSION
 
 MANIFEST_NAME = "manifest.json"
 TABLE_NAME = "shards.bin"

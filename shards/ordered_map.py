@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, TypeVar
 
-from shards.schema import ShardError
+from shards.errors import ShardError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -6,6 +6,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import CallError, ShardError
 from shards.manifest import (
     MANIFEST_NAME,
     PACKING_NAME,
@@ -18,9 +19,10 @@ from shards.manifest import (
     shard_name,
 )
 from shards.scene import Scene, scene_from_members
-from shards.schema import CallError, Frame, ShardError, escape_id, frame_from_members
-from shards.store import MissingObjectError, Store, open_store
-from shards.writer import archive_end, members_of_slice
+from shards.schema import Frame, escape_id, frame_from_members
+from shards.slices import archive_end, members_of_slice
+from shards.stores.place import open_store
+from shards.stores.store import MissingObjectError, Store
 
 _MAX_CACHED_INDEXES = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB of index
 

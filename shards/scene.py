@@ -11,16 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.schema import (
-    FORMAT_VERSION,
-    Matrix,
-    ShardError,
-    check_rigid,
-    json_bytes,
-    matrix_from_json,
-    read_meta,
-    sample_key,
-)
+from shards.errors import ShardError
+from shards.schema import FORMAT_VERSION, Matrix, check_rigid, json_bytes, matrix_from_json, read_meta, sample_key
 
 # A sample's key is SCENE/FRAME; a sample that is a whole scene stands under this frame.
 WHOLE = "whole"

@@ -1,5 +1,7 @@
 """What one packed frame is: the Frame record, its key, its members in a tar, and the checks every frame must pass."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Mapping
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import ShardError
 from shards.images import BrokenImageError, decode_color, decode_depth, decode_labels
 
 FORMAT_VERSION = 1
@@ -20,16 +23,7 @@ LONGEST_MEMBER_BYTES = max(len(name) for name in MEMBERS)
 # it outside this share of the width or height (the usual mix-ups are factors of 4/3 to 2: 1296 against 640 columns).
 PRINCIPAL_POINT_SHARE = (0.4, 0.6)
 RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
-
 Matrix = NDArray[np.float64]
-
-
-class ShardError(Exception):
-    """Something about a source, a shard or a dataset is wrong; the message names it and the next move."""
-
-
-class CallError(ShardError):
-    """What was asked for cannot be meant: a path, format, key or option that does not exist (exit status 2)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from shards.errors import ShardError
 from shards.images import decode_color, decode_depth, decode_labels
 from shards.reader import DatasetReader
 from shards.sample import Sample, check_sample
 from shards.scene import Scene
-from shards.schema import Frame, ShardError
+from shards.schema import Frame
 
 _MAX_DRAWN_POINTS = 40_000
 _CUT_HEIGHT = 2.0  # metres above the lowest point; what is higher would hide a room from above

@@ -18,13 +18,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import ShardError
 from shards.manifest import SampleKind, ShardIndex, index_name, shard_name
 from shards.ordered_map import ordered_map
 from shards.reader import DatasetReader, check_slice
 from shards.sample import check_sample, sample_from_members
-from shards.schema import ShardError
-from shards.store import MissingObjectError, StoreError
-from shards.writer import archive_end, members_of_slice
+from shards.slices import archive_end, members_of_slice
+from shards.stores.store import MissingObjectError, StoreError
 
 _MemberChecksums = dict[str, tuple[int, int]]  # size in bytes and crc32c, by member name
 

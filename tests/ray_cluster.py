@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ports import free_ports
 
-from launch.processes import CARETAKER, end_processes
+from launch.processes.caretaker import CARETAKER, end_processes
 
 START_PATIENCE = 180  # seconds; a node takes 3 to 6 on two idle cores
 START_TRIES = 3

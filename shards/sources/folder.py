@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.errors import CallError, ShardError
 from shards.images import BrokenImageError, decode_any_depth
-from shards.schema import CallError, Frame, ShardError
+from shards.schema import Frame
 from shards.sources.raw_files import (
     COLOR_SUFFIXES,
     SourceOptions,

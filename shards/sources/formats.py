@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from shards.errors import CallError
 from shards.manifest import SampleKind
 from shards.sample import Sample
-from shards.schema import CallError
 from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
 from shards.sources.raw_files import SourceOptions
 

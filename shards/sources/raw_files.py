@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import CallError, ShardError
 from shards.images import BrokenImageError, decode_any_depth, encode_depth, is_depth_png
-from shards.schema import CallError, Matrix, ShardError
+from shards.schema import Matrix
 
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 

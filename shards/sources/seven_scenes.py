@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.schema import CallError, Frame, Matrix, ShardError
+from shards.errors import CallError, ShardError
+from shards.schema import Frame, Matrix
 from shards.sources.raw_files import (
     COLOR_SUFFIXES,
     SourceOptions,

@@ -5,7 +5,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.schema import CallError, Frame
+from shards.errors import CallError
+from shards.schema import Frame
 from shards.sources.raw_files import SourceOptions
 from shards.synthetic.draws import MAX_NUMBER
 from shards.synthetic.furniture import LABEL_NAMES

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.schema import CallError, Frame, Matrix, ShardError
+from shards.errors import CallError, ShardError
+from shards.schema import Frame, Matrix
 from shards.sources.raw_files import (
     SourceOptions,
     color_format,

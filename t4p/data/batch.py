@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
-from shards.schema import Frame, ShardError
+from shards.schema import Frame
 from t4p.data.decode import decode_frame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample
 from t4p.data.transforms import num_channels

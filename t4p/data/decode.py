@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.schema import Frame, ShardError
+from shards.errors import ShardError
+from shards.schema import Frame
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import CallError
 from shards.reader import DatasetReader
 from shards.sample import Sample, sample_from_members
-from shards.schema import CallError
 
 
 class Catalogue:

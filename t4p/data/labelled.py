@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.errors import ShardError
 from shards.images import BrokenImageError, decode_labels
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene
-from shards.schema import Frame, ShardError
-from t4p.config import AugmentConfig, NetworkConfig, PointDataConfig
+from shards.schema import Frame
+from t4p.config.data import AugmentConfig, PointDataConfig
+from t4p.config.network import NetworkConfig
 from t4p.data import transforms
 from t4p.data.batch import moved
 from t4p.data.decode import decode_frame

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t4p.config import AugmentConfig
+from t4p.config.data import AugmentConfig
 from t4p.data import transforms
 from t4p.data.decode import DecodedFrame
 from t4p.data.draws import sample_rng

@@ -17,9 +17,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
-from shards.schema import ShardError
-from shards.store import MissingObjectError, StoreError
+from shards.stores.store import MissingObjectError, StoreError
 from t4p.data.fetch import Catalogue
 from t4p.data.order import EpochOrder, epoch_and_step, rank_positions, steps_per_epoch
 from t4p.errors import DataError

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from t4p.config import AugmentConfig
+from t4p.config.data import AugmentConfig
 from t4p.data.decode import DecodedFrame
 from t4p.geometry import project_points, resize_intrinsics, unproject_depth
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from t4p.train.distributed import (
+from t4p.distributed import (
     all_gather_ints,
     all_gather_rows,
     all_reduce_max,

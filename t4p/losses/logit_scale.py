@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from t4p.train.distributed import all_reduce_sum
+from t4p.distributed import all_reduce_sum
 
 
 def clamped_logit_scale(log_logit_scale: Tensor, minimum: float, maximum: float) -> Tensor:

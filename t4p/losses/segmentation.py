@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from t4p.data.transforms import IGNORED
-from t4p.train.distributed import all_reduce_sum, world_size
+from t4p.distributed import all_reduce_sum, world_size
 
 
 def balanced_cross_entropy(scores: Tensor, labels: Tensor, balance: float, asked: Tensor | None = None) -> Tensor:

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t4p.config import FinetuneConfig, JobConfig, NetworkConfig, PretrainConfig, config_of_task
+from t4p.config.network import NetworkConfig
+from t4p.config.tasks import FinetuneConfig, JobConfig, PretrainConfig, config_of_task
 from t4p.errors import CheckpointError
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.models.decoder2d import Decoder2d
@@ -89,7 +90,7 @@ def write_exported(
     Args:
         weights: parameters and buffers of the trained module.
         label_embeddings: (K', d) of `config.model.labels`.
-        finetuned_share: as for `t4p.train.export.export_checkpoint`; it stands in the header.
+        finetuned_share: as for `t4p.tasks.export.export_checkpoint`; it stands in the header.
 
     Raises:
         CheckpointError: the file cannot be written.

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from t4p.train.distributed import all_gather_equal, all_reduce_max, all_reduce_sum, subgroup, world_size
+from t4p.distributed import all_gather_equal, all_reduce_max, all_reduce_sum, subgroup, world_size
 
 NormKind = Literal["sync_batch", "batch", "layer"]
 NormFactory = Callable[[int], nn.Module]

@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from t4p.config import NetworkConfig, TextQueryConfig, UNetConfig
+from t4p.config.network import NetworkConfig, TextQueryConfig, UNetConfig
 from t4p.data.transforms import num_channels
 from t4p.errors import ConfigError
 from t4p.models.norm import NormFactory, build_norm

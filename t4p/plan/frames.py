@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.errors import CallError, ShardError
 from shards.reader import DatasetReader
-from shards.schema import CallError, Frame, ShardError
+from shards.schema import Frame
 from t4p.data.batch import PairRecipe
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from t4p.config import PretrainConfig
+from t4p.config.tasks import PretrainConfig
 from t4p.data.order import rank_positions, steps_per_epoch
 from t4p.errors import ConfigError
+from t4p.models.towers import load_towers_from
 from t4p.plan.frames import FrameFigures, look_at_frames
 from t4p.plan.measure import NetworkFigures, PassBytes, drawn_pairs, measure_network
 from t4p.plan.pairs import PairGather, norm_bytes, pair_gather
@@ -22,7 +23,7 @@ from t4p.plan.zero import (
     state_bytes,
     traffic,
 )
-from t4p.tasks.pretrain import build_sample_settings, load_towers_from
+from t4p.tasks.pretrain import build_sample_settings
 from t4p.train.engine import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
 
 # Estimates, made without a GPU: CUDA's context, cuBLAS and NCCL; and what the caching allocator cannot use.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch  # noqa: TID253 - imported by measure.py only, which t4p/cli.py imports inside its command
+import torch  # noqa: TID253 - imported by measure.py only, which commands/main.py imports inside its command
 from numpy.typing import NDArray
 from torch import Tensor  # noqa: TID253
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: TID253

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch  # noqa: TID253 - t4p/cli.py imports this module inside its command
+import torch  # noqa: TID253 - commands/main.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
 
-from t4p.config import LossConfig, PretrainConfig
+from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.losses.contrastive import contrastive_loss

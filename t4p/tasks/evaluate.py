@@ -13,7 +13,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from t4p.config import EvaluateConfig, EvaluatedDataConfig, PretrainConfig
+from t4p.config.data import EvaluatedDataConfig
+from t4p.config.tasks import EvaluateConfig, PretrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.stream import ValidationStream

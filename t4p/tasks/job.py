@@ -8,14 +8,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from t4p.config import JobConfig, TrainConfig
+from t4p.config.run import TrainConfig
+from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
+from t4p.distributed import rank, world_size
 from t4p.errors import ConfigError
 from t4p.models.text4point import Text4Point
-from t4p.train.distributed import rank, world_size
+from t4p.runs.universal import is_universal
 from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
-from t4p.train.universal import is_universal
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")

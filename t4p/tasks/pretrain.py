@@ -12,26 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t4p.config import ClipConfig, LossConfig, ModelConfig, PretrainConfig
-from t4p.config_files import find_packaged
+from t4p.config.network import ModelConfig
+from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.data.stream import ValidationStream
+from t4p.distributed import all_reduce_sum
 from t4p.errors import ConfigError, RunError
 from t4p.losses.balanced_draw import draw_balanced
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
-from t4p.models.clip import ClipTowers, load_towers
+from t4p.models.clip import ClipTowers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.exported import ExportedNetwork
 from t4p.models.text4point import build_text4point
+from t4p.models.towers import load_towers_from
+from t4p.runs.logs import StepRecord
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
-from t4p.train.distributed import all_reduce_sum
 from t4p.train.engine import Engine
-from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run
 
@@ -254,13 +255,6 @@ def untrained_network(config: PretrainConfig) -> ExportedNetwork:
     assert isinstance(labels, tuple)  # the loader has read the file
     text = towers.encode_labels(labels, config.model.text_query.template)
     return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {}, 1.0)
-
-
-def load_towers_from(clip: ClipConfig, seed: int) -> ClipTowers:
-    """The towers that a configuration names; a JSON path and its weights may be of the packaged `configs/`."""
-    name = str(find_packaged(clip.name)) if clip.name.endswith(".json") else clip.name
-    pretrained = str(find_packaged(clip.pretrained)) if clip.pretrained.startswith("configs/") else clip.pretrained
-    return load_towers(name, pretrained, seed=seed, dense=clip.dense, output_stride=clip.output_stride)
 
 
 def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleSettings:

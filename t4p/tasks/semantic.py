@@ -14,12 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from t4p.config import AugmentConfig, FinetuneConfig, SemanticLossConfig, SemanticModelConfig
+from t4p.config.data import AugmentConfig
+from t4p.config.network import SemanticModelConfig
+from t4p.config.tasks import FinetuneConfig, SemanticLossConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe, build_label_recipe
 from t4p.data.labels import require_labels
 from t4p.data.stream import ValidationStream
 from t4p.data.transforms import IGNORED
+from t4p.distributed import all_reduce_sum, rank
 from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
@@ -27,14 +30,13 @@ from t4p.models.clip import ClipTowers
 from t4p.models.prompts import PromptedLabels
 from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.models.text4point import build_text4point
+from t4p.models.towers import load_towers_from
+from t4p.runs.logs import StepRecord
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
-from t4p.tasks.pretrain import load_towers_from
-from t4p.train.distributed import all_reduce_sum, rank
+from t4p.tasks.starting_weights import load_starting_weights, read_starting_weights
 from t4p.train.engine import Engine
-from t4p.train.logging import StepRecord
 from t4p.train.loop import train
 from t4p.train.run_folder import open_run, say
-from t4p.train.starting_weights import load_starting_weights, read_starting_weights
 
 MOST_STEPS_WITHOUT_LABEL = 100
 

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from shards.sample import Sample as StoredSample
 from shards.schema import Frame
-from t4p.config import EvaluatedDataConfig, PretrainConfig
+from t4p.config.data import EvaluatedDataConfig
+from t4p.config.tasks import PretrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledFrame, build_label_tables, lift_labelled
 from t4p.data.labels import LabelTable
 from t4p.data.stream import ValidationStream
 from t4p.metrics.semantic import SemanticScores
+from t4p.models.towers import load_towers_from
 from t4p.tasks.evaluate import score_points
-from t4p.tasks.pretrain import load_towers_from
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from t4p.config import TrainConfig
+from t4p.config.run import TrainConfig
 from t4p.data.stream import TrainingStream
+from t4p.distributed import all_reduce_sum, barrier, rank, world_size
 from t4p.errors import CheckpointError
 from t4p.models.norm import merge_running_statistics
-from t4p.train.checkpoint import (
+from t4p.runs.checkpoint import (
     CheckpointState,
     await_files,
     checkpoint_name,
@@ -27,10 +28,9 @@ from t4p.train.checkpoint import (
     write_marker,
     write_state,
 )
-from t4p.train.distributed import all_reduce_sum, barrier, rank, world_size
+from t4p.runs.logs import RunLog, StepRecord
+from t4p.runs.retention import delete_expired
 from t4p.train.engine import Engine, local_device
-from t4p.train.logging import RunLog, StepRecord
-from t4p.train.retention import delete_expired
 
 Batch = TypeVar("Batch")
 Batch_contra = TypeVar("Batch_contra", contravariant=True)

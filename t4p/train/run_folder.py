@@ -13,26 +13,26 @@ from uuid import uuid4
 
 import torch
 
-from t4p.config import JobConfig
-from t4p.config_files import dump_config
+from t4p.config.files import dump_config
+from t4p.config.tasks import JobConfig
+from t4p.distributed import all_reduce_sum, broadcast_object, rank, world_size
 from t4p.errors import CheckpointError, ConfigError, RunError
-from t4p.train.checkpoint import (
+from t4p.runs.checkpoint import (
     MARKER,
     SHARED_FOLDER_PATIENCE,
     CheckpointState,
     checkpoints_in,
     newest_checkpoint,
     read_state,
-    refuse_changes,
     verify_marker,
     write_atomically,
 )
-from t4p.train.distributed import all_reduce_sum, broadcast_object, rank, world_size
+from t4p.runs.compatibility import refuse_changes
+from t4p.runs.lock import describe_taken, take_lock
+from t4p.runs.logs import RunLog, StepRecord
+from t4p.runs.universal import is_universal, made_from, make_universal, universal_of
 from t4p.train.engine import Engine, convert_to_universal, local_device
-from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
-from t4p.train.run_lock import describe_taken, take_lock
-from t4p.train.universal import is_universal, made_from, make_universal, universal_of
 
 RECORDED_VERSIONS = ("torch", "deepspeed", "open_clip_torch", "numpy", "text4point")
 

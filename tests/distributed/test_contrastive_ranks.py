@@ -20,9 +20,9 @@ from torch import Tensor
 
 import t4p.losses.contrastive as contrastive
 import t4p.losses.logit_scale as logit_scale_module
+from t4p.distributed import all_gather_ints, all_gather_rows, all_reduce_sum, reduce_scatter_rows
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
-from t4p.train.distributed import all_gather_ints, all_gather_rows, all_reduce_sum, reduce_scatter_rows
 
 TOLERANCE = 1e-9
 BOUNDS = (1.0, 100.0)

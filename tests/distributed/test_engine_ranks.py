@@ -21,8 +21,8 @@ from bumpy_wall import WALL_OVERRIDES, make_frame
 from rank_processes import run_ranks, write_report
 from torch import Tensor, nn
 
-from t4p.config import PretrainConfig
-from t4p.config_files import load_config
+from t4p.config.files import load_config
+from t4p.config.tasks import PretrainConfig
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 
@@ -103,7 +103,8 @@ class Data:
     """The inputs of PretrainModule for any frames, computed once."""
 
     def __init__(self) -> None:
-        from t4p.tasks.pretrain import PretrainTask, build_sample_settings, load_towers_from
+        from t4p.models.towers import load_towers_from
+        from t4p.tasks.pretrain import PretrainTask, build_sample_settings
 
         config = settings_of(PLANS["sgd"])
         self.towers = load_towers_from(config.model.clip, seed=0)
@@ -158,8 +159,8 @@ def train_under_deepspeed(stage: int, plan: Plan, data: Data, reference: dict) -
     Returns:
         The largest differences from the reference, by what differs.
     """
+    from t4p.distributed import all_reduce_sum, rank, world_size
     from t4p.models.text4point import Text4Point
-    from t4p.train.distributed import all_reduce_sum, rank, world_size
     from t4p.train.engine import Engine
 
     engine = Engine(
@@ -287,7 +288,7 @@ def contrastive_errors(stage: int, rank: int, world_size: int) -> list[list[floa
     """Per case, of the loss and of each averaged gradient, relative to its largest entry (at least 1)."""
     from deepspeed.utils import safe_get_full_grad
 
-    from t4p.train.distributed import all_reduce_sum
+    from t4p.distributed import all_reduce_sum
     from t4p.train.engine import Engine
 
     errors = []
@@ -336,7 +337,7 @@ def plant_bugs(stage: int, data: Data, reference: dict) -> dict:
 def run_worker(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     import t4p.train.engine as engine_module
-    from t4p.train.distributed import barrier
+    from t4p.distributed import barrier
 
     # So that a module this small has several buckets, and parameters that are cut in parts at stage 3.
     engine_module.BUCKET_SIZE, engine_module.STAGE_3_WHOLE_BELOW = 20_000, 100

@@ -24,8 +24,9 @@ from torch import Tensor
 
 import t4p.losses.contrastive as contrastive
 import t4p.models.norm as norm_module
-from t4p.config import AugmentConfig, PretrainConfig
-from t4p.config_files import load_config
+from t4p.config.data import AugmentConfig
+from t4p.config.files import load_config
+from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import PairRecipe
 from t4p.data.decode import DecodedFrame
 from t4p.data.sample import FrameSample, SampleSettings, build_sample

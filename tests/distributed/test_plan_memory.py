@@ -30,16 +30,17 @@ from torch.distributed import Work
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t4p.config import PretrainConfig
-from t4p.config_files import load_config
+from t4p.config.files import load_config
+from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.sample import FrameSample, SampleSettings
 from t4p.models.clip import ClipTowers
+from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, with_checkpointing
 from t4p.plan.live_memory import LiveMemory
 from t4p.plan.measure import measure_network
-from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings, load_towers_from
+from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings
 
 WORLD_SIZE = 2
 TOLERANCE = 0.15
@@ -198,7 +199,7 @@ def _storage_bytes(tensors: Any) -> int:
 
 
 def work(folder: Path) -> None:
-    from t4p.train.distributed import barrier, rank
+    from t4p.distributed import barrier, rank
     from t4p.train.engine import start_process_group
 
     torch.set_num_threads(1)
@@ -215,8 +216,8 @@ def work(folder: Path) -> None:
 
 
 def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
+    from t4p.distributed import barrier
     from t4p.models.text4point import Text4Point
-    from t4p.train.distributed import barrier
     from t4p.train.engine import Engine, EngineSettings
     from t4p.train.loop import LoopSettings, train
 

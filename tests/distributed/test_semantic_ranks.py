@@ -18,14 +18,14 @@ from small_model import TINY_NETWORK
 
 import t4p.losses.segmentation as segmentation
 import t4p.tasks.semantic as semantic
-from t4p.config import FinetuneConfig
-from t4p.config_files import load_config_of
+from t4p.config.files import load_config_of
+from t4p.config.tasks import FinetuneConfig
 from t4p.data.labelled import LabelledSample, LabelRecipe
 from t4p.data.labels import build_label_table
 from t4p.data.transforms import IGNORED, coarsen, majority_label, mean_per_voxel, voxel_features, voxelize
+from t4p.distributed import all_reduce_sum
 from t4p.models.prompts import PromptedLabels
 from t4p.tasks.semantic import SemanticModule
-from t4p.train.distributed import all_reduce_sum
 
 WORLD_SIZES = (1, 2, 3)
 NUM_SAMPLES = 4  # in a world of 3 one rank has two, and sample 3 has no label at all

@@ -15,16 +15,17 @@ from typing import Any
 import deepspeed.utils
 import torch
 
-from t4p.config import PretrainConfig, TrainConfig
-from t4p.config_files import load_config
+from t4p.config.files import load_config
+from t4p.config.run import TrainConfig
+from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.stream import TrainingStream, ValidationStream
+from t4p.distributed import rank
 from t4p.errors import RunError
+from t4p.runs.logs import RunLog, StepRecord
 from t4p.tasks import pretrain
-from t4p.train.distributed import rank
 from t4p.train.engine import Engine
-from t4p.train.logging import RunLog, StepRecord
 from t4p.train.loop import LoopSettings
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shards.pack import pack
+from shards.packing.pack import pack
 
 # Importing torch and DeepSpeed takes most of a wrong call's eight seconds. This process does it once; every call is a
 # fork of it, with its own environment, output and exit status, because training leaves a process group behind.
 SERVER = """
 import json, os, signal, sys, traceback
-import launch.trainer, t4p.tasks.pretrain
-from t4p.cli import main
+import launch.training, t4p.tasks.pretrain
+from commands.main import main
 
 for line in sys.stdin:
     call = json.loads(line)
@@ -201,7 +201,7 @@ def test_ctrl_c_ends_training_and_its_loaders(tmp_path, shards, clean_environ):
     run_dir = tmp_path / "run"
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "t4p.cli", "pretrain", "configs/smoke.yaml"),
+            *(sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml"),
             *(f"data.shards=[{shards}]", f"run.dir={run_dir}", "train.num_steps=100000", "data.num_workers=2"),
         ],
         env=clean_environ,

@@ -9,9 +9,9 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from t4p.checkpoint_cli import app
+from commands.checkpoint import app
 from t4p.errors import CheckpointError, ConfigError
-from t4p.train.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
+from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
 
 
 def call(*arguments):

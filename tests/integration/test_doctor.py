@@ -13,7 +13,7 @@ import psutil
 import pytest
 from s3_server import S3Server
 
-from launch.doctor import STORAGE, Row, make
+from commands.doctor.checks import STORAGE, Row, make
 
 # 40 CPU seconds, half of them Ray's: about a minute on two cores that others use too.
 PATIENCE = 400
@@ -26,7 +26,7 @@ def examined(s3_server: S3Server, clean_environ: dict[str, str], tmp_path_factor
     """One run of the command in a folder and a bucket of its own: (process, bucket)."""
     bucket = s3_server.make_bucket()
     process = subprocess.run(
-        [sys.executable, "-m", "t4p.cli", "doctor", "--json", "--url", f"s3://{bucket}/prefix"],
+        [sys.executable, "-m", "commands.main", "doctor", "--json", "--url", f"s3://{bucket}/prefix"],
         env={**clean_environ, **s3_server.environ(), MARK: bucket},
         cwd=tmp_path_factory.mktemp("doctor"),
         capture_output=True,

@@ -13,10 +13,10 @@ import pytest
 import torch
 from rank_processes import start_ranks
 
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from t4p.config import FinetuneConfig
-from t4p.config_files import load_config_of
+from t4p.config.files import load_config_of
+from t4p.config.tasks import FinetuneConfig
 from t4p.models.exported import load_exported_network
 
 pytestmark = pytest.mark.slow
@@ -68,8 +68,8 @@ def pretrained(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 RUN_ALL = """
 import json, sys
-from t4p.config import FinetuneConfig
-from t4p.config_files import load_config_of
+from t4p.config.tasks import FinetuneConfig
+from t4p.config.files import load_config_of
 from t4p.tasks.semantic import run
 outcomes = []
 for overrides in json.loads(sys.argv[1]):
@@ -92,7 +92,7 @@ print(json.dumps([saved_weights(Path(checkpoint), 3)["voxels_seen"].tolist() for
 
 def t4p(*arguments: str, status: int = 0) -> str:
     """Run the command; its output, of which errors are a part."""
-    return run([sys.executable, "-m", "t4p.cli", *arguments], status)
+    return run([sys.executable, "-m", "commands.main", *arguments], status)
 
 
 def python(script: str, *arguments: str) -> str:
@@ -180,7 +180,7 @@ EXPORT_SHARES = """
 import sys
 from pathlib import Path
 from t4p.errors import CheckpointError
-from t4p.train.export import export_checkpoint
+from t4p.tasks.export import export_checkpoint
 checkpoint, folder, start = map(Path, sys.argv[1:])
 for share in ("0", "1"):
     export_checkpoint(checkpoint, folder / f"{share}.safetensors", finetuned_share=float(share))

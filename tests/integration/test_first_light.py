@@ -9,9 +9,9 @@ from statistics import fmean
 import pytest
 from calibrated_tower import save_calibrated_tower
 
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from t4p.config_files import find_packaged
+from t4p.config.files import find_packaged
 from t4p.data.decode import decode_frame
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,7 @@ def test_training_lowers_both_losses_and_points_find_their_pixels_on_unseen_fram
     run_dir = tmp_path / "run"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "t4p.cli", "launch", "pretrain", "configs/smoke.yaml", "--workers", "1"),
+            *(sys.executable, "-m", "commands.main", "launch", "pretrain", "configs/smoke.yaml", "--workers", "1"),
             *(f"data.shards=[{train}]", f"data.validation_shards=[{validation}]", f"run.dir={run_dir}"),
             *(f"model.clip.name={TOWER}", f"model.clip.pretrained={weights}", "model.clip.dense=value"),
             *SETTINGS,

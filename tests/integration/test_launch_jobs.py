@@ -19,11 +19,11 @@ import psutil
 import pytest
 from ray_cluster import start_ray_cluster
 
-from launch.job_client import Cluster, Token
-from launch.job_spec import REQUIREMENTS_FILE, JobSpec
-from launch.jobs import exit_status, follow, plan_job, submit
-from shards.pack import pack
-from t4p.config_files import load_config
+from launch.jobs.client import Cluster, Token
+from launch.jobs.jobs import exit_status, follow, plan_job, submit
+from launch.jobs.spec import REQUIREMENTS_FILE, JobSpec
+from shards.packing.pack import pack
+from t4p.config.files import load_config
 from t4p.errors import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ class Site:
     def start(self, *arguments: str, **changes: str) -> subprocess.Popen:
         """`t4p launch ...` as a process."""
         return subprocess.Popen(
-            [sys.executable, "-m", "t4p.cli", "launch", *arguments],
+            [sys.executable, "-m", "commands.main", "launch", *arguments],
             env=self.environ(**changes),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -315,7 +315,7 @@ def test_a_dry_run_prints_everything_and_reaches_no_network(tmp_path: Path) -> N
     status, out, err = ended(site.start(*call, "--json", SECRET="not to be seen"))
     assert status == 0, err
     plan = json.loads(out)
-    assert plan["entrypoint"].endswith("t4p.cli launch pretrain t4p-job.yaml --workers 2 --address auto")
+    assert plan["entrypoint"].endswith("commands.main launch pretrain t4p-job.yaml --workers 2 --address auto")
     assert plan["workers"]["frames_per_micro_batch_per_rank"] == [3, 3]
     assert plan["workers"]["cpus_per_worker"] == 1
     assert plan["working_dir"]["size_bytes"] > 100_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from small_model import SMALL
 
-from shards.pack import pack
+from shards.packing.pack import pack
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tum_sample: Path) -> str:
 
 def command(shards: str, run_dir: Path, *arguments: str) -> list[str]:
     overrides = [*SMALL, f"run.dir={run_dir}", f"data.shards=[{shards}]"]
-    return [sys.executable, "-m", "t4p.cli", "launch", "pretrain", "configs/smoke.yaml", *overrides, *arguments]
+    return [sys.executable, "-m", "commands.main", "launch", "pretrain", "configs/smoke.yaml", *overrides, *arguments]
 
 
 def launch(arguments: list[str]) -> subprocess.CompletedProcess:

@@ -15,12 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch.attempts import run_job
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome
-from launch.private_ray import run_job
-from launch.processes import processes_of
-from launch.trainer import raise_failure
-from launch.worker_group import WorkerJob
+from launch.processes.caretaker import processes_of
+from launch.training import raise_failure
+from launch.worker import WorkerJob
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from launch.processes import processes_of
+from launch.processes.caretaker import processes_of
 
 
 def note(out, **facts):
@@ -82,9 +82,9 @@ def wait_forever(config, report):
 
 COMMAND = """
 import json, sys
-from launch.private_ray import run_job
-from launch.stop_signals import Stopped
-from launch.worker_group import WorkerJob
+from launch.attempts import run_job
+from launch.processes.stop_signals import Stopped
+from launch.worker import WorkerJob
 try:
     run_job(WorkerJob("launched_workers:wait_forever", {"out": sys.argv[1]}, 2), lambda: None)
 except Stopped as stop:
@@ -151,7 +151,7 @@ def drivers_of(pid: int) -> list[psutil.Process]:
     drivers = []
     for child in psutil.Process(pid).children():
         with suppress(psutil.NoSuchProcess):  # it ends meanwhile
-            if child.status() != psutil.STATUS_ZOMBIE and "launch.ray_driver" in child.cmdline():
+            if child.status() != psutil.STATUS_ZOMBIE and "launch.driver" in child.cmdline():
                 drivers.append(child)
     return drivers
 

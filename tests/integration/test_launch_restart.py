@@ -19,8 +19,8 @@ from ports import free_ports
 from ray_cluster import start_ray_cluster
 from small_model import SMALL
 
-from launch.processes import processes_of
-from shards.pack import pack
+from launch.processes.caretaker import processes_of
+from shards.packing.pack import pack
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def uninterrupted(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two bare ranks, without Ray, that nobody disturbed."""
     run_dir = tmp_path_factory.mktemp("uninterrupted")
-    arguments = [sys.executable, "-m", "t4p.cli", "pretrain", "configs/smoke.yaml", *overrides(shards, run_dir)]
+    arguments = [sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml", *overrides(shards, run_dir)]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     ranks = [
         subprocess.Popen(arguments, cwd=ROOT, env=environment() | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -81,7 +81,7 @@ class Launched:
     def __init__(self, run_dir: Path, arguments: list[str], env: dict[str, str]) -> None:
         self.run_dir = run_dir
         self._output = run_dir.with_suffix(".output")
-        command = [sys.executable, "-m", "t4p.cli", "launch", "pretrain", "configs/smoke.yaml", "--workers", "2"]
+        command = [sys.executable, "-m", "commands.main", "launch", "pretrain", "configs/smoke.yaml", "--workers", "2"]
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, *arguments], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
@@ -114,7 +114,7 @@ class Launched:
         def look() -> bool:
             for child in psutil.Process(self.process.pid).children():
                 with suppress(psutil.NoSuchProcess):  # the driver before it, which ends meanwhile
-                    if "launch.ray_driver" in child.cmdline():
+                    if "launch.driver" in child.cmdline():
                         found.append(child)
             return bool(found)
 

@@ -15,7 +15,7 @@ SHARD_SIZE_MB = "1.2"
 
 
 def command(source: Path, folder: Path, workers: int = 2) -> list[str]:
-    pack = [sys.executable, "-m", "shards.cli", "pack", "tum", str(source), str(folder)]
+    pack = [sys.executable, "-m", "commands.shards", "pack", "tum", str(source), str(folder)]
     return [*pack, "--workers", str(workers), "--shard-size-mb", SHARD_SIZE_MB]
 
 

@@ -13,12 +13,12 @@ import pytest
 
 from shards.images import decode_depth
 from shards.manifest import shard_name
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import Frame, Matrix
 from shards.sources import seven_scenes
 from shards.sources.raw_files import SourceOptions
-from shards.store import open_store
+from shards.stores.place import open_store
 from shards.verify import verify
 
 

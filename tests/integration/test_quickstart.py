@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.pack import pack
+from shards.packing.pack import pack
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def quickstart(out: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "t4p.cli", "quickstart", "--out", str(out), *arguments],
+        [sys.executable, "-m", "commands.main", "quickstart", "--out", str(out), *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.line_chart import Chart, Series
-from launch.quickstart_page import Gallery, LegendEntry, Page, Picture, ScoreRow, ScoreTable, Section, Tile, render_page
-from launch.scene_view import RoomView, color_labels, label_palette
+from commands.pages.line_chart import Chart, Series
+from commands.pages.page import Gallery, LegendEntry, Page, Picture, ScoreRow, ScoreTable, Section, Tile, render_page
+from commands.pages.scene_view import RoomView, color_labels, label_palette
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LABELS = ("wall", "floor", "ceiling", "bed")

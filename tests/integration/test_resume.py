@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_model import SMALL
 
-from shards.pack import pack
+from shards.packing.pack import pack
 
 FRAMES = Path(__file__).parents[1] / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"
 NUM_STEPS = 8
@@ -36,7 +36,7 @@ def shards(tmp_path_factory):
 
 def command(shards, run_dir, *overrides):
     return [
-        *(sys.executable, "-m", "t4p.cli", "pretrain", "configs/smoke.yaml", *OVERRIDES),
+        *(sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml", *OVERRIDES),
         *(f"data.shards=[{shards}]", f"run.dir={run_dir}", *overrides),
     ]
 

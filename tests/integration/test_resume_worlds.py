@@ -19,9 +19,9 @@ import torch
 from rank_processes import start_ranks
 from small_model import SMALL
 
-from shards.pack import pack
+from shards.packing.pack import pack
 from t4p.models.exported import load_exported
-from t4p.train.checkpoint import MARKER, verify_marker
+from t4p.runs.checkpoint import MARKER, verify_marker
 
 STAGES = (0, 1, 2, 3)
 LEGS = ((2, 2), (1, 4), (3, 6), (2, 8))  # (world size, up to this step)
@@ -242,7 +242,7 @@ def test_a_folder_that_not_all_ranks_share_is_refused_on_all_of_them(runs):
 
 EXPORT = """
 import json, sys
-from t4p.checkpoint_cli import app
+from commands.checkpoint import app
 for arguments in json.loads(sys.argv[1]):
     app(arguments, standalone_mode=False)
 """

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from small_model import SMALL
 
-from shards.pack import pack
+from shards.packing.pack import pack
 
 SCRIPT = """
 import json, sys
-from t4p.config_files import load_config
+from t4p.config.files import load_config
 from t4p.tasks.pretrain import run
 outcomes = []
 for overrides in json.loads(sys.argv[1]):

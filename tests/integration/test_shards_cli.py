@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from shards.cli import app
+from commands.shards import app
 from shards.images import encode_depth
 
 
@@ -35,7 +35,7 @@ def run(clean_environ: dict[str, str], tmp_path: Path) -> Run:
 
     def run(*arguments: object) -> Outcome:
         result = subprocess.run(
-            [sys.executable, "-m", "shards.cli", *map(str, arguments)],
+            [sys.executable, "-m", "commands.shards", *map(str, arguments)],
             env=clean_environ,
             cwd=tmp_path,
             capture_output=True,
@@ -185,7 +185,7 @@ def test_only_pack_promises_to_resume(
     monkeypatch.setattr("shards.verify.verify", stop)
     monkeypatch.setattr("shards.reader.DatasetReader", stop)
     assert call(command, "d") == Outcome(130, "", "stopped\n")
-    monkeypatch.setattr("shards.pack.pack", stop)
+    monkeypatch.setattr("shards.packing.pack.pack", stop)
     assert "the same call again resumes" in call("pack", "tum", tum_sample, "e").stderr
 
 

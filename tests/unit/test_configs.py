@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from t4p.config import FinetuneConfig, NetworkConfig
-from t4p.config_files import load_config, load_config_of
+from commands.plan import make_console, print_plan, verdict
+from t4p.config.files import load_config, load_config_of
+from t4p.config.network import NetworkConfig
+from t4p.config.tasks import FinetuneConfig
 from t4p.models.text4point import build_plan
+from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing
 from t4p.plan.measure import measure_network
-from t4p.plan.report import make_console, print_plan, verdict
-from t4p.tasks.pretrain import build_sample_settings, load_towers_from
+from t4p.tasks.pretrain import build_sample_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FULL_SIZE = "configs/pretrain/scannet.yaml"

@@ -93,7 +93,7 @@ def test_what_was_lost_is_worth_another_attempt(outcome: JobOutcome, reason: str
         JobOutcome((failure(0, "t4p.errors.RunError", "step 7: the loss is nan"), LOST_PEER)),
         JobOutcome((failure(0, "t4p.errors.DataError", "Connection reset by peer"),)),
         JobOutcome((failure(0, "t4p.errors.CheckpointError", "cannot resume"),)),
-        JobOutcome((failure(0, "shards.schema.ShardError", "damaged"),)),
+        JobOutcome((failure(0, "shards.errors.ShardError", "damaged"),)),
         JobOutcome((failure(0, "builtins.RuntimeError", "CUDA error: an illegal memory access"),)),
         JobOutcome((failure(0, "torch.OutOfMemoryError", "CUDA out of memory"),)),
         JobOutcome((failure(0, "ray.exceptions.RuntimeEnvSetupError", "no such package"),)),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from launch.placement import WorkerResources, describe_shortage, num_places, worker_resources
-from t4p.config import ClusterConfig
+from t4p.config.run import ClusterConfig
 
 HEAD = {"memory": 1e10, "node:__internal_head__": 1.0}
 CPU_NODE = {"CPU": 2.0}

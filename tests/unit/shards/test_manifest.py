@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.errors import ShardError
 from shards.manifest import Manifest, ShardIndex, ShardRow, ShardTable, index_name, shard_name
-from shards.schema import ShardError
 
 rows_of_an_index = st.lists(st.tuples(st.integers(0, 2**50), st.integers(0, 2**40), st.integers(0, 2**32 - 1)))
 

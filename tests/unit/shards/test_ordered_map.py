@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shards.errors import ShardError
 from shards.ordered_map import ordered_map
-from shards.schema import ShardError
 
 
 def square(x: int) -> tuple[int, int]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import shards.reader
+from shards.errors import CallError, ShardError
 from shards.manifest import ShardIndex, index_name, shard_name
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from shards.schema import CallError, ShardError
 
 
 @pytest.fixture

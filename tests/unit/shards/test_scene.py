@@ -8,8 +8,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from shards.errors import ShardError
 from shards.scene import WHOLE, Scene, SceneBox, check_scene, members_of_scene, scene_from_members
-from shards.schema import ShardError, sample_key
+from shards.schema import sample_key
 
 KEY = sample_key("my room", WHOLE)
 

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.errors import ShardError
 from shards.images import encode_depth
 from shards.schema import (
     LONGEST_MEMBER_BYTES,
     MEMBERS,
     Box,
     Frame,
-    ShardError,
     check_frame,
     escape_id,
     frame_from_members,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.pack import pack
-from shards.schema import CallError, ShardError
+from shards.errors import CallError, ShardError
+from shards.packing.pack import pack
 from shards.show import show
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.errors import CallError, ShardError
 from shards.images import decode_depth, encode_depth
-from shards.schema import CallError, ShardError, check_frame
+from shards.schema import check_frame
 from shards.sources import folder, seven_scenes, tum
 from shards.sources.formats import FORMATS, find_format
 from shards.sources.raw_files import SourceOptions, natural_order, read_intrinsics

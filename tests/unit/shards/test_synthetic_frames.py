@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from shards.cli import app
+from commands.shards import app
+from shards.errors import CallError
 from shards.images import decode_color, decode_depth, decode_labels
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from shards.schema import CallError, Frame, check_frame
+from shards.schema import Frame, check_frame
 from shards.sources import synthetic
 from shards.sources.raw_files import SourceOptions
 from shards.synthetic.captions import MIN_SHARE

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from shards.cli import app
+from commands.shards import app
+from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest
-from shards.pack import pack
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from shards.schema import CallError, ShardError
 from shards.show import show
 from shards.synthetic.cloud import VOXEL_SIZE
 from shards.synthetic.furniture import LABEL_NAMES

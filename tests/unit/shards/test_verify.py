@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shards.errors import CallError, ShardError
 from shards.images import encode_depth
 from shards.manifest import Manifest, ShardIndex, ShardTable, index_name, shard_name
-from shards.pack import pack
+from shards.packing.pack import pack
+from shards.packing.writer import ShardWriter
 from shards.reader import DatasetReader
-from shards.schema import CallError, ShardError
-from shards.store import FolderStore, StoreError, open_store
+from shards.slices import members_of_slice
+from shards.stores.folder import FolderStore
+from shards.stores.place import open_store
+from shards.stores.store import StoreError
 from shards.verify import VerifyReport, _verify_shard, verify
-from shards.writer import ShardWriter, members_of_slice
 
 
 @pytest.fixture

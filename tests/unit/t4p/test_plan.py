@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from t4p.cli import app
-from t4p.config_files import load_config
+from commands.main import app
+from t4p.config.files import load_config
 from t4p.errors import ConfigError
 from t4p.plan.frames import look_at_frames, room_frame
 from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, usual_hours, with_checkpointing
@@ -203,7 +203,8 @@ def smoke(*overrides: str):
 
 
 def sample_settings(config):
-    from t4p.tasks.pretrain import build_sample_settings, load_towers_from
+    from t4p.models.towers import load_towers_from
+    from t4p.tasks.pretrain import build_sample_settings
 
     return build_sample_settings(config, load_towers_from(config.model.clip, 0))
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.schema import Frame, ShardError
-from t4p.config import AugmentConfig
+from shards.errors import ShardError
+from shards.schema import Frame
+from t4p.config.data import AugmentConfig
 from t4p.data.labelled import LabelRecipe
 from t4p.data.labels import build_label_table
 from t4p.data.transforms import IGNORED

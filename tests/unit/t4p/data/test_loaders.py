@@ -11,11 +11,11 @@ from pathlib import Path
 
 from live_processes import is_running
 
-from shards.pack import pack
+from shards.packing.pack import pack
 
 SCRIPT = """
 import json, multiprocessing, sys, time
-from t4p.config_files import load_config
+from t4p.config.files import load_config
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import build_label_recipe
 from t4p.data.stream import ValidationStream

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from shards.pack import pack
-from shards.store import StoreError
-from t4p.config import AugmentConfig
+from shards.packing.pack import pack
+from shards.stores.store import StoreError
+from t4p.config.data import AugmentConfig
 from t4p.data.batch import PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import SampleSettings

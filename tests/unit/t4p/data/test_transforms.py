@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from t4p.config import AugmentConfig
+from t4p.config.data import AugmentConfig
 from t4p.data import transforms
 from t4p.data.decode import DecodedFrame
 

@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from t4p.config_files import load_config
+from t4p.config.files import load_config
 from t4p.errors import CheckpointError
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.exported import load_exported, write_exported

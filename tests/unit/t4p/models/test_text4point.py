@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from t4p.config import UNetConfig
-from t4p.config_files import load_config
+from t4p.config.files import load_config
+from t4p.config.network import UNetConfig
 from t4p.errors import ConfigError
 from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.models.sparse.pyramid import build_pyramid

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from shards.pack import pack
+from shards.errors import CallError
+from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from shards.schema import CallError
-from t4p.config import EvaluatedDataConfig, FinetuneConfig, PretrainConfig
-from t4p.config_files import load_config, load_config_of
+from t4p.config.data import EvaluatedDataConfig
+from t4p.config.files import load_config, load_config_of
+from t4p.config.tasks import FinetuneConfig, PretrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch
 from t4p.data.stream import ValidationStream
@@ -21,8 +22,9 @@ from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import best_trivial_miou
 from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
+from t4p.models.towers import load_towers_from
 from t4p.tasks.evaluate import label_points, predict, score_network
-from t4p.tasks.pretrain import PretrainModule, load_towers_from, untrained_network
+from t4p.tasks.pretrain import PretrainModule, untrained_network
 from t4p.tasks.semantic import SemanticModule, build_recipe
 from t4p.tasks.teacher import score_teacher
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from bumpy_wall import WALL_OVERRIDES, make_frame
 
-from t4p.config_files import load_config
+from t4p.config.files import load_config
 from t4p.data.batch import collate
 from t4p.data.sample import build_sample
 from t4p.errors import ConfigError, RunError
-from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings, load_towers_from
-from t4p.train.logging import StepRecord
+from t4p.models.towers import load_towers_from
+from t4p.runs.logs import StepRecord
+from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings
 
 OVERRIDES = [*WALL_OVERRIDES, "data.pixel_stride=1"]
 

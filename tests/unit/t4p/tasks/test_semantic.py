@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from t4p.errors import RunError
+from t4p.runs.logs import StepRecord
 from t4p.tasks.semantic import MOST_STEPS_WITHOUT_LABEL, SemanticTask
-from t4p.train.logging import StepRecord
 
 
 def record(step, labelled_voxels, loss=1.0, gradient_norm=1.0):

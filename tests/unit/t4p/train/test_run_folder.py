@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from t4p.errors import CheckpointError, ConfigError
+from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
+from t4p.runs.universal import make_universal
 from t4p.train import run_folder
-from t4p.train.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
 from t4p.train.run_folder import choose_checkpoint, installed_versions
-from t4p.train.universal import make_universal
 
 
 def make(checkpoints, step):

@@ -1,0 +1,214 @@
+"""The `t4p shards` commands. Exit status 0, 1 (the job failed) or 2 (the call was wrong); one message, no traceback."""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from commands.bars import progress_bar
+from shards.errors import CallError, ShardError
+
+app = typer.Typer(
+    name="shards",
+    help="Raw RGB-D to tar shards to a verified dataset.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_MAX_DEFAULT_WORKERS = 8
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of the raw dataset, or the text of a generator")]
+Dataset = Annotated[str, typer.Argument(metavar="DST", help="a folder or s3://bucket/prefix")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Workers = Annotated[int | None, typer.Option(min=1, help="processes; by default one per core, at most 8")]
+
+
+class _Terminated(BaseException):
+    """SIGTERM, turned into an exception so that everything on the stack cleans up."""
+
+
+@contextmanager
+def _user_errors(when_stopped: str = "stopped") -> Iterator[None]:
+    """Turn what a user can cause into one message on stderr and an exit status."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        before = signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        yield
+    except ShardError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, CallError) else 1) from None
+    except (KeyboardInterrupt, _Terminated) as stop:
+        typer.echo(when_stopped, err=True)
+        raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _raise_terminated(signal_number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+@app.command("formats")
+def formats_command() -> None:
+    """List the raw formats that `pack` reads."""
+    from shards.sources.formats import FORMATS, GENERATORS
+
+    for source_format in (*FORMATS, *GENERATORS):
+        typer.echo(f"{source_format.name}\n    {source_format.summary}\n    licence: {source_format.licence}")
+
+
+@app.command("pack")
+def pack_command(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="one of `t4p shards formats`")],
+    src: Source,
+    dst: Dataset,
+    workers: Workers = None,
+    shard_size_mb: Annotated[float, typer.Option(help="cap on a tar, in MiB")] = 256,
+    frames: Annotated[
+        str | None,
+        typer.Option(metavar="START:STOP", help="which frames, by position in the source, as a Python slice"),
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="keep one of so many frames")] = 1,
+    depth_scale: Annotated[
+        float | None, typer.Option(help="depth units per metre (1000 for millimetres); by default the format's own")
+    ] = None,
+) -> None:
+    """Pack raw frames into a dataset. Stopped in the middle, the same call again resumes."""
+    with _user_errors("stopped; what is finished is kept, and the same call again resumes"):
+        from shards.packing.pack import pack
+
+        if not math.isfinite(shard_size_mb):
+            raise CallError(f"--shard-size-mb is {shard_size_mb}, wanted a number of MiB, such as 256")
+
+        with progress_bar("packing") as on_progress:
+            report = pack(
+                format,
+                src,
+                dst,
+                num_workers=workers or _default_workers(),
+                shard_size_bytes=int(shard_size_mb * (1 << 20)),
+                frames=_parse_frames(frames),
+                every=every,
+                depth_scale=depth_scale,
+                on_progress=on_progress,
+            )
+        kept = f" ({report.num_kept_shards} kept from before)" if report.num_kept_shards else ""
+        typer.echo(
+            f"{report.url}: {report.num_samples} samples in {report.num_shards} shards{kept}, "
+            f"{report.size_bytes / 1e6:.1f} MB, {report.seconds:.1f} s\n"
+            f"terms of the data: {report.licence}\n"
+            f"next: t4p shards verify {report.url}"
+        )
+
+
+@app.command("verify")
+def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False) -> None:
+    """Re-read everything and name every broken sample; exit status 1 if there is one."""
+    with _user_errors():
+        from shards.verify import verify
+
+        with progress_bar("verifying") as on_progress:
+            report = verify(url, num_workers=workers or _default_workers(), on_progress=on_progress)
+        if as_json:
+            _echo_json(
+                {
+                    "url": report.url,
+                    "ok": not report.problems,
+                    "num_samples": report.num_samples,
+                    "num_shards": report.num_shards,
+                    "bytes": report.size_bytes,
+                    "broken_keys": list(report.broken_keys),
+                    "problems": [problem.__dict__ for problem in report.problems],
+                }
+            )
+        elif not report.problems:
+            typer.echo(
+                f"{report.url}: all {report.num_samples} samples in {report.num_shards} shards are whole "
+                f"({report.size_bytes / 1e6:.1f} MB)"
+            )
+        if report.problems:
+            for problem in report.problems if not as_json else ():
+                typer.echo(f"{problem.object_name}: {problem.key or 'the object'}: {problem.message}", err=True)
+            typer.echo(
+                f"error: {report.url}: {len(report.broken_keys)} of {report.num_samples} samples are broken, "
+                f"{len(report.problems)} problems; pack the dataset again to another place, or restore these objects",
+                err=True,
+            )
+            raise typer.Exit(1)
+
+
+@app.command("info")
+def info_command(url: Dataset, as_json: Json = False) -> None:
+    """Say what a dataset is."""
+    with _user_errors():
+        from shards.reader import DatasetReader
+
+        dataset = DatasetReader(url)
+        manifest = dataset.manifest
+        facts = {
+            "url": dataset.url,
+            "format_version": manifest.format_version,
+            "sample_kind": manifest.sample_kind,
+            "num_samples": manifest.num_samples,
+            "num_shards": manifest.num_shards,
+            "bytes": manifest.size_bytes,
+            "first_key": dataset.key(0, 0),
+            "label_names": list(manifest.label_names),
+            "provenance": dict(manifest.provenance),
+            "shards_sha256": manifest.shards_sha256,
+        }
+        if as_json:
+            _echo_json(facts)
+        else:
+            for name, value in facts.items():
+                typer.echo(f"{name:15} {value if isinstance(value, str | int) else json.dumps(value)}")
+
+
+@app.command("show")
+def show_command(
+    url: Dataset,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="SCENE/FRAME, as `info` and `verify` spell it")],
+    out: Annotated[Path | None, typer.Option(help="the PNG to write; by default KEY.png here")] = None,
+) -> None:
+    """Write a PNG of a sample: colour, depth, labels; of a scene, its points from above and from the side."""
+    with _user_errors():
+        from shards.show import show
+
+        path = out or Path(key.replace("/", "-") + ".png")
+        show(url, key, path)
+        typer.echo(f"wrote {path}")
+
+
+def _parse_frames(text: str | None) -> slice | None:
+    if text is None:
+        return None
+    start, colon, stop = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError("no colon")
+        return slice(int(start) if start else None, int(stop) if stop else None)
+    except ValueError as error:
+        raise CallError(f"--frames is {text!r}, wanted START:STOP, such as 0:80 or :80 or -20:") from error
+
+
+def _default_workers() -> int:
+    return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_WORKERS)
+
+
+def _echo_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    app(prog_name="t4p shards")

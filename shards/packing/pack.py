@@ -1,0 +1,261 @@
+"""Source to shards to manifest: read in parallel, written in order by one writer, resumable, published at the end."""
+
+import hashlib
+import importlib.metadata
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shards.errors import CallError, ShardError
+from shards.manifest import (
+    MANIFEST_NAME,
+    TABLE_NAME,
+    Manifest,
+    SampleKind,
+    ShardRow,
+    ShardTable,
+    index_name,
+    shard_name,
+    source_name,
+)
+from shards.ordered_map import ordered_map
+from shards.packing.claim import SHARD_FILE, Claim, claim, published_before, release
+from shards.packing.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, load_frame, unique_tasks
+from shards.packing.resume import kept_shards
+from shards.packing.writer import FinishedShard, ShardWriter
+from shards.schema import FORMAT_VERSION
+from shards.sources.formats import SourceFormat, find_format
+from shards.sources.raw_files import SourceOptions
+from shards.stores.place import open_store
+
+DEFAULT_SHARD_SIZE_BYTES = 256 << 20
+MAX_SHARD_SIZE_BYTES = 4 << 30  # one PUT takes at most 5 GiB
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What `pack` made.
+
+    Attributes:
+        url: of the dataset.
+        num_samples: in it.
+        num_shards: in it.
+        num_kept_shards: of these, finished by an earlier, interrupted run.
+        size_bytes: of all tars.
+        seconds: this run took.
+        licence: one line on the terms of the raw data.
+    """
+
+    url: str
+    num_samples: int
+    num_shards: int
+    num_kept_shards: int
+    size_bytes: int
+    seconds: float
+    licence: str
+
+
+def pack(
+    source_format: str,
+    src: str | Path,
+    dst: str,
+    *,
+    num_workers: int = 1,
+    shard_size_bytes: int = DEFAULT_SHARD_SIZE_BYTES,
+    frames: slice | None = None,
+    every: int = 1,
+    depth_scale: float | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Pack the frames of a raw dataset. An interrupted call leaves no manifest; the same call again resumes.
+
+    Args:
+        source_format: a name in `shards.sources.formats`.
+        src: folder of the raw dataset, or the text of a generator.
+        dst: folder or s3:// prefix, without a dataset in it.
+        num_workers: processes that read and check frames; the result does not depend on it.
+        shard_size_bytes: cap on a tar.
+        frames: which of the source's frames, by position; None takes all.
+        every: keep one of so many of these.
+        depth_scale: depth units per metre; None takes the format's own.
+        on_progress: called with (frames done, frames in all).
+
+    Raises:
+        CallError: an argument cannot be meant, or dst already holds a dataset.
+        ShardError: a frame is broken, keys collide, or dst holds another unfinished pack.
+        StoreError: storage refused or failed.
+    """
+    start = time.monotonic()
+    _check_call(num_workers, shard_size_bytes, every, depth_scale)
+    chosen = find_format(source_format)
+    root = Path(src)
+    refs = chosen.scan(root, SourceOptions(depth_scale))
+    selected = refs[frames or slice(None)][::every]
+    if not selected:
+        raise CallError(f"{src}: none of its {len(refs)} frames is left by frames {frames} and every {every}")
+    tasks = unique_tasks(selected)
+    label_names = chosen.label_names(root)
+    options = {
+        "shard_size_bytes": shard_size_bytes,
+        "frames": None if frames is None else [frames.start, frames.stop],
+        "every": every,
+        "depth_scale": depth_scale,
+    }
+    provenance = _provenance(chosen, root, options)
+    store = open_store(dst)
+    manifest = published_before(store, provenance)
+    if manifest is not None:
+        num_kept = manifest.num_shards
+    else:
+        ours = claim(store, provenance)
+        load = partial(load_frame, chosen.read)
+        kept = kept_shards(store, load, tasks, shard_size_bytes, num_workers, on_progress)
+        num_kept = len(kept)
+        rest = _pack_rest(ours, load, tasks, kept, shard_size_bytes, num_workers, on_progress)
+        with closing(rest):  # ends the workers before anything else happens
+            rows = [*kept, *rest]
+        manifest = _publish(ours, rows, chosen.sample_kind, label_names, provenance)
+    release(store)
+    return PackReport(
+        url=store.url,
+        num_samples=manifest.num_samples,
+        num_shards=manifest.num_shards,
+        num_kept_shards=num_kept,
+        size_bytes=manifest.size_bytes,
+        seconds=time.monotonic() - start,
+        licence=chosen.licence,
+    )
+
+
+def _check_call(num_workers: int, shard_size_bytes: int, every: int, depth_scale: float | None) -> None:
+    if num_workers < 1 or every < 1:
+        raise CallError(f"workers and every must be at least 1, found {num_workers} and {every}")
+    if not 1 <= shard_size_bytes <= MAX_SHARD_SIZE_BYTES:
+        raise CallError(f"shard size is {shard_size_bytes} bytes, wanted 1 to {MAX_SHARD_SIZE_BYTES}")
+    if depth_scale is not None and not depth_scale > 0:
+        raise CallError(f"depth scale is {depth_scale}, wanted units per metre, above 0")
+
+
+def _provenance(source_format: SourceFormat, root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "source_format": source_format.name,
+        "source": root.resolve().name,
+        "licence": source_format.licence,
+        "options": dict(options),
+        # Equal bytes are promised for equal versions of what encodes them.
+        "versions": {name: _version(name) for name in ("text4point", "webdataset", "pillow")},
+    }
+
+
+def _pack_rest(
+    ours: Claim,
+    load: Callable[[FrameTask], LoadedFrame],
+    tasks: Sequence[FrameTask],
+    kept: Sequence[ShardRow],
+    shard_size_bytes: int,
+    num_workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> Generator[ShardRow]:
+    """Pack and store the shards that are not there yet, yielding their rows."""
+    done = sum(row.num_samples for row in kept)
+    fingerprints: list[bytes] = []  # of the frames in the shard being filled
+    with _scratch_folder(shard_size_bytes) as scratch:
+        writer = ShardWriter(scratch, shard_size_bytes, len(kept))
+        try:
+            with closing(ordered_map(load, tasks[done:], num_workers)) as loaded:
+                for task, frame in zip(tasks[done:], loaded, strict=True):
+                    with _explained(shard_size_bytes):
+                        finished = writer.add(task.key, frame.members)
+                    if finished:
+                        yield _store_shard(ours, finished, fingerprints)
+                        fingerprints = []
+                    fingerprints.append(frame.fingerprint)
+                    done += 1
+                    if on_progress is not None:
+                        on_progress(done, len(tasks))
+            with _explained(shard_size_bytes):
+                finished = writer.finish()
+            if finished:
+                yield _store_shard(ours, finished, fingerprints)
+        finally:
+            writer.abandon()
+
+
+@contextmanager
+def _scratch_folder(shard_size_bytes: int) -> Iterator[Path]:
+    with _explained(shard_size_bytes):
+        folder = tempfile.TemporaryDirectory(prefix="t4p-pack-")
+    with folder:
+        yield Path(folder.name)
+
+
+@contextmanager
+def _explained(shard_size_bytes: int) -> Iterator[None]:
+    """Put around what only writes to the scratch folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"the folder for temporary files: cannot write ({error}); a shard is put together there, point TMPDIR to a "
+            f"disk with {shard_size_bytes >> 20} MiB free"
+        ) from error
+
+
+def _store_shard(ours: Claim, finished: FinishedShard, fingerprints: Sequence[bytes]) -> ShardRow:
+    ours.require()
+    # The index goes last: an index vouches for a whole tar.
+    ours.store.write(shard_name(finished.shard_index), finished.path)
+    ours.require()  # a tar may have taken minutes
+    ours.store.write(source_name(finished.shard_index), fingerprint_of_shard(fingerprints))
+    ours.store.write(index_name(finished.shard_index), finished.index.encode())
+    finished.path.unlink()
+    return finished.row
+
+
+def _publish(
+    ours: Claim,
+    rows: Sequence[ShardRow],
+    sample_kind: SampleKind,
+    label_names: tuple[str, ...],
+    provenance: Mapping[str, Any],
+) -> Manifest:
+    """Write the shard table and, by a conditional put, the manifest that makes the objects a dataset."""
+    store = ours.store
+    names = {name for i in range(len(rows)) for name in (shard_name(i), index_name(i), source_name(i))}
+    for name in store.list():
+        if SHARD_FILE.fullmatch(name) and name not in names | {TABLE_NAME}:
+            ours.require()
+            store.delete(name)
+    table = ShardTable.from_rows(rows).encode()
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        num_samples=sum(row.num_samples for row in rows),
+        num_shards=len(rows),
+        size_bytes=sum(row.size_bytes for row in rows),
+        label_names=label_names,
+        provenance=provenance,
+        shards_sha256=hashlib.sha256(table).hexdigest(),
+        sample_kind=sample_kind,
+    )
+    ours.require()
+    store.write(TABLE_NAME, table)
+    ours.require()
+    # A lost answer makes boto3 ask again and find its own manifest there: equal bytes are success.
+    if not store.write_if_absent(MANIFEST_NAME, manifest.encode()) and store.read(MANIFEST_NAME) != manifest.encode():
+        raise ShardError(
+            f"{store.url}: somebody else published another dataset here in the meantime; its shards may be overwritten "
+            "by ours, so verify it, and pack to another place"
+        )
+    return manifest
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

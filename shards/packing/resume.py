@@ -1,0 +1,110 @@
+"""What an interrupted pack left: finished shards that are whole and of the source as it is now need no packing."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import google_crc32c
+
+from shards.errors import ShardError
+from shards.manifest import ShardIndex, ShardRow, index_name, shard_name, source_name
+from shards.ordered_map import ordered_map
+from shards.packing.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, fingerprint_of_task
+from shards.reader import check_layout, check_slice
+from shards.slices import archive_end, sample_slice
+from shards.stores.store import MissingObjectError, Store
+
+
+def kept_shards(
+    store: Store,
+    load: Callable[[FrameTask], LoadedFrame],
+    tasks: Sequence[FrameTask],
+    shard_size_bytes: int,
+    num_workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> list[ShardRow]:
+    """The finished shards of an interrupted run, read back and checked.
+
+    Raises:
+        ShardError: they hold other frames than the source does now.
+        StoreError: storage refused or failed: that says nothing about the shards.
+    """
+    names = set(store.list())
+    finished = 0
+    while {shard_name(finished), source_name(finished), index_name(finished)} <= names:
+        finished += 1
+    rows: list[ShardRow] = []
+    length = done = 0
+    with closing(ordered_map(partial(_read_back, store), range(finished), num_workers)) as results:
+        for shard in results:
+            if shard is None or done == len(tasks):
+                break
+            of_shard = tasks[done : done + len(shard.index.keys)]
+            _require_same_source(f"{store.url}/{index_name(len(rows))}", shard, of_shard, load, num_workers)
+            rows.append(shard.row)
+            length = int(shard.index.offsets[-1] + shard.index.lengths[-1])
+            done += len(of_shard)
+            if on_progress is not None:
+                on_progress(done, len(tasks))
+    if rows and done < len(tasks):
+        # The last shard of a source that has grown since was not full: a fresh run would put more into it.
+        length += len(sample_slice(tasks[done].key, load(tasks[done]).members))
+        if length + len(archive_end(length)) <= shard_size_bytes:
+            rows.pop()
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class _StoredShard:
+    row: ShardRow
+    index: ShardIndex
+    fingerprint: bytes
+
+
+def _read_back(store: Store, shard_index: int) -> _StoredShard | None:
+    """A finished shard; None when it is damaged or half-written, and so to be packed again. Runs in a worker."""
+    try:
+        fingerprint = store.read(source_name(shard_index))
+        encoded = store.read(index_name(shard_index))
+        data = store.read(shard_name(shard_index))
+    except MissingObjectError:
+        return None
+    where = f"{store.url}/{index_name(shard_index)}"
+    try:
+        index = ShardIndex.decode(encoded, where)
+        check_layout(index, len(data), where)
+        for offset, length, crc in zip(
+            index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True
+        ):
+            check_slice(data[offset : offset + length], length, crc, where)
+    except ShardError:
+        return None
+    end = int(index.offsets[-1] + index.lengths[-1])
+    if data[end:] != archive_end(end):
+        return None
+    return _StoredShard(ShardRow(len(index.keys), len(data), hashlib.sha256(data).digest()), index, fingerprint)
+
+
+def _require_same_source(
+    where: str,
+    shard: _StoredShard,
+    tasks: Sequence[FrameTask],
+    load: Callable[[FrameTask], LoadedFrame],
+    num_workers: int,
+) -> None:
+    """Raise ShardError unless a shard holds just these frames, as they are now."""
+    keys = [task.key for task in tasks]
+    same = list(shard.index.keys) == keys
+    if same and fingerprint_of_shard(map(fingerprint_of_task, tasks)) != shard.fingerprint:
+        # Touched files need not be changed files: what they hold decides.
+        with closing(ordered_map(load, tasks, num_workers)) as loaded:
+            for task, frame, crc in zip(tasks, loaded, shard.index.crc32c.tolist(), strict=True):
+                same = same and google_crc32c.value(sample_slice(task.key, frame.members)) == crc
+    if not same:
+        raise ShardError(
+            f"{where}: an unfinished pack of other frames (from {shard.index.keys[0]} to {shard.index.keys[-1]}; the "
+            f"source now has {keys[0]} to {keys[-1]} there, or other content); the source has changed, so delete these "
+            "objects or pack to another place"
+        )

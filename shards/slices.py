@@ -1,0 +1,58 @@
+"""The bytes of one sample in a tar: how they are made, and read back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+from shards.errors import ShardError
+
+BLOCK_BYTES = 512
+RECORD_BYTES = 20 * BLOCK_BYTES  # tar pads an archive to whole records, after at least two empty blocks
+
+
+def sample_slice(key: str, members: Mapping[str, bytes]) -> bytes:
+    """The exact bytes of one sample in a tar: headers, contents, padding, members in sorted order.
+
+    webdataset's TarWriter makes them (into a tar of their own, of which the end is cut off), so that what we write
+    is what webdataset would write. USTAR, owner 0, mode 0444 and mtime 0 make equal input equal bytes; its default, a
+    float mtime, adds a PAX header of 1 KiB per member and is never the same twice.
+    """
+    from webdataset.writer import TarWriter  # loads torch: a second and 300 MB that only packing pays
+
+    buffer = io.BytesIO()
+    with TarWriter(
+        buffer, user="", group="", mode=0o444, mtime=0, format="USTAR_FORMAT", encoder=False, compress=False
+    ) as writer:
+        writer.write({"__key__": key, **members})
+        length = writer.tarstream.offset
+    return buffer.getvalue()[:length]
+
+
+def archive_end(length: int) -> bytes:
+    """The empty blocks that end a tar whose samples take `length` bytes."""
+    return bytes(2 * BLOCK_BYTES + -(length + 2 * BLOCK_BYTES) % RECORD_BYTES)
+
+
+def members_of_slice(data: bytes, where: str) -> dict[str, bytes]:
+    """Cut a sample's bytes (crc32c already checked) into its members, by the name after the key.
+
+    Raises:
+        ShardError: the bytes are not tar members of one key.
+    """
+    members: dict[str, bytes] = {}
+    position = 0
+    while position < len(data):
+        header = data[position : position + BLOCK_BYTES]
+        path = header[:100].rstrip(b"\0").decode("ascii", "replace")
+        _, dot, name = path.partition(".")
+        try:
+            size = int(header[124:136].rstrip(b"\0 "), 8)
+        except ValueError as error:
+            raise ShardError(f"{where}: no tar header at byte {position} of the sample; pack again") from error
+        start = position + BLOCK_BYTES
+        position = start + size + -size % BLOCK_BYTES
+        if header[257:262] != b"ustar" or not dot or name in members or position > len(data):
+            raise ShardError(f"{where}: member {path!r} of {size} bytes is not one of this sample; pack again")
+        members[name] = data[start : start + size]
+    return members

@@ -1,0 +1,32 @@
+"""The store that a URL names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shards.errors import CallError
+from shards.stores.folder import FolderStore
+from shards.stores.store import Store
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`: a folder, or s3://bucket/prefix. Nothing is contacted or created yet.
+
+    Raises:
+        CallError: empty, another kind of URL, or no bucket in it.
+    """
+    if not url:
+        raise CallError("the place of the dataset is empty, wanted a folder or s3://bucket/prefix")
+    scheme, separator, rest = url.partition("://")
+    if not separator and url.lower().startswith("s3:"):
+        raise CallError(f"{url}: wanted a folder or s3://bucket/prefix, with two slashes")
+    if not separator:
+        return FolderStore(Path(url))
+    if scheme != "s3":
+        raise CallError(f"{url}: {scheme}:// is not supported, wanted a folder or s3://bucket/prefix")
+    bucket, _, prefix = rest.partition("/")
+    if not bucket:
+        raise CallError(f"{url}: names no bucket, wanted s3://bucket/prefix")
+    from shards.stores.s3 import S3Store  # boto3 takes a third of a second, and a folder needs none
+
+    return S3Store(bucket, prefix.strip("/"))

@@ -1,0 +1,129 @@
+"""The networks: the 3D one, the frozen CLIP beside it, and what is trained on top."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from t4p.config.section import PositiveFloat, PositiveInt, Section
+
+# The 20 classes of ScanNet's semantic benchmark, in the order of its evaluation script.
+SCANNET_LABELS = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
+    "picture", "counter", "desk", "curtain", "refrigerator", "shower curtain", "toilet", "sink", "bathtub",
+    "other furniture",
+)  # fmt: skip
+
+
+class ClipConfig(Section):
+    name: str = Field("RN50", description="An open_clip model name, or the path of an open_clip model JSON.")
+    pretrained: str = Field("openai", description="An open_clip tag, the path of a weights file, or 'random'.")
+    dense: Literal["value", "value-residual"] = Field(
+        "value", description="How a ViT's last block gives dense features."
+    )
+    output_stride: Literal[32, 16, 8] = Field(
+        32, description="Pixels per dense cell of a ResNet tower: finer cells cost more time. A ViT has its patches."
+    )
+
+
+class UNetConfig(Section):
+    """A named plan, cut to `num_strides`; any list given here replaces the plan's."""
+
+    plan: str = "Res16UNet34C"
+    num_strides: PositiveInt = Field(4, description="Halvings of the resolution between the voxels and the bottleneck.")
+    stem_channels: PositiveInt | None = None
+    stem_kernel_size: Literal[3, 5] | None = None
+    encoder_channels: tuple[PositiveInt, ...] | None = None
+    encoder_blocks: tuple[PositiveInt, ...] | None = None
+    decoder_channels: tuple[PositiveInt, ...] | None = None
+    decoder_blocks: tuple[PositiveInt, ...] | None = None
+    activation_checkpointing: bool = Field(
+        False, description="Recompute each stage in the backward pass: less memory, a second forward pass of each."
+    )
+
+
+class TextQueryConfig(Section):
+    num_heads: PositiveInt = 8
+    mlp_ratio: PositiveFloat = 2.0
+    alpha: float = Field(1.0, description="Weight of h3D in the aggregation alpha * h3D + beta * h3D_text_hat.")
+    beta: float = Field(1.0, description="Weight of the queried text; 0 gives the plain U-Net.")
+    template: str = "point cloud of a {}"
+
+
+class Decoder2dConfig(Section):
+    hidden_channels: PositiveInt = 128
+    upsample: Literal[1, 2, 4, 8] = Field(4, description="Decoder pixels per CLIP cell, in each direction.")
+
+
+class NetworkConfig(Section):
+    """The 3D network and the words it is asked: the same in pre-training and in fine-tuning."""
+
+    sparse_backend: Literal["auto", "native", "minkowski"] = "auto"
+    voxel_size: PositiveFloat = Field(0.025, description="Edge of a voxel, metres.")
+    norm: Literal["sync_batch", "batch", "layer"] = Field(
+        "sync_batch", description="Statistics over the voxels of all ranks, of this rank, or of each voxel alone."
+    )
+    norm_group_size: PositiveInt | None = Field(
+        None, description="sync_batch: ranks that share statistics, a divisor of the world size; all by default."
+    )
+    point_features: tuple[Literal["one", "color", "position", "height"], ...] = Field(("color",), min_length=1)
+    labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
+    clip: ClipConfig = ClipConfig()
+    unet: UNetConfig = UNetConfig()
+    text_query: TextQueryConfig = TextQueryConfig()
+
+    @model_validator(mode="after")
+    def _point_features_differ(self) -> Self:
+        if len(set(self.point_features)) != len(self.point_features):
+            raise ValueError(f"point_features names one twice: {list(self.point_features)}")
+        return self
+
+    @model_validator(mode="after")
+    def _group_has_a_norm(self) -> Self:
+        if self.norm_group_size is not None and self.norm != "sync_batch":
+            raise ValueError(f"norm_group_size is for norm sync_batch, not for {self.norm}; leave it out")
+        return self
+
+
+class ModelConfig(NetworkConfig):
+    embed_dim_d: PositiveInt = Field(64, description="C: channels of z2D and z3D, where L_d compares them.")
+    decoder2d: Decoder2dConfig = Decoder2dConfig()
+
+
+class SemanticModelConfig(NetworkConfig):
+    head: Literal["linear", "words"] = Field(
+        "linear",
+        description="linear: the scores of a voxel are those of a linear layer on z3D. words: they are the score map "
+        "at its bottleneck voxel plus a linear layer that begins at 0, so that (with the default prompt_tokens) the "
+        "first prediction is the zero-shot one; labels that no sample has shown so far are in neither softmax.",
+    )
+    pretrained: str | None = Field(
+        None,
+        description="A pre-training checkpoint, or a file that `t4p checkpoint export` wrote; none is from scratch.",
+    )
+    frozen: tuple[Literal["encoder", "decoder"], ...] = Field(
+        (),
+        description="Parts that keep their pre-trained weights and norms; the encoder with its FC into CLIP's space.",
+    )
+    prompt_tokens: PositiveInt | None = Field(
+        None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
+    )
+
+    @field_validator("frozen")
+    @classmethod
+    def _in_one_order(cls, frozen: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(frozen)))  # or a resume would take another order for another run
+
+    @model_validator(mode="after")
+    def _frozen_is_pretrained(self) -> Self:
+        if self.frozen and self.pretrained is None:
+            raise ValueError(
+                f"frozen is {list(self.frozen)}, and without pretrained it would keep random weights; name a "
+                "pre-training, or leave frozen out"
+            )
+        return self
+
+
+class EvaluatedModelConfig(Section):
+    exported: str = Field(min_length=1, description="A file that `t4p checkpoint export` wrote.")

@@ -1,0 +1,71 @@
+"""The run itself: its folder, its steps, and where its workers are placed."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from t4p.config.section import PositiveFloat, PositiveInt, Section
+
+
+class RunConfig(Section):
+    dir: str = Field(min_length=1, description="Run folder, shared by all ranks.")
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("dir")
+    @classmethod
+    def _dir_is_a_folder(cls, run_dir: str) -> str:
+        if "://" in run_dir:  # as a path, s3://bucket/run is the folder s3:/bucket/run of the current one
+            raise ValueError(
+                f"{run_dir}: run folders on object storage are not supported yet; name a folder that all ranks share"
+            )
+        return run_dir
+
+
+class TrainConfig(Section):
+    num_steps: PositiveInt = 60_000
+    global_batch_size: PositiveInt = Field(32, description="Frames per optimizer step, over all ranks.")
+    grad_accum_steps: PositiveInt = 1
+    learning_rate: PositiveFloat = 1e-3
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up, then a cosine to zero.")
+    weight_decay: float = Field(0.01, ge=0)
+    gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    checkpoint_every: PositiveInt = 1000
+    keep_checkpoints: PositiveInt = Field(3, description="Whole checkpoints that stay; older ones are deleted.")
+    validate_every: int = Field(0, ge=0, description="0 validates before the first and after the last step only.")
+    resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _steps_and_batches_fit(self) -> Self:
+        if self.warmup_steps >= self.num_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})")
+        if self.global_batch_size % self.grad_accum_steps:
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"grad_accum_steps ({self.grad_accum_steps})"
+            )
+        return self
+
+
+class FinetuneTrainConfig(TrainConfig):
+    head_learning_rate_scale: PositiveFloat = Field(
+        1.0, description="Times learning_rate: the head has random weights where the rest may be pre-trained."
+    )
+
+
+class ClusterConfig(Section):
+    """Where `t4p launch` places the workers, and what it puts up with. `t4p plan` sizes a run by it."""
+
+    num_nodes: PositiveInt = 1
+    gpus_per_node: int = Field(0, ge=0, description="Workers of a node, one GPU each; 0 is one worker on the CPU.")
+    cpus_per_worker: PositiveInt = 1
+    max_restarts: int = Field(3, ge=0, description="Times a run begins again after a lost worker or node.")
+
+    @property
+    def num_workers(self) -> int:
+        """The world size."""
+        return self.num_nodes * max(1, self.gpus_per_node)

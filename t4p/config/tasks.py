@@ -1,0 +1,95 @@
+"""Configuration: what can be set, and its defaults, as frozen trees. `t4p.config.files` reads them from files.
+
+No torch in here: `launch` checks a configuration before a node is paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from t4p.config.data import DataConfig, EvaluatedDataConfig, LabelledDataConfig, PointDataConfig
+from t4p.config.network import EvaluatedModelConfig, ModelConfig, NetworkConfig, SemanticModelConfig
+from t4p.config.run import ClusterConfig, FinetuneTrainConfig, RunConfig, TrainConfig
+from t4p.config.section import Fraction, PositiveFloat, PositiveInt, Section
+
+
+class SemanticLossConfig(Section):
+    weight_aux: float = Field(0.4, ge=0, description="Weight of the loss on the score map at the bottleneck.")
+    logit_scale: PositiveFloat = Field(14.3, description="1 / temperature of the score map.")
+    class_balance: Fraction = Field(0.5, description="p: a class counts by its frequency in the batch to the power -p.")
+
+
+class LossConfig(Section):
+    num_pairs_e: PositiveInt = Field(1024, description="Pairs of L_e drawn from one frame, at most.")
+    num_pairs_d: PositiveInt = Field(4096, description="Pairs of L_d drawn from one frame, at most.")
+    balance_e: Fraction = Field(
+        0.0, description="p: a pair of L_e is drawn with the density of its CLIP feature in the frame to the power -p."
+    )
+    weight_e: float = Field(1.0, ge=0)
+    weight_d: float = Field(1.0, ge=0, description="0 is L_e alone: both decoders stay as they are, and cost no time.")
+    logit_scale_init: PositiveFloat = Field(14.3, description="Start of both multipliers: 1 / temperature (1 / 0.07).")
+    logit_scale_max: PositiveFloat = 100.0
+
+    @model_validator(mode="after")
+    def _something_trains(self) -> Self:
+        if not (self.weight_e or self.weight_d):
+            raise ValueError("weight_e and weight_d are both 0: there would be no loss; give one of them a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _scale_in_range(self) -> Self:
+        if not 1.0 <= self.logit_scale_init <= self.logit_scale_max:
+            raise ValueError(
+                f"logit_scale_init ({self.logit_scale_init:g}) must lie between 1 and "
+                f"logit_scale_max ({self.logit_scale_max:g})"
+            )
+        return self
+
+
+class JobConfig(Section):
+    """Everything a training job reads. Saved, resolved, as `config.yaml` in the run folder."""
+
+    task: Literal["pretrain", "semantic"]
+    run: RunConfig
+    data: PointDataConfig
+    model: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class PretrainConfig(JobConfig):
+    """Of `t4p pretrain`."""
+
+    task: Literal["pretrain"] = "pretrain"
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+
+
+class FinetuneConfig(JobConfig):
+    """Of `t4p finetune`: semantic segmentation of points."""
+
+    task: Literal["semantic"] = "semantic"
+    data: LabelledDataConfig
+    model: SemanticModelConfig = SemanticModelConfig()
+    loss: SemanticLossConfig = SemanticLossConfig()
+    train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+
+class EvaluateConfig(Section):
+    """Of `t4p evaluate`. How points become voxels and features is the file's own configuration."""
+
+    model: EvaluatedModelConfig
+    data: EvaluatedDataConfig
+
+
+def config_of_task(tree: Mapping[str, Any]) -> PretrainConfig | FinetuneConfig:
+    """The configuration of the task that a dumped tree names.
+
+    Raises:
+        ValueError: it is of another version (a pydantic ValidationError).
+    """
+    return (FinetuneConfig if tree.get("task") == "semantic" else PretrainConfig).model_validate(tree)

@@ -1,0 +1,242 @@
+"""Checkpoints as files: names, the marker that makes one count, and which one to resume from.
+
+A checkpoint is a directory `step_00000120`. DeepSpeed's save is not atomic, so a directory counts only once
+`COMPLETE.json`, written last, lists every file with its size and hash. What has no marker is never resumed from, and
+never deleted: it is moved aside when its name is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from t4p.errors import CheckpointError
+
+MARKER = "COMPLETE.json"
+STATE = "state.json"
+FORMAT_VERSION = 1
+# Seconds that a rank waits for a file of another one to show up: a network file system may be slow to.
+SHARED_FOLDER_PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What a checkpoint says of itself, in `state.json`.
+
+    Attributes:
+        step: optimizer steps taken; the position in the data follows from it.
+        world_size: ranks that wrote it.
+        config: the resolved configuration, as dumped.
+        shards_sha256: hash of the shard table of each training dataset.
+        towers_sha256: of the frozen towers' weights, which are not in the checkpoint; their names are in the config.
+        versions: of Python and the packages that made it.
+    """
+
+    step: int
+    world_size: int
+    config: Mapping[str, Any]
+    shards_sha256: tuple[str, ...]
+    towers_sha256: str
+    versions: Mapping[str, str]
+
+
+def checkpoint_name(step: int) -> str:
+    """The directory name for a step."""
+    return f"step_{step:08d}"
+
+
+def step_of(directory: Path) -> int:
+    """The step in the name of a checkpoint's directory."""
+    return int(directory.name.removeprefix("step_"))
+
+
+def write_state(directory: Path, state: CheckpointState) -> None:
+    """Write `state.json`; the marker comes later."""
+    write_atomically(directory / STATE, json.dumps(asdict(state), indent=1))
+
+
+def read_state(directory: Path) -> CheckpointState:
+    """Read `state.json` of a checkpoint that `verify_marker` has passed.
+
+    Raises:
+        CheckpointError: it cannot be read, or has other fields.
+    """
+    path = directory / STATE
+    try:
+        fields = json.loads(path.read_text())
+        return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); wanted the state of a checkpoint of this version, name an older one"
+        ) from error
+
+
+def await_files(directory: Path, wanted: Mapping[str, int]) -> None:
+    """Wait until a folder shows so many files of each pattern, which are there: the marker lists what can be seen.
+
+    A network file system may show one node an old listing for some seconds after another has written.
+
+    Raises:
+        CheckpointError: they did not show up in SHARED_FOLDER_PATIENCE.
+    """
+    deadline = time.monotonic() + SHARED_FOLDER_PATIENCE
+    for pattern, count in wanted.items():
+        while (found := len(list(directory.glob(pattern)))) != count:
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    f"{directory}: shows {found} files {pattern} after {SHARED_FOLDER_PATIENCE:g} s, wanted {count}, "
+                    "one of each rank. It has no marker, so it will not be used; see that every node writes to the "
+                    "same folder and start again: the run resumes from the last whole one"
+                )
+            time.sleep(0.1)
+
+
+def write_marker(directory: Path) -> None:
+    """Declare the checkpoint whole: every file's size and sha256, written last and in one move."""
+    files = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.relative_to(directory).as_posix()] = {"size_bytes": path.stat().st_size, "sha256": digest}
+    write_atomically(directory / MARKER, json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1))
+    _sync_folder(directory.parent)
+
+
+def check_sizes(directory: Path) -> Mapping[str, str]:
+    """Check that a checkpoint has its marker, and every file its size; quick, since nothing large is read.
+
+    Returns:
+        The sha256 that each file should have.
+
+    Raises:
+        CheckpointError: there is no marker or one of another format, or a file is missing, cannot be looked at or is
+            not as long as the marker says.
+    """
+    try:
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
+        marker = json.loads((directory / MARKER).read_text())
+        found_version, files = marker["format_version"], marker["files"]
+        sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
+        digests = {str(name): str(file["sha256"]) for name, file in files.items()}
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory}: no {MARKER}, so it was not written to its end and cannot be used; "
+            "name an older one, or set train.resume=auto for the newest whole one"
+        ) from None
+    except OSError as error:
+        raise _unreadable(directory / MARKER, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{directory / MARKER}: not a marker ({error}); name an older checkpoint") from error
+    if found_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory / MARKER}: its format_version is {found_version}, wanted {FORMAT_VERSION}; "
+            "use the version of text4point that wrote it, or name another checkpoint"
+        )
+    for name, wanted in sizes.items():
+        path = directory / name
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if size != wanted:
+            found = "missing" if size is None else f"{size} bytes"
+            raise CheckpointError(f"{path}: {found}, wanted {wanted} bytes; name an older checkpoint")
+    return digests
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """A disk that fails and a file of somebody else are damage too: an older checkpoint may be readable."""
+    return CheckpointError(f"{path}: cannot be read ({error}); name an older checkpoint, or make it readable")
+
+
+def verify_marker(directory: Path) -> None:
+    """Check that a checkpoint is whole, by reading all of it.
+
+    Raises:
+        CheckpointError: as check_sizes, or a file cannot be read or is not what the marker says.
+    """
+    for name, wanted in check_sizes(directory).items():
+        path = directory / name
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if found != wanted:
+            raise CheckpointError(f"{path}: its sha256 is not the one in {MARKER}; name an older checkpoint")
+
+
+def checkpoints_in(checkpoints: Path) -> list[Path]:
+    """The directories that are named as checkpoints, whole or not, by step."""
+    named = [path for path in checkpoints.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(named, key=step_of)
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and what was passed over.
+
+    Returns:
+        The directory or None, and a sentence for each newer one that does not count.
+    """
+    passed_over = []
+    for directory in reversed(checkpoints_in(checkpoints)):
+        try:
+            verify_marker(directory)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+        else:
+            return directory, passed_over
+    return None, passed_over
+
+
+def make_room(directory: Path) -> Path | None:
+    """Move a leftover without a marker out of the way; returns where it went, None if there was nothing."""
+    if not directory.exists():
+        return None
+    number = 0
+    while (aside := directory.with_name(f"{directory.name}.incomplete-{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    return aside
+
+
+def free_space(folder: Path) -> str:
+    """A clause about the bytes left on a file system; the folder may not exist yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:,.1f} MB are free there"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: torch's go on with a stack of C++ calls."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that it is either whole or not there, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk, as fsync does for the bytes of a file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,67 @@
+"""Whether a run may go on from a checkpoint: what may differ between the two, and what may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t4p.config.files import changed_keys
+from t4p.config.tasks import config_of_task
+from t4p.errors import CheckpointError
+from t4p.runs.checkpoint import CheckpointState
+
+# Keys that may differ between a checkpoint and the run that resumes from it.
+FREE_KEYS = (
+    "run.dir",
+    "train.num_steps",
+    "train.checkpoint_every",
+    "train.validate_every",
+    "train.resume",
+    "train.keep_checkpoints",
+    "model.clip.pretrained",  # files may move; the weights in them are compared by hash
+    "model.unet.activation_checkpointing",
+    "data.num_workers",
+    "data.validation_shards",
+    "data.shards",  # datasets may move; what is in them is compared by the hash of the shard tables
+)
+
+
+def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path) -> None:
+    """Refuse to go on from a checkpoint with something else than what wrote it. Another world size is fine.
+
+    Raises:
+        CheckpointError: names every key that differs, and the next move.
+    """
+    keys = [change for change in changed_keys(_completed(saved.config), now.config) if not _is_free(change.key)]
+    changes = [str(change) for change in keys]
+    if saved.shards_sha256 != now.shards_sha256:
+        changes.append("data.shards: the datasets hold other samples than those it was trained on")
+    if saved.towers_sha256 != now.towers_sha256:
+        before, after = (state.towers_sha256[:12] for state in (saved, now))
+        changes.append(f"model.clip: the weights of the towers are not the same (sha256 {before} -> {after})")
+    if changes:
+        listed = "\n".join(f"  {line}" for line in changes)
+        hint = ""
+        if any(change.key == "train.zero_stage" for change in keys):
+            stage = saved.config["train"]["zero_stage"]
+            hint = (
+                "\nthe optimizer's state cannot move to another ZeRO stage: keep train.zero_stage="
+                f"{stage}; the number of ranks may change"
+            )
+        raise CheckpointError(
+            f"{directory}: cannot resume, the configuration has changed:\n{listed}\n"
+            f"take the changes back, or start a new run in another run.dir{hint}"
+        )
+
+
+def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved configuration with the defaults of keys that came later: the run had what they now stand for."""
+    try:
+        return config_of_task(config).model_dump(mode="json")
+    except ValueError:  # of a version that had other keys
+        return config
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE_KEYS or key.startswith("cluster.")

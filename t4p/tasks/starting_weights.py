@@ -1,0 +1,117 @@
+"""Weights of a pre-training as the start of a fine-tuning: all of the 3D network but its head, and nothing missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t4p.config.files import changed_keys
+from t4p.config.tasks import FinetuneConfig
+from t4p.errors import CheckpointError, ConfigError
+from t4p.models.exported import load_exported_network
+from t4p.runs.checkpoint import read_state, verify_marker
+from t4p.runs.universal import is_universal
+from t4p.train.engine import saved_weights
+
+NETWORK = "net."
+HEAD = "head."
+# The keys that decide which weights there are, ...
+SHAPING = ("model.norm", "model.point_features", "model.text_query.mlp_ratio", "model.unet")
+# ... those that give the same weights another meaning (channels in another order, other heads), ...
+MEANING = ("model.point_features", "model.text_query.num_heads")
+FRAME = "data.frame"  # one of these where a point's place is a feature of it, ...
+PLACES = {"position", "height"}
+# ... and those that a fine-tuning may well change, but should not by accident.
+TOLD = (FRAME, "model.voxel_size", "model.text_query.alpha", "model.text_query.beta", "model.text_query.template")
+
+
+@dataclass(frozen=True, eq=False)
+class StartingWeights:
+    """Of a pre-training.
+
+    Attributes:
+        weights: parameters and buffers of the 3D network, by name.
+        config: the configuration of the run, as dumped.
+        towers_sha256: of the CLIP towers that it was trained against.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    towers_sha256: str
+
+
+def read_starting_weights(path: Path) -> StartingWeights:
+    """Read a checkpoint's directory, or a file that `t4p checkpoint export` wrote.
+
+    Raises:
+        CheckpointError: it is neither, is damaged, was not written to its end, or is a universal checkpoint.
+    """
+    if path.is_dir():
+        verify_marker(path)
+        if is_universal(path):
+            raise CheckpointError(f"{path}: a universal checkpoint; name the one that it was made from")
+        state = read_state(path)
+        saved = saved_weights(path, state.config["train"]["zero_stage"])
+        weights = {name.removeprefix(NETWORK): value for name, value in saved.items() if name.startswith(NETWORK)}
+        return StartingWeights(weights, state.config, state.towers_sha256)
+    exported = load_exported_network(path)
+    return StartingWeights(exported.net.state_dict(), exported.config.model_dump(mode="json"), exported.towers_sha256)
+
+
+def load_starting_weights(
+    net: nn.Module, start: StartingWeights, config: FinetuneConfig, towers_sha256: str
+) -> tuple[str, ...]:
+    """Put them into a network of the same shape; its head, of another width, keeps the weights it has.
+
+    Args:
+        net: a Text4Point network, changed in place.
+        config: of the run that it is of.
+        towers_sha256: of the CLIP towers whose text it will be asked.
+
+    Returns:
+        What a user should know: `key: then -> now` of settings that fit, and were others.
+
+    Raises:
+        ConfigError: the networks are not of one shape, the same weights would mean something else, or the text tower is
+            another one: names the keys that differ.
+    """
+    if start.towers_sha256 != towers_sha256:
+        seed = " (random towers come from run.seed)" if config.model.clip.pretrained == "random" else ""
+        raise ConfigError(
+            f"model.pretrained was aligned with CLIP towers of sha256 {start.towers_sha256[:12]}, and model.clip gives "
+            f"towers of {towers_sha256[:12]}: its features would not know these words; name the same model.clip{seed}"
+        )
+    changes = list(changed_keys(start.config, config.model_dump(mode="json")))
+    wanted = {name: value for name, value in net.state_dict().items() if not name.startswith(HEAD)}
+    found = {name: value for name, value in start.weights.items() if not name.startswith(HEAD)}
+    misfits = sorted(
+        name
+        for name in wanted.keys() | found.keys()
+        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+    )
+    if misfits:
+        listed = "".join(f"\n  {change}" for change in changes if _is_among(change.key, SHAPING))
+        raise ConfigError(
+            f"model.pretrained has another shape than this network: {len(misfits)} weight(s) do not fit, the first is "
+            f"{misfits[0]}; set the keys that shape it as they were there{listed}"
+        )
+    meaning = (*MEANING, FRAME) if PLACES & set(config.model.point_features) else MEANING
+    if others := [change for change in changes if _is_among(change.key, meaning)]:
+        listed = "".join(f"\n  {change}" for change in others)
+        raise ConfigError(
+            "model.pretrained has weights of this shape that mean something else; set these keys as they were there"
+            f"{listed}"
+        )
+    with torch.no_grad():
+        net.load_state_dict({**{name: v for name, v in net.state_dict().items() if name.startswith(HEAD)}, **found})
+    return tuple(str(change) for change in changes if _is_among(change.key, TOLD))
+
+
+def _is_among(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in a section that is."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)

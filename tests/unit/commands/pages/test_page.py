@@ -1,0 +1,162 @@
+"""The report page: well formed, complete in itself, everything escaped, nothing empty."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from commands.pages.line_chart import Chart, Series
+from commands.pages.page import (
+    Fact,
+    Gallery,
+    LegendEntry,
+    Page,
+    Picture,
+    ScoreRow,
+    ScoreTable,
+    Section,
+    Tile,
+    format_duration,
+    format_score,
+    render_page,
+)
+
+PNG = b"\x89PNG not a real one"
+SMALL = Page("A report", "One sentence.", (Section("Packed", "Some frames.", 75.2),))
+FULL = replace(
+    SMALL,
+    tiles=(Tile("zero-shot mIoU", "31.2 %", "teacher 52.0"),),
+    gallery=Gallery(
+        "A room", "From above.", (Picture("truth", "a room by class", PNG),), (LegendEntry("bed", (1, 2, 3)),)
+    ),
+    tables=(
+        ScoreTable(
+            "Scores", "Of unseen rooms.", "predictor", ("mIoU", "furniture"), (ScoreRow("wall", (0.0414, 0.0)),)
+        ),
+        ScoreTable("By class", "", "class", ("ours",), (ScoreRow("ceiling", (math.nan,)), ScoreRow("bed", (1.0,)))),
+    ),
+    charts=(Chart("Pre-training", (Series("L_e", ((1, 5.0), (2, 4.0))), Series("L_d", ((1, 3.0), (2, 2.0))))),),
+    notes=("It is small.",),
+    facts=(Fact("torch", "2.11.0"),),
+    command="t4p pretrain 'data.shards=[x]'",
+)
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Document(HTMLParser):
+    """Elements of a page; complains where tags do not match."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self.open[-1] if self.open else "", data.strip()))
+
+    def texts_of(self, tag: str) -> list[str]:
+        return [text for inside, text in self.texts if inside == tag]
+
+
+@pytest.mark.parametrize("page", [SMALL, FULL])
+def test_a_page_is_well_formed_and_loads_nothing(page: Page) -> None:
+    html = render_page(page)
+    document = Document(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(document.tags)
+    loaded = [value for name, value in document.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert all(value.startswith("data:image/png;base64,") for value in loaded)
+    assert not re.search(r"https?:|//[a-z]|url\(|@import", html, re.IGNORECASE)
+    assert not [name for name, _ in document.attributes if name.startswith("on")]
+
+
+def test_everything_given_stands_in_the_page() -> None:
+    html = render_page(FULL)
+    document = Document(html)
+    assert document.texts_of("h1") == document.texts_of("title") == ["A report"]
+    assert document.texts_of("td") == ["4.1", "0.0", "\N{EN DASH}", "100.0"]
+    assert {"31.2 %", "teacher 52.0", "1 min 15 s", "L_d", "2.11.0", "t4p pretrain 'data.shards=[x]'"} <= {
+        text for _, text in document.texts
+    }
+    assert ("alt", "a room by class") in document.attributes
+    assert ("style", "background:rgb(1,2,3)") in document.attributes
+    assert base64.b64encode(PNG).decode() in html
+
+
+def test_parts_stand_in_reading_order_and_missing_ones_leave_no_heading() -> None:
+    assert Document(render_page(FULL)).texts_of("h2") == [
+        "A room",
+        "Scores",
+        "By class",
+        "Loss curves",
+        "What was done",
+        "What this does not show",
+        "How it was made",
+    ]
+    assert Document(render_page(SMALL)).texts_of("h2") == ["What was done"]
+    empty = Page("A report", "", (), gallery=Gallery("A room", "", ()), charts=(Chart("none", ()),))
+    empty = replace(empty, tables=(ScoreTable("Scores", "", "class", ("x",), ()),))
+    assert Document(render_page(empty)).texts_of("h2") == []
+
+
+def test_no_text_becomes_an_element_or_ends_an_attribute() -> None:
+    evil = "\"'><script>alert(1)</script>&amp;"
+    page = Page(
+        evil,
+        evil,
+        (Section(evil, evil, 1.0),),
+        (Tile(evil, evil, evil),),
+        Gallery(evil, evil, (Picture(evil, evil, PNG),), (LegendEntry(evil, (0, 0, 0)),)),
+        (ScoreTable(evil, evil, evil, (evil,), (ScoreRow(evil, (0.5,), evil),)),),
+        (Chart(evil, (Series(evil, ((1, 2.0),)),), evil, evil),),
+        (evil,),
+        (Fact(evil, evil),),
+        evil,
+    )
+    html = render_page(page)
+    document = Document(html)
+    assert "script" not in document.tags
+    assert "<script" not in html
+    assert set(document.tags) == set(Document(render_page(replace(page, title="x"))).tags)
+    assert document.texts_of("pre") == document.texts_of("h1") == [evil]
+    assert ("alt", evil) in document.attributes
+
+
+def test_a_row_that_does_not_fit_its_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Scores, row wall: 1 value\(s\) for 2 column\(s\)"):
+        ScoreTable("Scores", "", "predictor", ("mIoU", "furniture"), (ScoreRow("wall", (0.1,)),))
+
+
+def test_durations_and_scores_read_well() -> None:
+    assert [format_duration(seconds) for seconds in (0.0, 3.21, 9.96, 59.6, 125.0)] == [
+        "0.0 s",
+        "3.2 s",
+        "10 s",
+        "1 min 0 s",
+        "2 min 5 s",
+    ]
+    assert [format_score(value) for value in (0.0, 0.31249, 1.0, math.nan)] == ["0.0", "31.2", "100.0", "\N{EN DASH}"]
