@@ -38,7 +38,7 @@ LOSSES = frozenset(
 # What Ray's words about a lost actor say when it was not the process alone that went away.
 LOST_NODE = re.compile("node (has|is) (died|crashed|dead)|owner has died")
 # Errors of these packages are written for users: their message is the whole story, the class name adds nothing.
-OWN_PACKAGES = ("shards.", "t4p.", "launch.")
+OWN_PACKAGES = ("shards.", "t4p.", "launch.", "commands.")
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def install_minkowski(python: tuple[int, int] = sys.version_info[:2], folder: Pa
 
 def find_checkout() -> Path | None:
     """The root of the repository, where these packages are used from one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     return root if (root / "Makefile").is_file() and (root / "constraints.txt").is_file() else None
 
 

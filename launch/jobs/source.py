@@ -13,11 +13,11 @@ from launch.jobs.versions import PYTHON
 from t4p.errors import ConfigError
 
 DISTRIBUTION = "text4point"
-PACKAGES = ("shards", "t4p", "launch", "configs")
+PACKAGES = ("shards", "t4p", "launch", "commands", "configs")
 
 
 def read_source() -> dict[str, bytes]:
-    """Every file of the four packages by its path in the working directory, caches and hidden files left out."""
+    """Every file of the packages by its path in the working directory, caches and hidden files left out."""
     return {
         f"{package}/{file.relative_to(folder).as_posix()}": file.read_bytes()
         for package in PACKAGES

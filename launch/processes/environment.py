@@ -25,7 +25,7 @@ def importable(environment: Mapping[str, str]) -> dict[str, str]:
     `python -m` looks into the current folder first, where a plain folder `shards/` passes for a package until a real
     one comes up on the path. Those of an editable install (`pip install -e .`) never do: what finds them is asked last.
     """
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     if root == sysconfig.get_path("purelib"):  # installed for good: real packages, and they stay behind Python's own
         return dict(environment)
     given = environment.get("PYTHONPATH")
