@@ -140,28 +140,22 @@ class LabelRecipe:
         if self.augment is not None:
             cloud = transforms.augment(cloud, self.augment, sample_rng(self.seed, epoch, key, "augment"))
             grid_rng = sample_rng(self.seed, epoch, key, "grid")
-        voxels = transforms.voxelize(cloud.points, self.voxel_size, grid_rng)
-        num_voxels = len(voxels.voxel_coords)
-        coarse = transforms.coarsen(voxels.voxel_coords, self.num_strides)
-        bottleneck_of_point = coarse.voxel_of_point[voxels.voxel_of_point]
-        colors, positions = (
-            transforms.mean_per_voxel(values, voxels.voxel_of_point, num_voxels)
-            for values in (cloud.colors, cloud.points)
-        )
+        voxels = transforms.voxelize_cloud(cloud, self.voxel_size, self.num_strides, self.point_features, grid_rng)
+        bottleneck_of_point = voxels.bottleneck_of_voxel[voxels.voxel_of_point]
         label_of_voxel, label_of_bottleneck = (
             transforms.majority_label(cloud.label_of_point, voxel_of_point, count, table.num_labels)
             for voxel_of_point, count in (
-                (voxels.voxel_of_point, num_voxels),
-                (bottleneck_of_point, len(coarse.voxel_coords)),
+                (voxels.voxel_of_point, len(voxels.voxel_coords)),
+                (bottleneck_of_point, voxels.num_bottleneck_voxels),
             )
         )
         return LabelledSample(
             key=key,
             voxel_coords=voxels.voxel_coords,
-            voxel_features=transforms.voxel_features(colors, positions, self.point_features),
+            voxel_features=voxels.voxel_features,
             label_of_voxel=label_of_voxel,
             label_of_bottleneck=label_of_bottleneck,
-            bottleneck_of_voxel=coarse.voxel_of_point,
+            bottleneck_of_voxel=voxels.bottleneck_of_voxel,
             voxel_of_point=voxels.voxel_of_point,
             label_of_point=cloud.label_of_point,
         )

@@ -77,14 +77,10 @@ def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSett
     if settings.augment is not None:
         points = transforms.augment(points, settings.augment, sample_rng(settings.seed, epoch, key, "augment"))
         grid_rng = sample_rng(settings.seed, epoch, key, "grid")
-    voxels = transforms.voxelize(points.points, settings.voxel_size, grid_rng)
-    coarse = transforms.coarsen(voxels.voxel_coords, settings.num_strides)
-    colors, positions = (
-        transforms.mean_per_voxel(values, voxels.voxel_of_point, len(voxels.voxel_coords))
-        for values in (points.colors, points.points)
+    voxels = transforms.voxelize_cloud(
+        points, settings.voxel_size, settings.num_strides, settings.point_features, grid_rng
     )
-
-    bottleneck_of_point = coarse.voxel_of_point[voxels.voxel_of_point]
+    bottleneck_of_point = voxels.bottleneck_of_voxel[voxels.voxel_of_point]
     cell = transforms.cell_of_pixel(points.pixel_of_point, settings.image_size, settings.cell_grid)
     pixel = transforms.cell_of_pixel(points.pixel_of_point, settings.image_size, settings.decoder_grid)
     pairs_e = transforms.distinct_pairs(bottleneck_of_point, cell)
@@ -98,8 +94,8 @@ def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSett
         key=key,
         image=points.image,
         voxel_coords=voxels.voxel_coords,
-        voxel_features=transforms.voxel_features(colors, positions, settings.point_features),
-        num_bottleneck_voxels=len(coarse.voxel_coords),
+        voxel_features=voxels.voxel_features,
+        num_bottleneck_voxels=voxels.num_bottleneck_voxels,
         pairs_e=pairs_e,
         lots_e=lots_e,
         pairs_d=pairs_d,

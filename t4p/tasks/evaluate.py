@@ -107,18 +107,34 @@ def label_points(
         on_progress(done, catalogue.num_samples)
 
 
-@torch.no_grad()
 def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
-    """The label of every voxel: (V,) int64 on the CPU.
+    """The label of every voxel: (V,) int64 on the CPU, that of the largest of `voxel_scores`."""
+    voxels = (batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel)
+    return voxel_scores(exported, *voxels).argmax(dim=1).cpu()
 
-    After pre-training that of the nearest text embedding at its bottleneck voxel; after fine-tuning the head's, with
-    the words' where it began with them.
+
+@torch.no_grad()
+def voxel_scores(
+    exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
+) -> Tensor:
+    """What a network says of every voxel for every one of its labels.
+
+    After pre-training the cosine of its bottleneck voxel and the label's text embedding; after fine-tuning the logits
+    of the head, with the words' where it began with them.
+
+    Args:
+        voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
+
+    Returns:
+        (V, K) float32, on the network's device.
     """
     text, config = exported.label_embeddings, exported.config
-    batch = batch.to(text.device)
+    voxel_coords, voxel_features, bottleneck_of_voxel = (
+        tensor.to(text.device) for tensor in (voxel_coords, voxel_features, bottleneck_of_voxel)
+    )
     if isinstance(config, PretrainConfig):
-        expanded, _ = exported.net(batch.voxel_coords, batch.voxel_features, text, decode=False)
-        return compare_with_text(expanded, text, 1.0).argmax(dim=1)[batch.bottleneck_of_voxel].cpu()
-    expanded, decoded = exported.net(batch.voxel_coords, batch.voxel_features, text)
+        expanded, _ = exported.net(voxel_coords, voxel_features, text, decode=False)
+        return compare_with_text(expanded, text, 1.0).index_select(0, bottleneck_of_voxel)
+    expanded, decoded = exported.net(voxel_coords, voxel_features, text)
     score_map = compare_with_text(expanded, text, config.loss.logit_scale)
-    return score_voxels(config.model.head, decoded, score_map, batch.bottleneck_of_voxel).argmax(dim=1).cpu()
+    return score_voxels(config.model.head, decoded, score_map, bottleneck_of_voxel)
