@@ -1,0 +1,52 @@
+"""`t4p.frames`: the frames of a packed dataset as arrays, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shards.errors import CallError
+from shards.reader import DatasetReader
+from t4p.data.decode import DecodedFrame, decode_frame
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFrame(DecodedFrame):
+    """One RGB-D frame of a dataset as arrays, on the grids it was recorded on.
+
+    Attributes:
+        key: SCENE/FRAME, unique in its dataset, as `t4p shards show` takes it.
+    """
+
+    key: str
+
+
+def frames(url: str) -> Iterator[StoredFrame]:
+    """The frames of a packed dataset, in the order in which they were packed.
+
+    Args:
+        url: a folder or s3://bucket/prefix.
+
+    Returns:
+        An iterator of frames: `color` (Hc, Wc, 3) uint8; `depth` (H, W) float32, metres along the optical axis, 0 where
+        there is no reading; `K_color` and `K_depth` (3, 3), pixels of either grid; `color_from_depth` (4, 4);
+        `world_from_camera` (4, 4) of the depth camera (x right, y down, z ahead), or None; `key`.
+
+    Raises:
+        CallError: there is no dataset, or one of scenes.
+        ShardError: the dataset is damaged; while iterating, a frame is.
+        StoreError: storage refused or failed.
+    """
+    dataset = DatasetReader(url)
+    if dataset.manifest.sample_kind != "frames":
+        raise CallError(
+            f"{dataset.url}: holds {dataset.manifest.sample_kind}, wanted RGB-D frames; t4p.stream gives their points"
+        )
+    return _decoded(dataset)
+
+
+def _decoded(dataset: DatasetReader) -> Iterator[StoredFrame]:
+    for shard_index, num_samples in enumerate(dataset.samples_per_shard.tolist()):
+        for sample_index in range(num_samples):
+            decoded = decode_frame(dataset.read_frame(shard_index, sample_index))
+            yield StoredFrame(**vars(decoded), key=dataset.key(shard_index, sample_index))

@@ -1,0 +1,233 @@
+"""`t4p.load`: a trained network that is given points and says what they are, or where they lie in CLIP's space."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from t4p.config.tasks import PretrainConfig
+from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
+from t4p.errors import CheckpointError, ConfigError
+from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.runs.checkpoint import MARKER, newest_checkpoint
+from t4p.tasks.evaluate import voxel_scores
+
+Points: TypeAlias = ArrayLike | Tensor
+
+
+class Model:
+    """A trained network; `load` makes one. Arrays or tensors go in, numpy arrays come out.
+
+    Points become voxels and features exactly as in training and in `t4p evaluate`: in float32, on a grid that begins at
+    the origin, with the run's voxel size and features.
+    """
+
+    def __init__(self, exported: ExportedNetwork) -> None:
+        self._exported = exported
+
+    def __repr__(self) -> str:
+        return f"Model(task={self.task!r}, step={self._exported.step}, labels={list(self.labels)})"
+
+    @property
+    def task(self) -> str:
+        """What it was trained for, as `task` in its configuration."""
+        return self._exported.config.task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The K words that `classify` asks by default."""
+        return self._exported.labels
+
+    @torch.no_grad()
+    def embed(self, points: Points, colors: Points | None = None) -> NDArray[np.float32]:
+        """Where every point lies in the space of CLIP's text: h3D_hat of its bottleneck voxel.
+
+        Args:
+            points: (N, 3) metres, z up; numpy, torch or nested lists; N may be 0.
+            colors: (N, 3), uint8 or floats in [0, 1]; not needed where the network has no feature of colour.
+
+        Returns:
+            (N, d) float32, unit-norm. Points of one bottleneck voxel have the same row.
+
+        Raises:
+            ValueError: shapes, types or values are not those above, or colours are missing; nothing was computed.
+        """
+        voxels = self._voxels_of(points, colors)
+        coords, features = self._tensors(voxels)
+        expanded, _ = self._exported.net(coords, features, self._exported.label_embeddings, decode=False)
+        unit = F.normalize(expanded.float(), dim=1).cpu().numpy()
+        return unit[voxels.bottleneck_of_voxel[voxels.voxel_of_point]]
+
+    def classify(
+        self, points: Points, colors: Points | None = None, labels: Sequence[str] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Which word fits every point best.
+
+        Args:
+            points, colors: as for `embed`.
+            labels: K words to choose from, by default `self.labels`. After pre-training any words: for those that are
+                not in `self.labels` the text tower of the run is loaded (open_clip). A fine-tuned head knows
+                its own: some of `self.labels`.
+
+        Returns:
+            ids: (N,) int64 index of the best word among the labels, as `t4p evaluate` has it.
+            scores: (N, K) float32. After pre-training the cosine similarity of h3D_hat and the word's text embedding,
+                in [-1, 1]; after fine-tuning the logits of the head at the point's voxel, of any size.
+
+        Raises:
+            ValueError: as `embed`; no label or one twice; words that a fine-tuned head does not know.
+            ClipError, CheckpointError: the text tower of the run cannot be had, or is another one now.
+        """
+        voxels = self._voxels_of(points, colors)
+        asked = self.labels if labels is None else _checked_labels(labels)
+        if isinstance(self._exported.config, PretrainConfig):
+            asking = replace(self._exported, labels=asked, label_embeddings=self._embed_words(asked))
+            columns = list(range(len(asked)))
+        else:
+            asking, columns = self._exported, self._columns_of(asked)
+        coords, features = self._tensors(voxels)
+        found = voxel_scores(asking, coords, features, torch.from_numpy(voxels.bottleneck_of_voxel))
+        scores = found[:, columns].float().cpu().numpy()
+        # The best of a voxel, then of its points: the same as evaluation.
+        return scores.argmax(axis=1)[voxels.voxel_of_point], scores[voxels.voxel_of_point]
+
+    def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
+        model = self._exported.config.model
+        xyz = _checked_points(points, model.voxel_size)
+        if colors is None and "color" in model.point_features:
+            raise ValueError(
+                f"colors are missing: this network was trained with the features {list(model.point_features)}; give "
+                "(N, 3) uint8, or floats in [0, 1]"
+            )
+        rgb = np.zeros_like(xyz) if colors is None else _checked_colors(colors, len(xyz))
+        return voxelize_cloud(
+            PointCloud(xyz, rgb), model.voxel_size, model.unet.num_strides, model.point_features, rng=None
+        )
+
+    def _tensors(self, voxels: VoxelCloud) -> tuple[Tensor, Tensor]:
+        """(V, 4) coordinates of the one scene, and (V, C) features, on the network's device."""
+        device = self._exported.label_embeddings.device
+        coords = torch.from_numpy(np.pad(voxels.voxel_coords, ((0, 0), (1, 0))))
+        return coords.to(device), torch.from_numpy(voxels.voxel_features).to(device)
+
+    def _columns_of(self, labels: Sequence[str]) -> list[int]:
+        """Which channels of a fine-tuned head stand for these words."""
+        if unknown := [label for label in labels if label not in self.labels]:
+            raise ValueError(
+                f"labels {unknown}: the head of this network was fine-tuned for {list(self.labels)} and knows no other "
+                "words; ask for some of these, or load the export of a pre-training, which can be asked anything"
+            )
+        return [self.labels.index(label) for label in labels]
+
+    def _embed_words(self, labels: Sequence[str]) -> Tensor:
+        """(K, d) text embeddings: those of the file, and of the text tower for new words."""
+        exported, device = self._exported, self._exported.label_embeddings.device
+        known = dict(zip(exported.labels, exported.label_embeddings, strict=True))
+        if new := [label for label in labels if label not in known]:
+            from t4p.models.towers import load_towers_from
+
+            clip = exported.config.model.clip
+            towers = load_towers_from(clip, exported.config.run.seed)
+            if towers.sha256 != exported.towers_sha256:
+                raise CheckpointError(
+                    f"labels {new}: the network was trained against towers with sha256 {exported.towers_sha256[:12]}, "
+                    f"and {clip.name} with {clip.pretrained} has {towers.sha256[:12]} here; put those weights back, or "
+                    f"ask for words of {list(exported.labels)}"
+                )
+            embedded = towers.encode_labels(new, exported.config.model.text_query.template).to(device)
+            known |= dict(zip(new, embedded, strict=True))
+        return torch.stack([known[label] for label in labels])
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
+    """Read a trained network.
+
+    Args:
+        path: a file that `t4p checkpoint export` wrote, of any task; or a run folder (its newest whole checkpoint) or
+            one checkpoint in it, for which DeepSpeed, open_clip and the run's CLIP weights must be there.
+        device: where it computes.
+
+    Raises:
+        CheckpointError: it is none of these, or is damaged.
+        ConfigError: its configuration needs something that is not here.
+    """
+    path = Path(path)
+    return Model(_export_of_run(path, device) if path.is_dir() else load_exported_network(path, device))
+
+
+def _export_of_run(folder: Path, device: torch.device | str) -> ExportedNetwork:
+    """What `t4p checkpoint export` would write of it, so that both ways give one network."""
+    checkpoint: Path | None = folder
+    if not (folder / MARKER).is_file():
+        if not (folder / "checkpoints").is_dir():
+            raise ConfigError(
+                f"{folder}: a folder that is no run folder; wanted one that holds checkpoints/, or a file that "
+                "`t4p checkpoint export` wrote"
+            )
+        checkpoint, passed_over = newest_checkpoint(folder / "checkpoints")
+        if checkpoint is None:
+            raise CheckpointError("; ".join([f"{folder}: has no whole checkpoint", *passed_over]))
+        for reason in passed_over:
+            warnings.warn(f"passed over for {checkpoint.name}: {reason}", stacklevel=3)
+    assert checkpoint is not None
+    from t4p.tasks.export import export_checkpoint  # DeepSpeed and open_clip, which an export does without
+
+    with tempfile.TemporaryDirectory(prefix="t4p-load-") as scratch:
+        exported = Path(scratch) / f"{checkpoint.name}.safetensors"
+        export_checkpoint(checkpoint, exported)
+        return load_exported_network(exported, device)
+
+
+def _checked_points(points: Points, voxel_size: float) -> NDArray[np.float32]:
+    array = _array(points)
+    if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
+        raise ValueError(f"points are {array.dtype} of shape {array.shape}, wanted numbers (N, 3): x, y, z in metres")
+    if num_broken := int((~np.isfinite(array)).any(axis=1).sum()):
+        raise ValueError(f"{num_broken} of {len(array)} points are not finite (NaN or infinite); leave them out")
+    farthest = float(np.abs(array).max(initial=0.0))
+    # Half a voxel: beyond, points of neighbouring voxels fall together before they are sorted into voxels.
+    if farthest > np.finfo(np.float32).max or float(np.spacing(np.float32(farthest))) > voxel_size / 2:
+        raise ValueError(
+            f"points lie up to {farthest:g} m from the origin, where float32 cannot tell voxels of {voxel_size:g} m "
+            "apart; subtract an offset near the middle of the scan"
+        )
+    return array.astype(np.float32)
+
+
+def _checked_colors(colors: Points, num_points: int) -> NDArray[np.float32]:
+    array = _array(colors)
+    if array.shape != (num_points, 3):
+        raise ValueError(f"colors have shape {array.shape}, wanted ({num_points}, 3), a row for every point")
+    if array.dtype == np.uint8:
+        return (array / 255).astype(np.float32)
+    if array.dtype.kind != "f":
+        raise ValueError(f"colors are {array.dtype}, wanted uint8, or floats in [0, 1]")
+    if not ((array >= 0) & (array <= 1)).all():  # NaN is neither
+        raise ValueError(
+            f"colors are floats from {array.min():g} to {array.max():g}, wanted [0, 1]; divide by 255, or give uint8"
+        )
+    return array.astype(np.float32)
+
+
+def _array(values: Points) -> NDArray[Any]:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"labels is {labels!r}, wanted a list of words such as ['chair', 'table']")
+    if not labels:
+        raise ValueError("labels is empty, wanted at least one word; leave it out for the network's own")
+    if doubles := sorted({label for label in labels if list(labels).count(label) > 1}):
+        raise ValueError(f"labels names twice: {', '.join(doubles)}")
+    return tuple(labels)
