@@ -26,6 +26,7 @@ from launch.processes.caretaker import describe_end, end_processes, last_lines
 from launch.processes.environment import importable
 from launch.processes.private_folder import caretaker, private_folder
 from launch.processes.stop_signals import StopSignals
+from launch.ray_package import require_ray
 from launch.worker import Attempt, WorkerJob, log_path, write_attempt
 
 DRIVER_LOG = "driver.log"
@@ -61,8 +62,10 @@ def run_job(
 
     Raises:
         LaunchError: the disk is full.
+        MissingExtraError: Ray is not installed.
         Stopped: on SIGINT, SIGTERM or SIGHUP unless it was ignored, after everything has been ended.
     """
+    require_ray()
     if address is not None and keep_logs is None:
         raise ValueError("on a cluster the ranks need a shared folder for their logs: keep_logs")
     with StopSignals() as stops:

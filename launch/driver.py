@@ -25,6 +25,7 @@ from launch.outcome import (
     write_outcome,
 )
 from launch.placement import WorkerResources, describe_shortage
+from launch.ray_package import load_ray, load_ray_train
 from launch.worker import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics goes through it
@@ -76,8 +77,7 @@ def run_attempt(attempt: Attempt, folder: Path) -> tuple[WorkerFailure, ...]:
         LaunchError: there are too few GPUs or nodes, or no Ray to connect to.
         Exception: what Ray raises when it cannot start or its controller fails.
     """
-    import ray
-
+    ray = load_ray()
     use_gpu = _start_private_ray(attempt.job, folder) if attempt.address is None else _join_cluster(attempt, folder)
     (folder / CONNECTED).touch()
     try:
@@ -154,9 +154,9 @@ def describe_no_places(attempt: Attempt, patience: str) -> str:
 
 def _start_private_ray(job: WorkerJob, folder: Path) -> bool:
     """Returns whether the workers have a GPU each."""
-    import ray
     import torch
 
+    ray = load_ray()
     use_gpu = torch.cuda.is_available()
     if use_gpu and torch.cuda.device_count() < job.num_workers:
         raise LaunchError(
@@ -182,8 +182,7 @@ def _start_private_ray(job: WorkerJob, folder: Path) -> bool:
 
 def _join_cluster(attempt: Attempt, folder: Path) -> bool:
     """Returns whether the workers have a GPU each."""
-    import ray
-
+    ray = load_ray()
     job = attempt.job
     check_reachable(os.environ.get("RAY_ADDRESS", ""))
     # Inside a Ray job ray.init merges the job's environment (working_dir included) into what it is given.
@@ -207,8 +206,7 @@ def _wait_for_nodes(attempt: Attempt, folder: Path) -> None:
     Raises:
         LaunchError: they are too few or too small, and none was added in time.
     """
-    import ray
-
+    ray = load_ray()
     job = attempt.job
     worker = WorkerResources(job.cpus_per_worker, job.gpus_per_worker)
     patience = FIRST_PATIENCE if attempt.number == 1 else float(os.environ[START_TIMEOUT])
@@ -237,38 +235,36 @@ def _wait_for_nodes(attempt: Attempt, folder: Path) -> None:
 
 
 def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[WorkerFailure, ...]:
-    from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    train = load_ray_train()
     job = attempt.job
     resources = {"CPU": float(job.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    trainer = TorchTrainer(
+    trainer = train.torch.TorchTrainer(
         _train_loop,
         train_loop_config={
             "job": vars(job),
             "notes": str(attempt.notes),
             "on_cluster": attempt.address is not None,
         },
-        scaling_config=ScalingConfig(
+        scaling_config=train.ScalingConfig(
             num_workers=job.num_workers,
             use_gpu=use_gpu,
             resources_per_worker=None if attempt.address is None else resources,
             # A world on CPUs is one worker per node. One on GPUs fills its nodes, whose GPUs are close to each other.
             placement_strategy="PACK" if use_gpu else "SPREAD",
         ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        run_config=RunConfig(
+        torch_config=train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        run_config=train.RunConfig(
             name="job",
             storage_path=str(folder / "train"),
             # Ray restarts nothing by itself: the command counts attempts, and decides which failures are worth one.
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            failure_config=train.FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     )
     try:
         trainer.fit()
-    except WorkerGroupError as error:
+    except train.WorkerGroupError as error:
         return _describe_failures(error.worker_failures, attempt.notes)
-    except ControllerError as error:
+    except train.ControllerError as error:
         # By name: the class is not public. Ray's text guesses at causes and names settings of its own.
         if type(error.controller_failure).__name__ != "WorkerGroupStartupTimeoutError":
             raise
@@ -278,12 +274,10 @@ def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[Wo
 
 def _train_loop(loop_config: dict) -> None:
     """The function that Ray Train calls on every rank."""
-    import ray.train
-
     notes = Path(loop_config["notes"])
     if loop_config["on_cluster"]:
         check_shared(notes)
-    run_rank(WorkerJob(**loop_config["job"]), notes, ray.train.report)
+    run_rank(WorkerJob(**loop_config["job"]), notes, load_ray_train().report)
 
 
 def _describe_failures(by_rank: Mapping[int, Exception], notes: Path) -> tuple[WorkerFailure, ...]:

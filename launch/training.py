@@ -16,6 +16,7 @@ from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_rest
 from launch.placement import worker_resources
 from launch.processes.stop_signals import Stopped
 from launch.progress import RunProgress
+from launch.ray_package import require_ray
 from launch.worker import Report, WorkerJob
 from t4p.config.tasks import FinetuneConfig, JobConfig, config_of_task
 from t4p.errors import ConfigError
@@ -45,11 +46,13 @@ def launch_training(
 
     Raises:
         ConfigError: the call cannot work. Nothing has been started where this could be seen beforehand.
+        MissingExtraError: Ray is not installed.
         LaunchError: a worker failed, or something was lost more often than `cluster.max_restarts` puts up with; the
             full story is in `error.txt` in the run folder.
         SystemExit: the command was told to stop (Ctrl-C, SIGTERM); every process has been ended.
     """
     check_call(config, num_workers, address)
+    require_ray()
     console = console or Console()
     run_dir = Path(config.run.dir).absolute()
     max_restarts = config.cluster.max_restarts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ShardError(Exception):
     """Something about a source, a shard or a dataset is wrong; the message names it and the next move."""
@@ -9,3 +12,27 @@ class ShardError(Exception):
 
 class CallError(ShardError):
     """What was asked for cannot be meant: a path, format, key or option that does not exist (exit status 2)."""
+
+
+class MissingExtraError(CallError, ImportError):
+    """What was asked for needs a package that a light installation leaves out; the message names the extra."""
+
+
+@contextmanager
+def needs_extra(extra: str, package: str, what: str) -> Iterator[None]:
+    """Around the import of an optional package, in the one file that imports it.
+
+    Args:
+        extra: of this project, which brings the package.
+        what: needs it, as the beginning of a sentence.
+
+    Raises:
+        MissingExtraError: the package is missing, or does not import.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs {package}, which does not import here ({error}); install it with "
+            f"`pip install 'text4point[{extra}]'`, in a checkout `pip install -c constraints.txt '.[{extra}]'`"
+        ) from error

@@ -1,11 +1,12 @@
-"""The bytes of one sample in a tar: how they are made, and read back."""
+"""The bytes of one sample in a tar: how they are made, and read back; the only importer of webdataset."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
 
-from shards.errors import ShardError
+from shards.errors import ShardError, needs_extra
 
 BLOCK_BYTES = 512
 RECORD_BYTES = 20 * BLOCK_BYTES  # tar pads an archive to whole records, after at least two empty blocks
@@ -18,7 +19,8 @@ def sample_slice(key: str, members: Mapping[str, bytes]) -> bytes:
     is what webdataset would write. USTAR, owner 0, mode 0444 and mtime 0 make equal input equal bytes; its default, a
     float mtime, adds a PAX header of 1 KiB per member and is never the same twice.
     """
-    from webdataset.writer import TarWriter  # loads torch: a second and 300 MB that only packing pays
+    with needs_extra("storage", "webdataset", "packing"):
+        from webdataset.writer import TarWriter  # loads torch: a second and 300 MB that only packing pays
 
     buffer = io.BytesIO()
     with TarWriter(
@@ -27,6 +29,20 @@ def sample_slice(key: str, members: Mapping[str, bytes]) -> bytes:
         writer.write({"__key__": key, **members})
         length = writer.tarstream.offset
     return buffer.getvalue()[:length]
+
+
+def samples_of_tar(name: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """What webdataset's own reader finds in a tar: members by their names, and `__key__` beside them.
+
+    Args:
+        name: of the tar, for its messages.
+
+    Raises:
+        tarfile.TarError, ValueError, OSError: it cannot read on.
+    """
+    with needs_extra("storage", "webdataset", "reading with webdataset's own reader, as verifying does,"):
+        from webdataset.tariterators import group_by_keys, tar_file_expander  # loads torch
+    return iter(group_by_keys(tar_file_expander([{"url": name, "stream": stream}])))
 
 
 def archive_end(length: int) -> bytes:

@@ -14,6 +14,8 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from launch.jobs.source import EXTRAS
+
 PROJECT = "text4point"
 MINKOWSKI = "MinkowskiEngine"
 # As Makefile and README have them.
@@ -33,17 +35,27 @@ def required_python() -> str:
 
 
 def project_requirements() -> tuple[str, ...]:
-    """What the project needs without any extra; () where nothing says so.
+    """What the project needs for all that it does, Minkowski's backend aside; () where nothing says so.
 
     Those of the checkout count where there is one: the metadata of an editable install are as old as the install.
     """
     checkout = find_checkout()
     try:
-        lines = _pyproject(checkout)["dependencies"] if checkout is not None else requires(PROJECT) or ()
+        if checkout is not None:
+            project = _pyproject(checkout)
+            extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+            return tuple(str(Requirement(line)) for line in [*project["dependencies"], *extras])
+        listed = [Requirement(line) for line in requires(PROJECT) or ()]
     except PackageNotFoundError:
         return ()
-    listed = [Requirement(line) for line in lines]
-    return tuple(str(wanted) for wanted in listed if wanted.marker is None or wanted.marker.evaluate({"extra": ""}))
+    needed = [
+        wanted
+        for wanted in listed
+        if wanted.marker is None or any(wanted.marker.evaluate({"extra": extra}) for extra in ("", *EXTRAS))
+    ]
+    for wanted in needed:
+        wanted.marker = None  # or pip would leave it out
+    return tuple(str(wanted) for wanted in needed)
 
 
 def pip_install(packages: Sequence[str], reinstall: bool = False, folder: Path | None = None) -> str:

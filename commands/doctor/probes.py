@@ -222,13 +222,10 @@ def probe_webdataset() -> Finding:
     import io
 
     from launch.jobs.versions import installed_version
-    from shards.slices import archive_end, sample_slice
+    from shards.slices import archive_end, sample_slice, samples_of_tar
 
     sample = sample_slice("scene/frame", {"meta.json": b"{}"})
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    stream = io.BytesIO(sample + archive_end(len(sample)))
-    read = list(group_by_keys(tar_file_expander([{"url": "probe", "stream": stream}])))
+    read = list(samples_of_tar("probe", io.BytesIO(sample + archive_end(len(sample)))))
     if [(entry["__key__"], entry["meta.json"]) for entry in read] != [("scene/frame", b"{}")]:
         raise RuntimeError(f"read back {read}")
     return Finding("works", f"{installed_version('webdataset')}; a sample written and read back")

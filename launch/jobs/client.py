@@ -12,6 +12,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from launch.jobs.spec import JobSpec
+from launch.ray_package import load_authentication_error, load_job_client
 from t4p.errors import ConfigError
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -181,8 +182,8 @@ class Cluster:
             ConfigError: the token is refused, the address is wrong, or there is no such job.
             LaunchError: the cluster answered before and does not any more, or refuses what was sent.
         """
-        import requests
-        from ray.exceptions import AuthenticationError
+        AuthenticationError = load_authentication_error()
+        import requests  # comes with Ray
 
         try:
             yield
@@ -219,12 +220,11 @@ class Cluster:
 
 def _bounded_client(address: str, token: Token | None) -> Any:
     """Ray's client, which by itself would wait for ever for a host that drops packets."""
-    from ray.job_submission import JobSubmissionClient
-
+    ray_client: Any = load_job_client()
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.WARNING)  # it tells of every upload
 
-    class BoundedClient(JobSubmissionClient):
+    class BoundedClient(ray_client):
         timeout = FIRST_CONTACT
 
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:

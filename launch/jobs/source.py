@@ -13,6 +13,8 @@ from launch.jobs.versions import PYTHON
 from t4p.errors import ConfigError
 
 DISTRIBUTION = "text4point"
+# What a job takes beside the project's own dependencies: every extra of the project that is for running it.
+EXTRAS = ("train", "launch", "storage")
 PACKAGES = ("shards", "t4p", "launch", "commands", "configs")
 
 
@@ -27,7 +29,10 @@ def read_source() -> dict[str, bytes]:
 
 
 def read_requirements(extras: tuple[str, ...]) -> tuple[str, ...]:
-    """What the installed project requires, as `name>=1,<2`, Python itself first.
+    """What the installed project requires of a place where a job runs, as `name>=1,<2`, Python itself first.
+
+    Args:
+        extras: besides EXTRAS.
 
     Raises:
         ConfigError: the project is not installed, so nobody knows.
@@ -40,9 +45,8 @@ def read_requirements(extras: tuple[str, ...]) -> tuple[str, ...]:
             "run `pip install -e .` in its folder"
         ) from None
     requirements = [Requirement(line) for line in found.get_all("Requires-Dist") or ()]
-    wanted = [
-        r for r in requirements if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))
-    ]
+    asked = ("", *EXTRAS, *extras)
+    wanted = [r for r in requirements if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in asked)]
     return (f"{PYTHON}{found['Requires-Python']}", *(f"{r.name}{r.specifier}" for r in wanted))
 
 

@@ -11,8 +11,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import psutil  # type: ignore[import-untyped]
+from shards.errors import needs_extra
+
+if TYPE_CHECKING:
+    import psutil  # type: ignore[import-untyped]
 
 # Followed by a folder: starts its caretaker.
 CARETAKER = [sys.executable, "-m", "launch.processes.caretaker"]
@@ -26,12 +30,13 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     itself is left out, and so is the folder's caretaker: it must outlive the rest, in case this process is killed while
     it ends them.
     """
-    name = str(folder)
+    psutil, name = _load_psutil(), str(folder)
     return [process for process in psutil.process_iter() if process.pid != os.getpid() and _mentions(process, name)]
 
 
 def end_processes(folder: Path, patience: float = 3.0) -> None:
     """End every process of this folder: politely first, after `patience` seconds for certain."""
+    psutil = _load_psutil()
     for kill in (False, True, True):  # the last round is for what was being started during the second
         processes = processes_of(folder)
         for process in processes:
@@ -43,6 +48,7 @@ def end_processes(folder: Path, patience: float = 3.0) -> None:
 
 
 def _mentions(process: psutil.Process, name: str) -> bool:
+    psutil = _load_psutil()
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
@@ -58,6 +64,12 @@ def _mentions(process: psutil.Process, name: str) -> bool:
         return False
 
 
+def _load_psutil() -> Any:
+    with needs_extra("launch", "psutil", "launching"):
+        import psutil
+    return psutil
+
+
 def describe_end(status: int) -> str:
     """How a process ended, as a part of a sentence about it."""
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -70,6 +82,7 @@ def last_lines(text: str, count: int) -> str:
 
 def take_care(folder: Path) -> None:
     """Wait for the end of standard input, then end every process of the folder and remove it."""
+    _load_psutil()  # now: later the disk may be full, or gone
     while os.read(0, 1):
         pass
     end_processes(folder)

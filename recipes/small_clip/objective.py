@@ -7,12 +7,11 @@ captions alone the same tower learned next to nothing about places in the time t
 from __future__ import annotations
 
 import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
 from recipes.small_clip.rooms import CLASS_NAMES
+from t4p.models.clip_package import CLIP, SimpleTokenizer
 from t4p.models.dense_clip import DenseTower
 
 # A class is named by another one at every step, so that its embedding hangs on the class and not on the wording.

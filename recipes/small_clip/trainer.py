@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from open_clip.model import CLIP
-from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 from recipes.small_clip.augment import random_colors, random_views
 from recipes.small_clip.objective import ClassPrompts, caption_loss, class_weights, dense_loss, prompt_loss
 from recipes.small_clip.rooms import TEST_ROOMS, TRAINING_ROOMS, VALIDATION_ROOMS, RoomFrames, RoomSet
+from t4p.models.clip_package import CLIP, SimpleTokenizer
 from t4p.models.dense_clip import OutputStride, build_dense_tower
 
 OUTPUT_STRIDE: OutputStride = 8  # 20 x 15 cells of a 160 x 120 image; with 32 there would be 5 x 4

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import boto3
-import botocore.config
-import botocore.exceptions
-from urllib3.exceptions import SSLError
-
+from shards.errors import needs_extra
 from shards.stores.store import CHUNK_BYTES, MissingBucketError, MissingObjectError, StoreError
+
+with needs_extra("storage", "boto3", "object storage (s3://)"):
+    import boto3
+    import botocore.config
+    import botocore.exceptions
+    from urllib3.exceptions import SSLError
 
 _MAX_REQUESTS = 3  # per call, the first one included
 _MAX_CUTS = 5  # bodies that may break off in the middle of one read

@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t4p.models.clip_package import (
+    CLIP,
+    OPENAI_DATASET_MEAN,
+    OPENAI_DATASET_STD,
+    CustomTextCLIP,
+    HFTokenizer,
+    SimpleTokenizer,
+    download_pretrained,
+    get_pretrained_cfg,
+    list_pretrained_tags_by_model,
+    open_clip,
+)
 from t4p.models.dense_clip import (
     DEFAULT_OUTPUT_STRIDE,
     ClipError,

@@ -8,12 +8,19 @@ from collections.abc import Iterable
 from typing import Literal, Protocol, get_args
 
 import torch
-from open_clip.modified_resnet import AttentionPool2d, Bottleneck, ModifiedResNet
-from open_clip.transformer import Attention, CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from t4p.errors import ConfigError
+from t4p.models.clip_package import (
+    Attention,
+    AttentionPool2d,
+    Bottleneck,
+    CustomResidualAttentionBlock,
+    ModifiedResNet,
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 
 DenseReading = Literal["value", "value-residual"]
 OutputStride = Literal[32, 16, 8]

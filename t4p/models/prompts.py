@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from t4p.models.clip import ClipError, ClipTowers
+from t4p.models.clip_package import SimpleTokenizer
 
 PLACEHOLDER = "x"  # one token of CLIP's vocabulary; its embedding is replaced
 RANDOM_STD = 0.02  # of fresh tokens, as CLIP initialises its own

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.errors import needs_extra
 from t4p.errors import RunError
 from t4p.runs.checkpoint import write_atomically
 
@@ -50,7 +51,8 @@ class RunLog:
 
     def __init__(self, run_dir: Path, start_step: int) -> None:
         """Open the logs, cut back to `start_step`: what a killed run wrote after its last checkpoint is taken again."""
-        from torch.utils.tensorboard import SummaryWriter
+        with needs_extra("train", "tensorboard", "the log of a run"):
+            from torch.utils.tensorboard import SummaryWriter
 
         self._metrics_path = run_dir / "metrics.jsonl"
         self._validation_path = run_dir / "validation.jsonl"

@@ -76,7 +76,7 @@ class Model:
         Args:
             points, colors: as for `embed`.
             labels: K words to choose from, by default `self.labels`. After pre-training any words: for those that are
-                not in `self.labels` the text tower of the run is loaded (open_clip). A fine-tuned head knows
+                not in `self.labels` the text tower of the run is loaded (the extra `train`). A fine-tuned head knows
                 its own: some of `self.labels`.
 
         Returns:
@@ -86,6 +86,7 @@ class Model:
 
         Raises:
             ValueError: as `embed`; no label or one twice; words that a fine-tuned head does not know.
+            MissingExtraError: open_clip, which reads new words, is not installed.
             ClipError, CheckpointError: the text tower of the run cannot be had, or is another one now.
         """
         voxels = self._voxels_of(points, colors)
@@ -154,12 +155,13 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
 
     Args:
         path: a file that `t4p checkpoint export` wrote, of any task; or a run folder (its newest whole checkpoint) or
-            one checkpoint in it, for which DeepSpeed, open_clip and the run's CLIP weights must be there.
+            one checkpoint in it, for which the extra `train` and the run's CLIP weights must be there.
         device: where it computes.
 
     Raises:
         CheckpointError: it is none of these, or is damaged.
         ConfigError: its configuration needs something that is not here.
+        MissingExtraError: of a checkpoint: DeepSpeed or open_clip is not installed.
     """
     path = Path(path)
     return Model(_export_of_run(path, device) if path.is_dir() else load_exported_network(path, device))

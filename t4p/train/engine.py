@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shards.errors import needs_extra
+
 # DeepSpeed picks its accelerator when it is imported, and on a machine without one may settle on a wrong backend.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed
-import deepspeed.ops
-import deepspeed.utils
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+with needs_extra("train", "deepspeed", "training, and reading the checkpoints of a run,"):
+    import deepspeed
+    import deepspeed.ops
+    import deepspeed.utils
+    from deepspeed.checkpoint import ds_to_universal
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
 # Numbers that travel in one collective of stages 1 to 3. DeepSpeed's default of 500 million allocates a buffer of 2 GB
 # at stages 2 and 3 and puts a network like this one (38 million) into a single bucket, of which nothing can overlap.

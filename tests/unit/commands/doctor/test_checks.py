@@ -14,18 +14,19 @@ from typing import get_args
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from commands.doctor import probes as doctor_probes
 from commands.doctor import storage as doctor_storage
 from commands.doctor.checks import CHECKS, RAY, STORAGE, Check, Diagnosis, Row, explain_end, make, with_fix
 from commands.doctor.finding import Finding, find_out, read_finding, write_finding
-from commands.doctor.fixes import MINKOWSKI, MINKOWSKI_LIBRARIES, install_minkowski, pip_install
+from commands.doctor.fixes import MINKOWSKI, MINKOWSKI_LIBRARIES, install_minkowski, pip_install, project_requirements
 from commands.doctor.report import print_diagnosis, verdict
 from commands.main import main
 from shards.stores.folder import FolderStore
 from t4p.config.network import ModelConfig
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 BY_NAME = {check.name: check for check in (*CHECKS, RAY, STORAGE)}
 WORKS = Finding("works", "1.0")
 
@@ -111,6 +112,16 @@ def test_minkowski_is_built_as_the_makefile_does(tmp_path: Path, monkeypatch: py
     for setting in ("-g0", "SETUPTOOLS_USE_DISTUTILS=stdlib", "--no-build-isolation --no-cache-dir --no-deps"):
         assert setting in without_checkout
         assert setting in makefile
+
+
+def test_the_packages_of_every_extra_are_required_with_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {Requirement(line).name for line in project_requirements()}
+    assert {"torch", "deepspeed", "ray", "boto3", "webdataset", "psutil"} <= names
+    assert not {"text4point", "pytest", MINKOWSKI} & names
+    listed = ["numpy>=2.0", 'deepspeed<0.20,>=0.19.8; extra == "train"', 'pytest>=8; extra == "test"']
+    monkeypatch.setattr("commands.doctor.fixes.find_checkout", lambda: None)
+    monkeypatch.setattr("commands.doctor.fixes.requires", lambda name: listed)
+    assert project_requirements() == ("numpy>=2.0", "deepspeed<0.20,>=0.19.8")
 
 
 def test_a_package_of_no_bounds_is_named_as_it_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tomllib
 from datetime import datetime
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
-from launch.jobs.source import read_requirements, read_source
+from launch.jobs.source import EXTRAS, read_requirements, read_source
 from launch.jobs.spec import (
     CONFIG_FILE,
     REQUIREMENTS_FILE,
@@ -26,6 +28,7 @@ from t4p.config.tasks import PretrainConfig
 from t4p.data.order import rank_positions
 from t4p.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[4]
 NOON = datetime(2026, 11, 22, 12, 0, 7)
 SOURCE = {"t4p/cli.py": b"print()\n", "configs/clip/tiny-vit32.json": b"{}"}
 SECRET = "wJalrXUtnFEMI-not-to-be-seen"
@@ -213,6 +216,30 @@ def test_requirements_are_those_of_the_installed_project() -> None:
     assert {"torch", "deepspeed", "ray", "open_clip_torch"} <= set(names)
     assert not {"pytest", "MinkowskiEngine", "ruff"} & set(names)
     assert set(minkowski) - set(plain) == {"MinkowskiEngine==0.5.4"}
+
+
+def test_requirements_are_those_of_every_extra_that_runs_a_job_and_of_none_that_tests_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read from metadata as a build of pyproject.toml writes them, not from what may be installed from an older one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = tmp_path / "text4point-9.dist-info"
+    folder.mkdir()
+    lines = [
+        "Metadata-Version: 2.4",
+        "Name: text4point",
+        "Version: 9",
+        f"Requires-Python: {project['requires-python']}",
+    ]
+    lines += [f"Requires-Dist: {line}" for line in project["dependencies"]]
+    for extra, wanted in project["optional-dependencies"].items():
+        lines += [f'Requires-Dist: {line}; extra == "{extra}"' for line in wanted]
+    (folder / "METADATA").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = {Requirement(line).name for line in read_requirements(())}
+    extras = [line for extra in EXTRAS for line in project["optional-dependencies"][extra]]
+    assert names == {"python", *(Requirement(line).name for line in [*project["dependencies"], *extras])}
+    assert {"ray", "deepspeed", "open_clip_torch", "boto3", "webdataset", "torch"} <= names
 
 
 def test_a_backend_of_an_extra_is_wanted_in_the_cluster() -> None:
