@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help env minkowski quickstart small-clip test unit lint clean distclean
+.PHONY: help env minkowski quickstart small-clip test unit soak budget lint clean distclean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,15 +15,16 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 export OMP_WAIT_POLICY ?= PASSIVE
 DATA ?=
 PYTEST_ARGS ?=
-LONGEST := tests/integration/test_first_light.py
-# Of the integration tests, those that need neither Ray nor much time for one step.
-CALM := $(patsubst %,tests/integration/test_%.py,checkpoint_cli shards_cli pack_real quickstart_page)
+FILES ?= $(shell find tests -name 'test_*.py' | sort)
+ROUNDS ?= 10
 
 help:
 	@echo "make env                build .venv with everything (minutes on two cores, half of them MinkowskiEngine)"
 	echo "make quickstart         the whole road on procedural rooms, and a report; DATA=FOLDER or DATA=s3://BUCKET/PREFIX: on yours"
 	echo "make small-clip         make the CLIP that is shipped for procedural rooms again (configs/clip/small-rooms.*)"
 	echo "make test | unit        all tests | the quick ones (options in PYTEST_ARGS are passed on)"
+	echo "make soak               kills, faults and long trainings, again and again (ROUNDS=10)"
+	echo "make budget             write the CPU seconds of test files into tests/budget.toml (FILES=\"...\": of these)"
 	echo "make lint               ruff check, ruff format --check, mypy"
 	echo "make minkowski          try again to build MinkowskiEngine (optional sparse backend)"
 	echo "make clean | distclean  remove caches and runs/quickstart | remove .venv too"
@@ -97,15 +98,28 @@ quickstart: env
 small-clip: env
 	@$(BIN)/python -m recipes.small_clip.train
 
-# First what has no limits on time, two files at once and the longest first; Ray's tests, which have some, alone.
-# Status 5 of pytest: PYTEST_ARGS left no test in this half.
+# First what may run beside others, two files at once and the longest first (tests/budget.py); then what needs the
+# machine for itself. Status 5 of pytest: PYTEST_ARGS left no test in this half.
 test: env
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) \
-		$(LONGEST) tests/distributed $(CALM) tests/unit || [ $$? = 5 ]
-	$(BIN)/python -m pytest $(patsubst %,--ignore %,$(LONGEST) $(CALM)) $(PYTEST_ARGS) tests/integration || [ $$? = 5 ]
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone' $(PYTEST_ARGS) \
+		|| [ $$? = 5 ]
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
 
 unit: env
 	@$(BIN)/python -m pytest tests/unit -m 'not slow' $(PYTEST_ARGS)
+
+# What `make test` proves once, again and again: processes killed, nodes lost, long trainings.
+soak: env
+	@for round in $$(seq $(ROUNDS)); do
+		echo "soak: round $$round of $(ROUNDS)"
+		$(BIN)/python -m pytest -m 'soak or kill' $(PYTEST_ARGS)
+	done
+
+# Each file in a process of its own, as it is when somebody runs only that.
+budget: env
+	@for file in $(FILES); do
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --write-budget $$file || [ $$? = 5 ]
+	done
 
 lint: env
 	@$(BIN)/ruff check .

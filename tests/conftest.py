@@ -15,11 +15,24 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # helpers; --import-mode=importlib puts no test folder on the path
 
+pytest_plugins = ["budget"]
+
 from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # noqa: E402
 
 # A shell that starts the tests in the background has SIGINT ignored, and every process below inherits that: the tests
 # that press Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what uses the S3 server `s3`; leaves out what is marked `soak`, unless -m speaks of it."""
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("s3")
+    if "soak" not in config.option.markexpr and (soak := [item for item in items if item.get_closest_marker("soak")]):
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if item not in soak]
 
 
 @pytest.fixture(scope="session")

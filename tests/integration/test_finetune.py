@@ -250,6 +250,7 @@ def test_a_pre_training_is_scored_zero_shot_on_frames_and_scenes(rooms, scenes, 
     assert "chair" in table
 
 
+@pytest.mark.ray
 def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained, tmp_path):
     run_dir = tmp_path / "run"
     t4p(

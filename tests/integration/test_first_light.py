@@ -14,7 +14,7 @@ from shards.reader import DatasetReader
 from t4p.config.files import find_packaged
 from t4p.data.decode import decode_frame
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 TOWER = "configs/clip/tiny-rn.json"
 NUM_FRAMES, NUM_TRAIN = 100, 80

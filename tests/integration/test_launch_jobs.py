@@ -26,7 +26,7 @@ from shards.packing.pack import pack
 from t4p.config.files import load_config
 from t4p.errors import ConfigError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 300  # seconds; a job takes about 20 on two idle cores

@@ -15,7 +15,7 @@ from small_model import SMALL
 
 from shards.packing.pack import pack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 420  # seconds; a launch takes about 12 on two idle cores

@@ -22,7 +22,7 @@ from launch.processes.caretaker import processes_of
 from launch.training import raise_failure
 from launch.worker import WorkerJob
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone]
 
 # Ray alone takes 7 to 10 s to start on two idle cores, and several times that on busy ones.
 PATIENCE = 240

@@ -22,7 +22,7 @@ from small_model import SMALL
 from launch.processes.caretaker import processes_of
 from shards.packing.pack import pack
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = ROOT / "tests" / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"

@@ -50,6 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.kill
 @pytest.mark.parametrize("how", ["ctrl-c", "SIGINT", "SIGTERM", "SIGKILL"])
 def test_stopped_in_the_middle(
     long_sequence: Path, whole: dict[str, bytes], tmp_path: Path, clean_environ: dict[str, str], how: str
