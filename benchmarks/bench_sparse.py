@@ -15,8 +15,9 @@ import numpy as np
 import torch
 import typer
 
+from t4p.config.plans import PLANS
 from t4p.models.sparse.pyramid import SparseBackend, build_pyramid
-from t4p.models.unet import PLANS, SparseUNet
+from t4p.models.unet import SparseUNet
 
 # (backend, dtype of the GEMMs), measured in this order within every repeat so that a noisy minute hits all of them
 CONTENDERS: tuple[tuple[SparseBackend, torch.dtype], ...] = (

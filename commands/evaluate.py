@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from t4p.config.kinds import task_named
 from t4p.metrics.semantic import SemanticScores
 
 if TYPE_CHECKING:
@@ -22,11 +23,10 @@ def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores) -> dict[st
 
 def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     """A line per class and the means, in per cent."""
-    zero_shot = exported.config.task == "pretrain"
-    tuned = "Fine-tuned head"
+    title = task_named(exported.config.task).scored
     if exported.finetuned_share < 1:
-        tuned += f", {exported.finetuned_share:.0%} of the weights fine-tuned and the rest as before"
-    table = Table(title="Zero-shot, nearest text embedding" if zero_shot else tuned)
+        title += f", {exported.finetuned_share:.0%} of the weights fine-tuned and the rest as before"
+    table = Table(title=title)
     table.add_column("class")
     for name in ("IoU %", "recall %"):
         table.add_column(name, justify="right")

@@ -14,9 +14,10 @@ from launch.jobs.client import ADDRESS_VARIABLE, Cluster, JobState
 from launch.jobs.jobs import connect, exit_status, follow, our_jobs, plan_job, stop, submit
 from launch.jobs.spec import METADATA_KEYS, RUN_DIR_KEY, WORKERS_KEY, JobSpec, WorldSizes, world_sizes
 from launch.training import launch_training
-from t4p.config.files import load_config_of
-from t4p.config.tasks import FinetuneConfig, JobConfig, PretrainConfig
+from t4p.config.files import load_for_command
+from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
+from t4p.tasks.beforehand import look_beforehand
 
 app = typer.Typer(help="Start jobs on Ray, here or on a cluster, and look after them.", no_args_is_help=True)
 
@@ -52,8 +53,8 @@ ForwardOption = Annotated[
 ]
 
 
-def _add_command(name: str, schema: type[JobConfig], summary: str) -> None:
-    """`t4p launch NAME`, for the jobs of one schema."""
+def _add_command(name: str, summary: str) -> None:
+    """`t4p launch NAME`, for the tasks of that command."""
 
     @app.command(name, help=summary)
     def launch(
@@ -73,14 +74,20 @@ def _add_command(name: str, schema: type[JobConfig], summary: str) -> None:
                 )
         if as_json and (follow_job or not (on_cluster or dry_run)):
             raise ConfigError("--json goes with --dry-run, or with a job that is submitted without --follow")
-        config = load_config_of(schema, *split_arguments(arguments))
+        config = load_for_command(
+            name,
+            *split_arguments(arguments),
+            lambda cluster: cluster.num_workers if workers is None else workers,
+        )
+        assert isinstance(config, JobConfig)
         num_workers = config.cluster.num_workers if workers is None else workers
         if not on_cluster:
             if dry_run:
                 _show_plan(None, world_sizes(config, num_workers), as_json)
-            elif address == IN_CLUSTER:
+            elif address == IN_CLUSTER:  # the head may see other files than the workers' nodes
                 launch_training(config, num_workers, address=IN_CLUSTER)
             else:
+                look_beforehand(config)
                 launch_training(config, num_workers)
             return
         spec = plan_job(config, num_workers, forward_env or (), os.environ)
@@ -98,8 +105,8 @@ def _add_command(name: str, schema: type[JobConfig], summary: str) -> None:
         _show_next_moves(cluster, spec.job_id)
 
 
-_add_command("pretrain", PretrainConfig, "Pre-train with several workers: on a private Ray, or as a job on a cluster.")
-_add_command("finetune", FinetuneConfig, "Fine-tune with several workers: on a private Ray, or as a job on a cluster.")
+_add_command("pretrain", "Pre-train with several workers: on a private Ray, or as a job on a cluster.")
+_add_command("finetune", "Fine-tune with several workers: on a private Ray, or as a job on a cluster.")
 
 
 @app.command("list")

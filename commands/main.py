@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from commands import checkpoint as checkpoint_cli
 from commands import launch as launch_cli
 from commands import shards as shards_cli
-from commands.arguments import ConfigArguments, split_arguments
+from commands.arguments import ConfigArguments, load_worker_config, split_arguments
 from commands.bars import progress_bar
-from shards.errors import CallError, ShardError
-from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import EvaluateConfig, FinetuneConfig
-from t4p.errors import ConfigError, RunError
+from shards.errors import UserError
+from t4p.errors import ConfigError
+
+if TYPE_CHECKING:
+    from t4p.config.run import ClusterConfig
 
 app = typer.Typer(
     help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -69,19 +69,13 @@ def doctor(
 @app.command()
 def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
-    config = load_config(*split_arguments(arguments))
-    from t4p.tasks.pretrain import run
-
-    _train(lambda: run(config))
+    _train("pretrain", arguments)
 
 
 @app.command()
 def finetune(arguments: ConfigArguments) -> None:
     """Fine-tune for semantic segmentation as one worker, from a pre-training or from scratch. No images."""
-    config = load_config_of(FinetuneConfig, *split_arguments(arguments))
-    from t4p.tasks.semantic import run
-
-    _train(lambda: run(config))
+    _train("finetune", arguments)
 
 
 @app.command()
@@ -90,7 +84,13 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning."""
-    config = load_config_of(EvaluateConfig, *split_arguments(arguments))
+    from t4p.config.files import load_for_command
+    from t4p.config.tasks import EvaluateConfig
+    from t4p.tasks.beforehand import look_before_evaluation
+
+    config = load_for_command("evaluate", *split_arguments(arguments))
+    assert isinstance(config, EvaluateConfig)
+    look_before_evaluation(config)
     from commands.evaluate import print_scores, scores_as_dict
     from t4p.tasks.evaluate import evaluate as run_evaluation
 
@@ -120,11 +120,25 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Will it fit? Memory, network, storage and checkpoints of a run at each ZeRO stage, before a node is paid for."""
-    config = load_config(*split_arguments(arguments))
+    from t4p.config.files import load_for_command
+    from t4p.config.tasks import PretrainConfig
+
+    def nodes_of(cluster: ClusterConfig) -> tuple[int, int]:
+        """Nodes, and GPUs of each."""
+        return (
+            cluster.num_nodes if nodes is None else nodes,
+            cluster.gpus_per_node if gpus_per_node is None else gpus_per_node,
+        )
+
+    def world(cluster: ClusterConfig) -> int:
+        num_nodes, num_gpus = nodes_of(cluster)
+        return num_nodes * max(1, num_gpus)
+
+    config = load_for_command("pretrain", *split_arguments(arguments), world)
+    assert isinstance(config, PretrainConfig)
     from t4p.plan.job import plan_job
 
-    num_nodes = config.cluster.num_nodes if nodes is None else nodes
-    num_gpus = config.cluster.gpus_per_node if gpus_per_node is None else gpus_per_node
+    num_nodes, num_gpus = nodes_of(config.cluster)
     job = plan_job(config, num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
     if as_json:
         typer.echo(json.dumps(job.to_json()))
@@ -171,12 +185,14 @@ def shards_order(
             typer.echo(f"{step:>8}  {' '.join(keys)}")
 
 
-def _train(run: Callable[[], None]) -> None:
+def _train(command: str, arguments: list[str]) -> None:
     """Be one worker of a training, to its end or to Ctrl-C."""
+    config = load_worker_config(command, arguments)
+    from t4p.config.kinds import task_named
     from t4p.train.engine import stop_process_group
 
     try:
-        run()
+        task_named(config.task).load().run(config)
         stop_process_group()
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
@@ -187,16 +203,10 @@ def main() -> NoReturn:
     """Run the command line; a user's mistake ends with one message and no traceback."""
     try:
         app(standalone_mode=True)
-    except (ConfigError, CallError) as error:
-        _fail(error, 2)
-    except (RunError, ShardError) as error:
-        _fail(error, 1)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)
     sys.exit(0)
-
-
-def _fail(error: Exception, status: int) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,6 @@ LOSSES = frozenset(
 )
 # What Ray's words about a lost actor say when it was not the process alone that went away.
 LOST_NODE = re.compile("node (has|is) (died|crashed|dead)|owner has died")
-# Errors of these packages are written for users: their message is the whole story, the class name adds nothing.
-OWN_PACKAGES = ("shards.", "t4p.", "launch.", "commands.")
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class WorkerFailure:
         traceback: as Python prints it; "" where there is none.
         time: seconds since the epoch.
         follows_loss: the exception, or one that it came of, says that another process is gone.
+        for_users: the message is the whole story (`shards.errors.UserError`); the class name adds nothing.
+        exit_status: of a command that ends with it: 2 where it blames the call, and not the run.
     """
 
     rank: int
@@ -59,6 +59,8 @@ class WorkerFailure:
     traceback: str
     time: float
     follows_loss: bool = False
+    for_users: bool = False
+    exit_status: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def describe_cause(failure: WorkerFailure) -> str:
         )
     if failure.follows_loss:
         return "it lost the connection to another process, which is gone, perhaps with its node"
-    if failure.error_type.startswith(OWN_PACKAGES):
+    if failure.for_users:
         return failure.message
     return f"{failure.error_type.removeprefix('builtins.')}: {failure.message}"
 

@@ -18,20 +18,14 @@ from launch.processes.stop_signals import Stopped
 from launch.progress import RunProgress
 from launch.ray_package import require_ray
 from launch.worker import Report, WorkerJob
-from t4p.config.tasks import FinetuneConfig, JobConfig, config_of_task
+from t4p.config.kinds import config_of_task, task_named
+from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
 from t4p.runs.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
 from t4p.runs.lock import describe_taken, is_locked
 
 QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
 PROOF_BYTES = 8192  # more than one block
-# The errors that blame the call (exit status 2) and not the run.
-WRONG_CALLS = (
-    "t4p.errors.ConfigError",
-    "t4p.models.dense_clip.ClipError",
-    "shards.errors.CallError",
-    "shards.stores.store.MissingBucketError",
-)
 
 
 def launch_training(
@@ -154,14 +148,7 @@ def training_worker(worker_config: dict[str, Any], report: Report) -> None:
     def on_step(record: StepRecord) -> None:
         report(record.step, config.train.num_steps, record.as_dict())
 
-    if isinstance(config, FinetuneConfig):
-        from t4p.tasks import semantic
-
-        semantic.run(config, on_step=on_step)
-    else:
-        from t4p.tasks import pretrain
-
-        pretrain.run(config, on_step=on_step)
+    task_named(config.task).load().run(config, on_step=on_step)
 
 
 def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
@@ -174,7 +161,7 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
     if not outcome.failures and not outcome.problem:
         return
     where = write_story(outcome, run_dir / "error.txt")
-    if outcome.failures and outcome.failures[0].error_type in WRONG_CALLS:
+    if outcome.failures and outcome.failures[0].exit_status == ConfigError.exit_status:
         raise ConfigError(outcome.failures[0].message)
     what = outcome.problem
     if outcome.failures:

@@ -17,6 +17,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from launch.outcome import WorkerFailure, follows_loss, write_failure
+from shards.errors import UserError
 from t4p.runs.checkpoint import SHARED_FOLDER_PATIENCE
 
 # Called by a worker after every step with its number (from 1), the last one's number, and metrics for Ray.
@@ -134,6 +135,8 @@ def describe_error(rank: int, error: BaseException) -> WorkerFailure:
         traceback="".join(traceback.format_exception(error)),
         time=time.time(),
         follows_loss=follows_loss(error),
+        for_users=isinstance(error, UserError),
+        exit_status=error.exit_status if isinstance(error, UserError) else 1,
     )
 
 

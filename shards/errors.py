@@ -6,12 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class ShardError(Exception):
+class UserError(Exception):
+    """An error whose message is the whole story: what was found, what was wanted, where, and the next move.
+
+    Attributes:
+        exit_status: of a command that ends with it: 1 where a job failed, 2 where the call was wrong.
+    """
+
+    exit_status = 1
+
+
+class ShardError(UserError):
     """Something about a source, a shard or a dataset is wrong; the message names it and the next move."""
 
 
 class CallError(ShardError):
-    """What was asked for cannot be meant: a path, format, key or option that does not exist (exit status 2)."""
+    """What was asked for cannot be meant: a path, format, key or option that does not exist."""
+
+    exit_status = 2
 
 
 class MissingExtraError(CallError, ImportError):

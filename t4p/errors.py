@@ -1,12 +1,20 @@
 """The errors whose message is the whole story: the command line prints them without a traceback."""
 
-
-class ConfigError(Exception):
-    """The configuration, or a path named in it, is wrong: nothing has been started. Exit status 2."""
+from shards.errors import UserError
 
 
-class RunError(Exception):
-    """A run that had started, or was about to, cannot go on. Exit status 1."""
+class ConfigError(UserError):
+    """The configuration, or a path named in it, is wrong: nothing has been started."""
+
+    exit_status = 2
+
+
+class ClipError(ConfigError):
+    """A CLIP model that cannot be found, built, loaded or read densely; the message says what to change."""
+
+
+class RunError(UserError):
+    """A run that had started, or was about to, cannot go on."""
 
 
 class CheckpointError(RunError):

@@ -139,7 +139,7 @@ def probe_clip() -> Finding:
     import torch
 
     from launch.jobs.versions import installed_version
-    from t4p.config.files import find_packaged
+    from t4p.config.packaged import find_packaged
     from t4p.models.clip import load_towers
 
     for name in ("tiny-rn", "tiny-vit16"):

@@ -11,8 +11,12 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 from launch.placement import WorkerResources, worker_resources
+from t4p.config.check import problems_of_world
+from t4p.config.clip_models import is_weights_file
 from t4p.config.files import dump_config
-from t4p.config.tasks import FinetuneConfig, JobConfig
+from t4p.config.kinds import task_named
+from t4p.config.network import FinetunedModelConfig
+from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
 
 CONFIG_FILE = "t4p-job.yaml"
@@ -28,11 +32,6 @@ RUN_DIR_KEY = "run_dir"
 WORKERS_KEY = "num_workers"
 CONFIG_KEY = "config_sha256"
 METADATA_KEYS = (VERSION_KEY, RUN_DIR_KEY, WORKERS_KEY, CONFIG_KEY)
-
-# The subcommand of `t4p launch` for a task.
-COMMANDS = {"pretrain": "pretrain", "semantic": "finetune"}
-
-_PATH_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -92,20 +91,9 @@ def world_sizes(config: JobConfig, num_workers: int) -> WorldSizes:
     Raises:
         ConfigError: the batch, or a group of the batch norm, does not divide among this many workers.
     """
+    for problem in problems_of_world(config, num_workers):
+        raise ConfigError(str(problem))
     batch = config.train.global_batch_size
-    if num_workers < 1:
-        raise ConfigError(f"--workers is {num_workers}; at least 1 is wanted")
-    if num_workers > batch:
-        raise ConfigError(
-            f"--workers is {num_workers}, but train.global_batch_size is {batch}: every worker takes at least one "
-            "frame of each batch; use fewer workers, or a larger batch"
-        )
-    group = config.model.norm_group_size
-    if group is not None and num_workers % group:
-        raise ConfigError(
-            f"--workers is {num_workers}, but model.norm_group_size is {group}: the groups must be equal; "
-            f"use a multiple of {group} workers, or another group size"
-        )
     micro_batch = batch // config.train.grad_accum_steps
     return WorldSizes(
         num_workers=num_workers,
@@ -191,7 +179,7 @@ def choose_forwarded(names: Sequence[str], environment: Mapping[str, str]) -> di
 
 def _entrypoint(task: str, num_workers: int) -> str:
     check = ["python", "-m", "launch.jobs.versions", REQUIREMENTS_FILE]
-    train = ["python", "-m", "commands.main", "launch", COMMANDS[task], CONFIG_FILE]
+    train = ["python", "-m", "commands.main", "launch", task_named(task).command, CONFIG_FILE]
     train += ["--workers", str(num_workers), "--address", "auto"]
     return f"{shlex.join(check)} && exec {shlex.join(train)}"  # exec: signals and the exit status are the command's own
 
@@ -208,9 +196,9 @@ def _lost_paths(config: JobConfig, shipped: Collection[str]) -> Iterator[str]:
     paths += [("data.validation_shards", shards) for shards in config.data.validation_shards]
     if clip.name.endswith(".json"):
         paths.append(("model.clip.name", clip.name))
-    if "/" in clip.pretrained or clip.pretrained.endswith(_PATH_SUFFIXES):
+    if is_weights_file(clip.pretrained):
         paths.append(("model.clip.pretrained", clip.pretrained))
-    if isinstance(config, FinetuneConfig) and config.model.pretrained is not None:
+    if isinstance(config.model, FinetunedModelConfig) and config.model.pretrained is not None:
         paths.append(("model.pretrained", config.model.pretrained))
     if config.train.resume not in ("auto", "never"):
         paths.append(("train.resume", config.train.resume))

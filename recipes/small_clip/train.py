@@ -25,7 +25,7 @@ from commands.bars import progress_bars
 from recipes.small_clip.rooms import TRAINING_ROOMS, RoomFrames, RoomSet, render_rooms
 from recipes.small_clip.score import TEMPLATES, score_dense, score_one_answer, score_retrieval
 from recipes.small_clip.trainer import OUTPUT_STRIDE, Recipe, Trainer, write_weights
-from t4p.config.files import find_packaged
+from t4p.config.packaged import find_packaged
 from t4p.errors import RunError
 from t4p.models.clip import load_towers
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from t4p.config.section import Fraction, PositiveFloat, PositiveInt, Section
+from t4p.config.section import Fraction, Places, PositiveFloat, PositiveInt, Section
 
 
 class AugmentConfig(Section):
@@ -21,8 +21,8 @@ class AugmentConfig(Section):
 class PointDataConfig(Section):
     """What every job reads, and how its points are made."""
 
-    shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets: folders or s3:// prefixes.")
-    validation_shards: tuple[str, ...] = ()
+    shards: Places = Field(min_length=1, description="Packed datasets: folders or s3:// prefixes.")
+    validation_shards: Places = Field((), description="Packed datasets that are scored and never trained on.")
     num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
     streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
     shuffle_block: PositiveInt = Field(2048, description="Samples shuffled together within a stream.")
@@ -44,7 +44,7 @@ class LabelledDataConfig(PointDataConfig):
 
 
 class EvaluatedDataConfig(Section):
-    shards: tuple[str, ...] = Field(min_length=1, description="Packed datasets with labels.")
+    shards: Places = Field(min_length=1, description="Packed datasets with labels.")
     num_workers: int = Field(2, ge=0, description="Loader processes; 0 loads in the process itself.")
     ignored_labels: tuple[str, ...] = LabelledDataConfig.model_fields["ignored_labels"].default
     pixel_stride: PositiveInt = Field(1, description="Of frames: give and score every k-th depth row and column.")

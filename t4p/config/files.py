@@ -1,4 +1,4 @@
-"""How configuration files and overrides become one frozen tree of `t4p.config.tasks`, and a tree a file again.
+"""How configuration files and overrides become one frozen tree of `t4p.config`, and a tree a file again.
 
 Files merge left to right, `section.key=value` overrides come last, unknown keys are errors, and every problem is
 reported at once with its origin.
@@ -6,21 +6,27 @@ reported at once with its origin.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from t4p.config.section import Section
+from t4p.config.check import check
+from t4p.config.kinds import TASKS, schemas, task_named
+from t4p.config.packaged import find_packaged
+from t4p.config.run import ClusterConfig
+from t4p.config.section import RULES_LATER, Problem, Section
 from t4p.config.tasks import JobConfig, PretrainConfig
+from t4p.config.words import KeyPath, describe, field_at, unknown_keys
 from t4p.errors import ConfigError
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
+# How many workers there will be, of a valid `cluster` section.
+World = Callable[[ClusterConfig], int]
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -39,39 +45,142 @@ def load_config_of(schema: type[AnyConfig], files: Sequence[str | Path], overrid
     Raises:
         ConfigError: lists every problem at once, each with its key, the value found, and the file it came from.
     """
-    tree: dict[str, Any] = {}
-    origins: dict[tuple[str, ...], str] = {}
+    return _validated(schema, _read(files, overrides), None)
+
+
+def load_for_command(
+    command: str, files: Sequence[str | Path], overrides: Sequence[str] = (), world: World | None = None
+) -> Section:
+    """Read the configuration of a command: the schema is that of its task.
+
+    Args:
+        command: of `t4p`, as `t4p.config.kinds.schemas` lists them.
+        files, overrides: as for `load_config_of`. `task` in them chooses among the tasks of the command.
+        world: how many workers there will be; None leaves out what depends on it.
+
+    Raises:
+        ConfigError: as `load_config_of`; or the configuration is one of another command, which is named.
+    """
+    given = _read(files, overrides)
+    schema: type[Section] = schemas()[command][0]
+    if "task" in given.tree and command in {task.command for task in TASKS.values()}:
+        task = task_named(given.tree["task"])
+        if task.command != command:
+            raise ConfigError(
+                f"task is {task.name} [{given.origins['task',]}], which is not what `t4p {command}` runs; "
+                f"run `t4p {task.command}` with these files"
+            )
+        schema = task.schema
+    _refuse_other_command(command, schema, given.tree)
+    return _validated(schema, given, world)
+
+
+@dataclass
+class _Given:
+    """What files and overrides say, and which of them said it last."""
+
+    tree: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+
+    def origin(self, path: Sequence[str]) -> str:
+        """` [FILE]`, for the end of a line; empty where nobody gave the key or a section around it."""
+        found = next(
+            (self.origins[tuple(path[:n])] for n in range(len(path), 0, -1) if tuple(path[:n]) in self.origins), None
+        )
+        return f" [{found}]" if found else ""
+
+
+def _read(files: Sequence[str | Path], overrides: Sequence[str]) -> _Given:
+    given = _Given()
     for file in files:
         path = find_packaged(file)
-        _merge(tree, _read_yaml(path), origins, path.name)
+        _merge(given.tree, _read_yaml(path), given.origins, path.name)
     for override in overrides:
-        _merge(tree, _parse_override(override), origins, "command line")
-    try:
-        config = schema.model_validate(tree)
-    except ValidationError as error:
-        lines = list(_describe(error, origins, schema))
-        problems = "\n".join(f"  {line}" for line in lines)
-        raise ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}") from None
+        _merge(given.tree, _parse_override(override), given.origins, "command line")
+    return given
+
+
+def _refuse_other_command(command: str, schema: type[Section], tree: Mapping[str, Any]) -> None:
+    """Keys that are unknown here and known where another command reads them tell that it is the wrong command."""
+    unknown = list(unknown_keys(tree, schema))
+    for other, others in schemas().items():
+        for candidate in others:
+            strange = set(unknown_keys(tree, candidate))
+            if other != command and len(strange) < len(unknown):
+                keys = ", ".join(".".join(path) for path in unknown if path not in strange)
+                raise ConfigError(
+                    f"this is a configuration of `t4p {other}` ({keys}); run `t4p {other}` with it, or take these keys "
+                    f"out for `t4p {command}`"
+                )
+
+
+def _validated(schema: type[AnyConfig], given: _Given, world: World | None) -> AnyConfig:
+    """The frozen tree, or one error with every problem: of keys and values, within sections, and between them."""
+    lines, config, repaired = _gather(schema, given)
     if isinstance(config, JobConfig):
-        model = config.model.model_copy(update={"labels": _read_labels(config.model.labels)})
-        return config.model_copy(update={"model": model})
+        try:
+            labels = _read_labels(config.model.labels)
+        except ConfigError as error:
+            lines.append(f"model.labels: {error}{given.origin(('model', 'labels'))}")
+        else:
+            model = config.model.model_copy(update={"labels": labels})
+            config = config.model_copy(update={"model": model})
+    num_workers = world(config.cluster) if world is not None and isinstance(config, JobConfig) else None
+    for problem in check(config, num_workers):
+        if not any(_touches(key, repaired) for key in problem.keys):
+            lines.append(f"{problem}{_origin_of(problem, given)}")
+    if lines:
+        problems = "\n".join(f"  {line}" for line in lines)
+        raise ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}")
     return config
 
 
-def find_packaged(path: str | Path) -> Path:
-    """The path itself where it exists, else the file of that name among the packaged `configs/`.
+def _gather(schema: type[AnyConfig], given: _Given) -> tuple[list[str], AnyConfig, set[KeyPath]]:
+    """Every problem that pydantic sees, and the tree with a default wherever there was one.
 
-    Raises:
-        ConfigError: neither exists.
+    Returns:
+        A line per problem; the tree, whose sections' rules were not asked; the keys whose values are not those given.
     """
-    path = Path(path)
-    if path.exists():
-        return path
-    if path.parts and path.parts[0] == "configs":
-        packaged = Path(str(resources.files("configs"))).joinpath(*path.parts[1:])
-        if packaged.is_file():
-            return packaged
-    raise ConfigError(f"{path}: no such file, neither from {Path.cwd()} nor among the packaged configs/")
+    tree = copy.deepcopy(given.tree)
+    lines: list[str] = []
+    repaired: set[KeyPath] = set()
+    while True:
+        try:
+            return lines, schema.model_validate(tree, context=RULES_LATER), repaired
+        except ValidationError as error:
+            for path, text in describe(error, schema, tree):
+                if path not in repaired:  # a required key that was wrong is missing now
+                    lines.append(f"{'.'.join(path) or 'configuration'}: {text}{given.origin(path)}")
+                if field_at(path, schema) is not None:
+                    repaired.add(path)
+            for path, _ in describe(error, schema, tree):
+                _repair(tree, path, schema)
+
+
+def _repair(tree: dict[str, Any], path: KeyPath, schema: type[Section]) -> None:
+    """Take out what stands at a path; a key that has no default gets something to stand there."""
+    *sections, key = path
+    for name in sections:
+        tree = tree.setdefault(name, {})
+    found = field_at(path, schema)
+    if found is None or not found.is_required():
+        tree.pop(key, None)
+    elif isinstance(found.annotation, type) and issubclass(found.annotation, Section):
+        tree[key] = {}
+    else:
+        tree[key] = "missing"
+
+
+def _touches(key: str, repaired: set[KeyPath]) -> bool:
+    parts = tuple(key.split("."))
+    return any(parts[: len(path)] == path for path in repaired)
+
+
+def _origin_of(problem: Problem, given: _Given) -> str:
+    """Who set the keys that a problem is about."""
+    found = dict.fromkeys(given.origin(key.split(".")).strip(" []") for key in problem.keys)
+    named = [origin for origin in found if origin]
+    return f" [{', '.join(named)}]" if named else ""
 
 
 def dump_config(config: JobConfig) -> str:
@@ -170,48 +279,14 @@ def _merge(
             into[key] = value
 
 
-def _describe(error: ValidationError, origins: Mapping[tuple[str, ...], str], schema: type[BaseModel]) -> Iterator[str]:
-    """One line per problem: `key: what is wrong [file]`."""
-    for problem in error.errors(include_url=False):
-        path = tuple(str(part) for part in problem["loc"])
-        key = ".".join(path) or "configuration"
-        origin = next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), None)
-        where = f" [{origin}]" if origin else ""
-        if problem["type"] == "extra_forbidden":
-            yield f"{key}: unknown key{_suggest(path, schema)}{where}"
-        elif problem["type"] == "missing":
-            yield f"{key}: missing; set it in a file or as {key}=VALUE"
-        elif problem["type"] == "value_error":
-            yield f"{key}: {str(problem['msg']).removeprefix('Value error, ')}{where}"
-        else:
-            yield f"{key}: {problem['msg']}, got {problem['input']!r}{where}"
-
-
-def _suggest(path: tuple[str, ...], schema: type[BaseModel]) -> str:
-    section = schema
-    for part in path[:-1]:
-        field = section.model_fields.get(part)
-        annotation = field.annotation if field else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        section = annotation
-    near = difflib.get_close_matches(path[-1], section.model_fields, n=1)
-    return f", did you mean {near[0]!r}?" if near else f"; known here: {', '.join(section.model_fields)}"
-
-
 def _read_labels(labels: tuple[str, ...] | str) -> tuple[str, ...]:
-    if isinstance(labels, str):
-        path = find_packaged(labels)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"model.labels: {path} cannot be read ({error}); wanted a UTF-8 text file with one label per line"
-            ) from error
-        labels = tuple(line.strip() for line in text.splitlines() if line.strip())
-    if not labels:
-        raise ConfigError("model.labels: the list is empty; at least one label is wanted")
-    doubles = sorted({label for label in labels if labels.count(label) > 1})
-    if doubles:
-        raise ConfigError(f"model.labels: named twice: {', '.join(doubles)}")
-    return labels
+    if not isinstance(labels, str):
+        return labels
+    path = find_packaged(labels)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); wanted a UTF-8 text file with one label per line"
+        ) from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from t4p.config.section import PositiveFloat, PositiveInt, Section
+from t4p.config.plans import build_plan
+from t4p.config.section import PositiveFloat, PositiveInt, Problem, Section
 
 # The 20 classes of ScanNet's semantic benchmark, in the order of its evaluation script.
 SCANNET_LABELS = (
@@ -42,6 +44,12 @@ class UNetConfig(Section):
         False, description="Recompute each stage in the backward pass: less memory, a second forward pass of each."
     )
 
+    def rules(self) -> Iterator[Problem]:
+        try:
+            build_plan(self)
+        except ValueError as error:
+            yield Problem(("plan", "num_strides"), str(error))
+
 
 class TextQueryConfig(Section):
     num_heads: PositiveInt = 8
@@ -73,17 +81,31 @@ class NetworkConfig(Section):
     unet: UNetConfig = UNetConfig()
     text_query: TextQueryConfig = TextQueryConfig()
 
-    @model_validator(mode="after")
-    def _point_features_differ(self) -> Self:
-        if len(set(self.point_features)) != len(self.point_features):
-            raise ValueError(f"point_features names one twice: {list(self.point_features)}")
-        return self
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels of a configuration that was loaded: where they are in a file, it has been read."""
+        assert isinstance(self.labels, tuple)
+        return self.labels
 
-    @model_validator(mode="after")
-    def _group_has_a_norm(self) -> Self:
+    def rules(self) -> Iterator[Problem]:
+        if len(set(self.point_features)) != len(self.point_features):
+            yield Problem(("point_features",), f"names one twice: {list(self.point_features)}")
         if self.norm_group_size is not None and self.norm != "sync_batch":
-            raise ValueError(f"norm_group_size is for norm sync_batch, not for {self.norm}; leave it out")
-        return self
+            yield Problem(
+                ("norm_group_size", "norm"),
+                f"norm_group_size is for norm sync_batch, not for {self.norm}; leave it out",
+            )
+        yield from problems_of_labels(self.labels)
+
+
+def problems_of_labels(labels: tuple[str, ...] | str) -> Iterator[Problem]:
+    """What is wrong with a list of labels; a file of them is read by the loader."""
+    if isinstance(labels, str):
+        return
+    if not labels:
+        yield Problem(("labels",), "the list is empty; at least one label is wanted")
+    if doubles := sorted({label for label in labels if labels.count(label) > 1}):
+        yield Problem(("labels",), f"named twice: {', '.join(doubles)}")
 
 
 class ModelConfig(NetworkConfig):
@@ -91,13 +113,9 @@ class ModelConfig(NetworkConfig):
     decoder2d: Decoder2dConfig = Decoder2dConfig()
 
 
-class SemanticModelConfig(NetworkConfig):
-    head: Literal["linear", "words"] = Field(
-        "linear",
-        description="linear: the scores of a voxel are those of a linear layer on z3D. words: they are the score map "
-        "at its bottleneck voxel plus a linear layer that begins at 0, so that (with the default prompt_tokens) the "
-        "first prediction is the zero-shot one; labels that no sample has shown so far are in neither softmax.",
-    )
+class FinetunedModelConfig(NetworkConfig):
+    """What every fine-tuning has: a beginning, and parts that keep it."""
+
     pretrained: str | None = Field(
         None,
         description="A pre-training checkpoint, or a file that `t4p checkpoint export` wrote; none is from scratch.",
@@ -106,23 +124,32 @@ class SemanticModelConfig(NetworkConfig):
         (),
         description="Parts that keep their pre-trained weights and norms; the encoder with its FC into CLIP's space.",
     )
-    prompt_tokens: PositiveInt | None = Field(
-        None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
-    )
 
     @field_validator("frozen")
     @classmethod
     def _in_one_order(cls, frozen: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(frozen)))  # or a resume would take another order for another run
 
-    @model_validator(mode="after")
-    def _frozen_is_pretrained(self) -> Self:
+    def rules(self) -> Iterator[Problem]:
+        yield from super().rules()
         if self.frozen and self.pretrained is None:
-            raise ValueError(
+            yield Problem(
+                ("frozen", "pretrained"),
                 f"frozen is {list(self.frozen)}, and without pretrained it would keep random weights; name a "
-                "pre-training, or leave frozen out"
+                "pre-training, or leave frozen out",
             )
-        return self
+
+
+class SemanticModelConfig(FinetunedModelConfig):
+    head: Literal["linear", "words"] = Field(
+        "linear",
+        description="linear: the scores of a voxel are those of a linear layer on z3D. words: they are the score map "
+        "at its bottleneck voxel plus a linear layer that begins at 0, so that (with the default prompt_tokens) the "
+        "first prediction is the zero-shot one; labels that no sample has shown so far are in neither softmax.",
+    )
+    prompt_tokens: PositiveInt | None = Field(
+        None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
+    )
 
 
 class EvaluatedModelConfig(Section):

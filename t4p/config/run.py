@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from t4p.config.section import PositiveFloat, PositiveInt, Section
+from t4p.config.section import PositiveFloat, PositiveInt, Problem, Section
 
 
 class RunConfig(Section):
@@ -39,16 +40,18 @@ class TrainConfig(Section):
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
     deterministic: bool = False
 
-    @model_validator(mode="after")
-    def _steps_and_batches_fit(self) -> Self:
+    def rules(self) -> Iterator[Problem]:
         if self.warmup_steps >= self.num_steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})")
-        if self.global_batch_size % self.grad_accum_steps:
-            raise ValueError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
-                f"grad_accum_steps ({self.grad_accum_steps})"
+            yield Problem(
+                ("warmup_steps", "num_steps"),
+                f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})",
             )
-        return self
+        if self.global_batch_size % self.grad_accum_steps:
+            yield Problem(
+                ("global_batch_size", "grad_accum_steps"),
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"grad_accum_steps ({self.grad_accum_steps})",
+            )
 
 
 class FinetuneTrainConfig(TrainConfig):

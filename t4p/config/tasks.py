@@ -5,15 +5,15 @@ No torch in here: `launch` checks a configuration before a node is paid for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from t4p.config.data import DataConfig, EvaluatedDataConfig, LabelledDataConfig, PointDataConfig
 from t4p.config.network import EvaluatedModelConfig, ModelConfig, NetworkConfig, SemanticModelConfig
 from t4p.config.run import ClusterConfig, FinetuneTrainConfig, RunConfig, TrainConfig
-from t4p.config.section import Fraction, PositiveFloat, PositiveInt, Section
+from t4p.config.section import Fraction, PositiveFloat, PositiveInt, Problem, Section
 
 
 class SemanticLossConfig(Section):
@@ -33,26 +33,24 @@ class LossConfig(Section):
     logit_scale_init: PositiveFloat = Field(14.3, description="Start of both multipliers: 1 / temperature (1 / 0.07).")
     logit_scale_max: PositiveFloat = 100.0
 
-    @model_validator(mode="after")
-    def _something_trains(self) -> Self:
+    def rules(self) -> Iterator[Problem]:
         if not (self.weight_e or self.weight_d):
-            raise ValueError("weight_e and weight_d are both 0: there would be no loss; give one of them a weight")
-        return self
-
-    @model_validator(mode="after")
-    def _scale_in_range(self) -> Self:
-        if not 1.0 <= self.logit_scale_init <= self.logit_scale_max:
-            raise ValueError(
-                f"logit_scale_init ({self.logit_scale_init:g}) must lie between 1 and "
-                f"logit_scale_max ({self.logit_scale_max:g})"
+            yield Problem(
+                ("weight_e", "weight_d"),
+                "weight_e and weight_d are both 0: there would be no loss; give one of them a weight",
             )
-        return self
+        if not 1.0 <= self.logit_scale_init <= self.logit_scale_max:
+            yield Problem(
+                ("logit_scale_init", "logit_scale_max"),
+                f"logit_scale_init ({self.logit_scale_init:g}) must lie between 1 and "
+                f"logit_scale_max ({self.logit_scale_max:g})",
+            )
 
 
 class JobConfig(Section):
     """Everything a training job reads. Saved, resolved, as `config.yaml` in the run folder."""
 
-    task: Literal["pretrain", "semantic"]
+    task: str
     run: RunConfig
     data: PointDataConfig
     model: NetworkConfig = NetworkConfig()
@@ -84,12 +82,3 @@ class EvaluateConfig(Section):
 
     model: EvaluatedModelConfig
     data: EvaluatedDataConfig
-
-
-def config_of_task(tree: Mapping[str, Any]) -> PretrainConfig | FinetuneConfig:
-    """The configuration of the task that a dumped tree names.
-
-    Raises:
-        ValueError: it is of another version (a pydantic ValidationError).
-    """
-    return (FinetuneConfig if tree.get("task") == "semantic" else PretrainConfig).model_validate(tree)

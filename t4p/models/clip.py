@@ -4,9 +4,7 @@ Towers stay outside the trained module and its checkpoints; a checkpoint records
 """
 
 import copy
-import difflib
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t4p.config.clip_models import (
+    DEFAULT_OUTPUT_STRIDE,
+    is_weights_file,
+    problem_of_weights_file,
+    read_model_file,
+    unknown_name,
+)
+from t4p.errors import ClipError
 from t4p.models.clip_package import (
     CLIP,
     OPENAI_DATASET_MEAN,
@@ -29,19 +35,14 @@ from t4p.models.clip_package import (
     open_clip,
 )
 from t4p.models.dense_clip import (
-    DEFAULT_OUTPUT_STRIDE,
-    ClipError,
     DenseReading,
     DenseTower,
     OutputStride,
     build_dense_tower,
 )
 
-__all__ = ["RANDOM", "ClipError", "ClipTowers", "DenseReading", "OutputStride", "load_towers"]
-
 RANDOM = "random"  # the value of `pretrained` that asks for seeded random weights
 _LABELS_PER_BATCH = 256
-_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -242,13 +243,7 @@ def _find_spec(name: str) -> _ModelSpec:
         return _read_spec(Path(name))
     config = open_clip.get_model_config(_registered_name(name)) if ":" not in name else None
     if config is None:
-        known = open_clip.list_models()
-        near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}" if near else f"for example RN50 or ViT-B-16, of {len(known)} names"
-        raise ClipError(
-            f"model.clip.name is {name!r}, which open_clip {open_clip.__version__} does not know; {hint}; or give the "
-            "path of a model configuration that ends in .json (open_clip_config.json of a downloaded model)"
-        )
+        raise unknown_name(name, open_clip.list_models())
     return _ModelSpec(config, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
@@ -257,19 +252,7 @@ def _registered_name(name: str) -> str:
 
 
 def _read_spec(path: Path) -> _ModelSpec:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ClipError(
-            f"model.clip.name is the path {path}: {error.strerror}; give an existing model configuration"
-        ) from error
-    except ValueError as error:
-        raise ClipError(f"{path} is not JSON: {error}; give an open_clip model configuration") from error
-    config = document.get("model_cfg", document) if isinstance(document, dict) else {}
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    if missing:
-        raise ClipError(f"{path} is not an open_clip model configuration: it has no {', '.join(missing)}")
-    preprocess = document.get("preprocess_cfg", {})
+    config, preprocess = read_model_file(path)
     return _ModelSpec(
         config, tuple(preprocess.get("mean", OPENAI_DATASET_MEAN)), tuple(preprocess.get("std", OPENAI_DATASET_STD))
     )
@@ -299,8 +282,8 @@ def _find_weights(name: str, pretrained: str, spec: _ModelSpec) -> tuple[_ModelS
 def _describe_missing_weights(name: str, pretrained: str) -> str:
     found = f"model.clip.pretrained is {pretrained!r}"
     wanted = f"give the path of a weights file of {name}, or {RANDOM!r} for random weights"
-    if "/" in pretrained or pretrained.endswith(_WEIGHT_SUFFIXES):
-        return f"{found}, and that file is {'a folder' if Path(pretrained).is_dir() else 'not there'}; {wanted}"
+    if is_weights_file(pretrained) and (problem := problem_of_weights_file(name, Path(pretrained))):
+        return problem
     tags = [] if name.endswith(".json") else list_pretrained_tags_by_model(_registered_name(name))
     if not tags:
         return f"{found}, but {name} has no pretrained tags; {wanted}"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t4p.errors import ConfigError
+from t4p.config.clip_models import DEFAULT_OUTPUT_STRIDE, OutputStride, problem_of_reading
+from t4p.errors import ClipError
 from t4p.models.clip_package import (
     Attention,
     AttentionPool2d,
@@ -23,12 +24,6 @@ from t4p.models.clip_package import (
 )
 
 DenseReading = Literal["value", "value-residual"]
-OutputStride = Literal[32, 16, 8]
-DEFAULT_OUTPUT_STRIDE: OutputStride = 32
-
-
-class ClipError(ConfigError):
-    """A CLIP model that cannot be found, built, loaded or read densely; the message says what to change."""
 
 
 class DenseTower(Protocol):
@@ -178,19 +173,12 @@ def build_dense_tower(
             f"output stride is {output_stride!r}; choose one of {', '.join(map(str, get_args(OutputStride)))}"
         )
     if isinstance(visual, ModifiedResNet) and isinstance(visual.attnpool, AttentionPool2d):
-        if reading != "value":
-            raise ClipError(
-                f"{name}: dense reading {reading!r} is for ViT towers, and this is a ResNet, whose attention pool has "
-                "no residual; use 'value'"
-            )
+        if problem := problem_of_reading("resnet", reading, output_stride, 0):
+            raise ClipError(f"{name}: {problem}")
         return DenseResNet(visual, output_stride)
     if isinstance(visual, VisionTransformer):
-        if output_stride != DEFAULT_OUTPUT_STRIDE:
-            raise ClipError(
-                f"{name}: output stride {output_stride} is for ResNet towers, whose last layers can keep their "
-                f"resolution; this is a ViT, whose cells are its patches of {visual.patch_size[0]} pixels; leave "
-                "model.clip.output_stride out, and make the images larger to have more cells"
-            )
+        if problem := problem_of_reading("vit", reading, output_stride, visual.patch_size[0]):
+            raise ClipError(f"{name}: {problem}")
         problem = _unsupported_vit_feature(visual)
         if problem:
             raise ClipError(

@@ -20,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from t4p.config.kinds import config_of_task, task_named
 from t4p.config.network import NetworkConfig
-from t4p.config.tasks import FinetuneConfig, JobConfig, PretrainConfig, config_of_task
-from t4p.errors import CheckpointError
+from t4p.config.tasks import JobConfig, PretrainConfig
+from t4p.errors import CheckpointError, ConfigError
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import Text4Point, build_text4point
@@ -50,7 +51,7 @@ class ExportedNetwork:
         finetuned_share: of the weights, between 0 and 1; the rest are those that the fine-tuning began with.
     """
 
-    config: PretrainConfig | FinetuneConfig
+    config: JobConfig
     step: int
     net: Text4Point
     labels: tuple[str, ...]
@@ -169,11 +170,11 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
         step, labels = int(header["step"]), tuple(header["labels"])
         towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
         finetuned_share = float(header.get("finetuned_share", 1.0))  # older files have none
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:  # ValidationError is a ValueError
+    # A ValidationError is a ValueError.
+    except (ConfigError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise _damaged(path, error) from error
     model = for_one_process(config.model)
-    out_dim = config.model.embed_dim_d if isinstance(config, PretrainConfig) else len(labels)
-    net = build_text4point(model, clip_dim, out_dim)
+    net = build_text4point(model, clip_dim, task_named(config.task).out_dim(config))
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("net.")}
     _load_strictly(path, torch.nn.ModuleDict({"net": net}), own)
     net.to(device).eval().requires_grad_(False)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t4p.models.clip import ClipError, ClipTowers
+from t4p.errors import ClipError
+from t4p.models.clip import ClipTowers
 from t4p.models.clip_package import SimpleTokenizer
 
 PLACEHOLDER = "x"  # one token of CLIP's vocabulary; its embedding is replaced

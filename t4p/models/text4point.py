@@ -6,18 +6,19 @@ Names follow figure 3 of the paper: h3D is the bottleneck, h3D_hat what is align
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Self
 
 from torch import Tensor, nn
 
-from t4p.config.network import NetworkConfig, TextQueryConfig, UNetConfig
+from t4p.config.check import problems_of_text_query
+from t4p.config.network import NetworkConfig
+from t4p.config.plans import UNetPlan, build_plan
 from t4p.data.transforms import num_channels
 from t4p.errors import ConfigError
 from t4p.models.norm import NormFactory, build_norm
 from t4p.models.sparse.pyramid import SparseBackend, build_pyramid, require_backend
 from t4p.models.text_query import TextQuerying
-from t4p.models.unet import PLANS, SparseUNet, UNetPlan
+from t4p.models.unet import SparseUNet
 
 
 class Text4Point(nn.Module):
@@ -123,8 +124,12 @@ def build_text4point(model: NetworkConfig, clip_dim: int, out_dim: int) -> Text4
             not fit the width of CLIP; the sparse backend is not installed; model.norm_group_size does not divide the
             world size.
     """
-    plan = build_plan(model.unet)
-    _check_text_query(model.text_query, clip_dim)
+    try:
+        plan = build_plan(model.unet)
+    except ValueError as error:
+        raise ConfigError(f"model.unet: {error}") from error
+    for problem in problems_of_text_query(model, clip_dim):
+        raise ConfigError(str(problem))
     try:
         require_backend(model.sparse_backend)
     except ImportError as error:
@@ -146,31 +151,3 @@ def build_text4point(model: NetworkConfig, clip_dim: int, out_dim: int) -> Text4
         alpha=model.text_query.alpha,
         beta=model.text_query.beta,
     )
-
-
-def _check_text_query(text_query: TextQueryConfig, clip_dim: int) -> None:
-    if clip_dim % text_query.num_heads:
-        raise ConfigError(
-            f"model.text_query.num_heads is {text_query.num_heads}, which does not divide {clip_dim}, the width of the "
-            "CLIP model; choose a divisor"
-        )
-    if clip_dim * text_query.mlp_ratio < 1:
-        raise ConfigError(
-            f"model.text_query.mlp_ratio is {text_query.mlp_ratio:g}, which leaves the MLP no hidden channel: the CLIP "
-            f"model is {clip_dim} wide; choose at least {1 / clip_dim:g}"
-        )
-
-
-def build_plan(unet: UNetConfig) -> UNetPlan:
-    """The named plan, cut to the wanted strides, with what the configuration sets in its place.
-
-    Raises:
-        ConfigError: the name is unknown, or the lists do not fit together.
-    """
-    if unet.plan not in PLANS:
-        raise ConfigError(f"model.unet.plan is {unet.plan!r}; known: {', '.join(PLANS)}")
-    given = unet.model_dump(exclude={"plan", "num_strides", "activation_checkpointing"}, exclude_none=True)
-    try:
-        return replace(PLANS[unet.plan].truncated(unet.num_strides), **given)
-    except ValueError as error:
-        raise ConfigError(f"model.unet: {error}") from error

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from t4p.config.check import problems_of_world
 from t4p.config.tasks import PretrainConfig
-from t4p.data.order import rank_positions, steps_per_epoch
+from t4p.data.order import steps_per_epoch
 from t4p.errors import ConfigError
 from t4p.models.towers import load_towers_from
 from t4p.plan.frames import FrameFigures, look_at_frames
@@ -210,17 +211,9 @@ def spread(config: PretrainConfig, num_nodes: int, gpus_per_node: int) -> World:
         ConfigError: fewer frames than ranks, or ranks that do not divide into the groups of the norms.
     """
     world_size = num_nodes * max(1, gpus_per_node)
+    for problem in problems_of_world(config, world_size):
+        raise ConfigError(str(problem))
     train = config.train
-    try:
-        rank_positions(0, train.global_batch_size, train.grad_accum_steps, 0, 0, world_size)
-    except ValueError as error:
-        raise ConfigError(f"train.global_batch_size: {error}") from error
-    group_size = config.model.norm_group_size
-    if group_size is not None and world_size % group_size:
-        raise ConfigError(
-            f"model.norm_group_size is {group_size}, which does not divide the world size, {world_size} ({num_nodes} "
-            f"nodes x {max(1, gpus_per_node)}); choose a divisor"
-        )
     micro_batch = train.global_batch_size // train.grad_accum_steps
     return World(num_nodes, max(1, gpus_per_node), gpus_per_node == 0, -(-micro_batch // world_size))
 

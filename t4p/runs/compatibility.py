@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from t4p.config.files import changed_keys
-from t4p.config.tasks import config_of_task
-from t4p.errors import CheckpointError
+from t4p.config.kinds import config_of_task
+from t4p.errors import CheckpointError, ConfigError
 from t4p.runs.checkpoint import CheckpointState
 
 # Keys that may differ between a checkpoint and the run that resumes from it.
@@ -59,7 +59,7 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A saved configuration with the defaults of keys that came later: the run had what they now stand for."""
     try:
         return config_of_task(config).model_dump(mode="json")
-    except ValueError:  # of a version that had other keys
+    except (ConfigError, ValueError):  # of a version that had other keys
         return config
 
 

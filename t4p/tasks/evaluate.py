@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from t4p.config.data import EvaluatedDataConfig
-from t4p.config.tasks import EvaluateConfig, PretrainConfig
+from t4p.config.kinds import task_named
+from t4p.config.tasks import EvaluateConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.stream import ValidationStream
@@ -22,7 +23,6 @@ from t4p.data.transforms import IGNORED
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
-from t4p.models.score_map import compare_with_text, score_voxels
 
 
 def evaluate(
@@ -113,14 +113,10 @@ def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
     return voxel_scores(exported, *voxels).argmax(dim=1).cpu()
 
 
-@torch.no_grad()
 def voxel_scores(
     exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
 ) -> Tensor:
-    """What a network says of every voxel for every one of its labels.
-
-    After pre-training the cosine of its bottleneck voxel and the label's text embedding; after fine-tuning the logits
-    of the head, with the words' where it began with them.
+    """What a network says of every voxel for every one of its labels: cosines or logits, as its task has them.
 
     Args:
         voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
@@ -128,13 +124,6 @@ def voxel_scores(
     Returns:
         (V, K) float32, on the network's device.
     """
-    text, config = exported.label_embeddings, exported.config
-    voxel_coords, voxel_features, bottleneck_of_voxel = (
-        tensor.to(text.device) for tensor in (voxel_coords, voxel_features, bottleneck_of_voxel)
-    )
-    if isinstance(config, PretrainConfig):
-        expanded, _ = exported.net(voxel_coords, voxel_features, text, decode=False)
-        return compare_with_text(expanded, text, 1.0).index_select(0, bottleneck_of_voxel)
-    expanded, decoded = exported.net(voxel_coords, voxel_features, text)
-    score_map = compare_with_text(expanded, text, config.loss.logit_scale)
-    return score_voxels(config.model.head, decoded, score_map, bottleneck_of_voxel)
+    device = exported.label_embeddings.device
+    voxels = (tensor.to(device) for tensor in (voxel_coords, voxel_features, bottleneck_of_voxel))
+    return task_named(exported.config.task).load().voxel_scores(exported, *voxels)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +16,11 @@ from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationSt
 from t4p.distributed import rank, world_size
 from t4p.errors import ConfigError
 from t4p.models.text4point import Text4Point
+from t4p.runs.logs import StepRecord
 from t4p.runs.universal import is_universal
-from t4p.train.engine import Engine, EngineSettings, local_device, make_deterministic, start_process_group
+
+if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
+    from t4p.train.engine import Engine
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -28,6 +32,8 @@ def start_worker(train: TrainConfig) -> torch.device:
     Returns:
         Its device.
     """
+    from t4p.train.engine import local_device, make_deterministic, start_process_group
+
     if train.deterministic:
         make_deterministic()  # before the process group, which makes the first use of CUDA
     start_process_group()
@@ -81,6 +87,8 @@ def build_engine(
         checkpoint: what it will load, if anything.
         fast_part, fast_scale, undecayed: as in EngineSettings.
     """
+    from t4p.train.engine import Engine, EngineSettings
+
     settings = EngineSettings(
         zero_stage=train.zero_stage,
         precision=train.precision,
@@ -93,3 +101,29 @@ def build_engine(
     )
     universal = checkpoint is not None and is_universal(checkpoint)
     return Engine(module, settings, world_size(), leaf_classes=(Text4Point,), load_universal=universal)
+
+
+def run_training(
+    config: JobConfig,
+    wrap: Callable[[Path | None], Engine],
+    task: Any,
+    stream: TrainingStream[Any, Any],
+    shards_sha256: tuple[str, ...],
+    towers_sha256: str,
+    on_step: Callable[[StepRecord], None] | None,
+) -> None:
+    """Train from the newest checkpoint of the run folder, or from the beginning, to the last step. Collective.
+
+    Args:
+        wrap: the task's module under DeepSpeed, given the checkpoint that will be loaded.
+        task: what the loop asks of it, `t4p.train.loop.Task`.
+        stream: of the training data.
+        shards_sha256: of the shard tables that it is read from.
+        towers_sha256: of the frozen towers' weights.
+        on_step: called on every rank after every step.
+    """
+    from t4p.train.loop import train
+    from t4p.train.run_folder import open_run
+
+    with open_run(config, wrap, shards_sha256, towers_sha256, on_step) as (engine, settings, log):
+        train(engine, task, stream, config.train, settings, log)

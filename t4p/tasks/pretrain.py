@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from t4p.config.check import problem_of_image_size
 from t4p.config.network import ModelConfig
 from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
@@ -28,13 +29,15 @@ from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.clip import ClipTowers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.exported import ExportedNetwork
+from t4p.models.score_map import compare_with_text
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
-from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
-from t4p.train.engine import Engine
-from t4p.train.loop import train
-from t4p.train.run_folder import open_run
+from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, run_training, start_worker
+
+if TYPE_CHECKING:
+    from t4p.models.clip import ClipTowers
+    from t4p.train.engine import Engine
 
 NUM_CANDIDATES = 256
 
@@ -237,9 +240,31 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
         return build_engine(module, config.train, checkpoint, undecayed=module.untrained)
 
     task = PretrainTask(towers, config.model, device, validation)
-    sha256 = (catalogue.shards_sha256, towers.sha256)
-    with open_run(config, wrap, *sha256, on_step) as (engine, settings, log):
-        train(engine, task, stream, config.train, settings, log)
+    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step)
+
+
+def embed_labels(config: PretrainConfig, towers: ClipTowers, weights: Mapping[str, Tensor]) -> Tensor:
+    """(K', d) what the words of a run are to its network: the label embeddings of its export."""
+    return towers.encode_labels(config.model.label_names, config.model.text_query.template)
+
+
+def problem_of_start(config: PretrainConfig) -> str:
+    """Why no export keeps a share of what a run began with: random weights know nothing."""
+    return "is of a pre-training"
+
+
+@torch.no_grad()
+def voxel_scores(
+    exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
+) -> Tensor:
+    """(V, K) float32: the cosine of each voxel's bottleneck voxel and each label's text embedding.
+
+    Args:
+        voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch, on
+            the network's device.
+    """
+    expanded, _ = exported.net(voxel_coords, voxel_features, exported.label_embeddings, decode=False)
+    return compare_with_text(expanded, exported.label_embeddings, 1.0).index_select(0, bottleneck_of_voxel)
 
 
 def untrained_network(config: PretrainConfig) -> ExportedNetwork:
@@ -251,10 +276,8 @@ def untrained_network(config: PretrainConfig) -> ExportedNetwork:
     towers = load_towers_from(config.model.clip, config.run.seed)
     torch.manual_seed(config.run.seed)
     net = PretrainModule(config.model, config.loss, towers.embed_dim).net.eval().requires_grad_(False)
-    labels = config.model.labels
-    assert isinstance(labels, tuple)  # the loader has read the file
-    text = towers.encode_labels(labels, config.model.text_query.template)
-    return ExportedNetwork(config, 0, net, labels, text, towers.sha256, {}, 1.0)
+    text = embed_labels(config, towers, {})
+    return ExportedNetwork(config, 0, net, config.model.label_names, text, towers.sha256, {}, 1.0)
 
 
 def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleSettings:
@@ -264,11 +287,8 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
         ConfigError: the image size is not a multiple of the tower's cell.
     """
     height, width = config.data.image_size
-    if height % towers.cell_size or width % towers.cell_size:
-        raise ConfigError(
-            f"data.image_size is {height}x{width}, but a dense cell of {towers.name} is {towers.cell_size} pixels: "
-            f"both must be multiples of {towers.cell_size}"
-        )
+    if problem := problem_of_image_size((height, width), towers.cell_size, towers.name):
+        raise ConfigError(str(problem))
     cell_grid = towers.grid_size(height, width)
     upsample = config.model.decoder2d.upsample
     return SampleSettings(

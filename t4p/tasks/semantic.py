@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +23,21 @@ from t4p.data.labels import require_labels
 from t4p.data.stream import ValidationStream
 from t4p.data.transforms import IGNORED
 from t4p.distributed import all_reduce_sum, rank
-from t4p.errors import RunError
+from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
-from t4p.models.clip import ClipTowers
-from t4p.models.prompts import PromptedLabels
+from t4p.models.exported import ExportedNetwork, for_one_process
 from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
-from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, start_worker
+from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, run_training, start_worker
 from t4p.tasks.starting_weights import load_starting_weights, read_starting_weights
-from t4p.train.engine import Engine
-from t4p.train.loop import train
-from t4p.train.run_folder import open_run, say
+
+if TYPE_CHECKING:
+    from t4p.models.clip import ClipTowers
+    from t4p.models.prompts import PromptedLabels
+    from t4p.train.engine import Engine
 
 MOST_STEPS_WITHOUT_LABEL = 100
 
@@ -208,12 +209,13 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     """
     device = start_worker(config.train)
     model = config.model
-    assert isinstance(model.labels, tuple)  # the loader has read the file
     towers = load_towers_from(model.clip, config.run.seed)
     catalogue = Catalogue(config.data.shards)
-    require_labels(catalogue.label_names, model.labels, catalogue.urls)
+    require_labels(catalogue.label_names, model.label_names, catalogue.urls)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))
     validation = build_validation(config)
+    from t4p.train.run_folder import say
+
     if model.head == "words" and model.pretrained is None and rank() == 0:
         say("model.head is words, and there is no model.pretrained: random weights know no words; linear learns more")
     module = build_module(config, towers.to(device)).to(device)
@@ -233,9 +235,8 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
             undecayed=("prompt_tokens",),
         )
 
-    task = SemanticTask(model.labels, device, validation)
-    with open_run(config, wrap, catalogue.shards_sha256, towers.sha256, on_step) as (engine, settings, log):
-        train(engine, task, stream, config.train, settings, log)
+    task = SemanticTask(model.label_names, device, validation)
+    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step)
 
 
 def build_module(config: FinetuneConfig, towers: ClipTowers) -> SemanticModule:
@@ -245,10 +246,20 @@ def build_module(config: FinetuneConfig, towers: ClipTowers) -> SemanticModule:
         ClipError: the prompts cannot work.
     """
     model = config.model
-    assert isinstance(model.labels, tuple)  # the loader has read the file
     torch.manual_seed(config.run.seed)
-    prompted = PromptedLabels(towers, model.labels, model.text_query.template, model.prompt_tokens)
-    return SemanticModule(model, config.loss, prompted, towers.embed_dim)
+    return SemanticModule(model, config.loss, prompt_labels(config, towers), towers.embed_dim)
+
+
+def prompt_labels(config: FinetuneConfig, towers: ClipTowers) -> PromptedLabels:
+    """The labels of a run, ready to be put behind any prompt tokens.
+
+    Raises:
+        ClipError: the prompts cannot work.
+    """
+    from t4p.models.prompts import PromptedLabels  # open_clip, which reading an export must not need
+
+    model = config.model
+    return PromptedLabels(towers, model.label_names, model.text_query.template, model.prompt_tokens)
 
 
 def load_pretrained(module: SemanticModule, config: FinetuneConfig, towers_sha256: str) -> tuple[str, ...]:
@@ -266,18 +277,70 @@ def load_pretrained(module: SemanticModule, config: FinetuneConfig, towers_sha25
     return load_starting_weights(module.net, start, config, towers_sha256)
 
 
+def embed_labels(config: FinetuneConfig, towers: ClipTowers, weights: Mapping[str, Tensor]) -> Tensor:
+    """(K, d) the labels behind the prompt tokens that were learnt: the label embeddings of its export."""
+    return prompt_labels(config, towers).embed(weights["prompt_tokens"])
+
+
+def problem_of_start(config: FinetuneConfig) -> str | None:
+    """Why an export cannot keep a share of what a run began with: it knew nothing. None where it can."""
+    model = config.model
+    if model.pretrained is None:
+        return "began with random weights"
+    if model.head != "words":
+        return f"has model.head={model.head}, whose random weights say nothing at the beginning"
+    if model.prompt_tokens is not None:
+        return f"has model.prompt_tokens={model.prompt_tokens}, random ones that say nothing at the beginning"
+    return None
+
+
+def weights_at_start(config: FinetuneConfig, towers: ClipTowers) -> Mapping[str, Tensor]:
+    """What a fine-tuning without `problem_of_start` finds at its first step.
+
+    Raises:
+        CheckpointError: `model.pretrained` is not what the run began with any more.
+    """
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        module = build_module(config.model_copy(update={"model": for_one_process(model)}), towers)
+    try:
+        load_pretrained(module, config, towers.sha256)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(
+            f"a share of the fine-tuned weights needs those that the run began with, model.pretrained="
+            f"{model.pretrained}: {error}; put them back, and call from the folder where the run was started"
+        ) from error
+    return module.state_dict()
+
+
+@torch.no_grad()
+def voxel_scores(
+    exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
+) -> Tensor:
+    """(V, K) float32: the logits of the head, with the words' where it began with them.
+
+    Args:
+        voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch, on
+            the network's device.
+    """
+    config, text = exported.config, exported.label_embeddings
+    assert isinstance(config, FinetuneConfig)
+    expanded, decoded = exported.net(voxel_coords, voxel_features, text)
+    score_map = compare_with_text(expanded, text, config.loss.logit_scale)
+    return score_voxels(config.model.head, decoded, score_map, bottleneck_of_voxel)
+
+
 def build_recipe(config: FinetuneConfig, catalogue: Catalogue, augment: AugmentConfig | None) -> LabelRecipe:
     """How the samples of a catalogue become those of this job; `augment` is None for validation.
 
     Raises:
         ConfigError: the classes of a dataset are not those of the configuration.
     """
-    assert isinstance(config.model.labels, tuple)
     return build_label_recipe(
         catalogue,
         config.data,
         config.model,
-        config.model.labels,
+        config.model.label_names,
         config.data.ignored_labels,
         augment=augment,
         seed=config.run.seed,

@@ -73,14 +73,13 @@ def score_teacher(
         ShardError, DataError: the data is missing or damaged, or holds no labelled point.
     """
     model = config.model
-    assert isinstance(model.labels, tuple)  # the loader has read the file
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers = load_towers_from(model.clip, config.run.seed).to(device)
-    text = towers.encode_labels(model.labels, model.text_query.template).to(device)
+    text = towers.encode_labels(model.label_names, model.text_query.template).to(device)
     catalogue = Catalogue(scored.shards)
     catalogue.require_frames()
     recipe = SeenRecipe(
-        tables=build_label_tables(catalogue, model.labels, scored.ignored_labels),
+        tables=build_label_tables(catalogue, model.label_names, scored.ignored_labels),
         image_size=config.data.image_size,
         pixel_stride=scored.pixel_stride,
         max_depth=scored.max_depth,
@@ -94,4 +93,4 @@ def score_teacher(
             yield labels[tuple(frame.pixel_of_point.T)], frame.label_of_point
             on_progress(done, catalogue.num_samples)
 
-    return score_points(samples(), len(model.labels), scored.shards)
+    return score_points(samples(), len(model.label_names), scored.shards)

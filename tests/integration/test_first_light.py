@@ -11,7 +11,7 @@ from calibrated_tower import save_calibrated_tower
 
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from t4p.config.files import find_packaged
+from t4p.config.packaged import find_packaged
 from t4p.data.decode import decode_frame
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

@@ -7,8 +7,8 @@ import pytest
 from commands.plan import make_console, print_plan, verdict
 from t4p.config.files import load_config, load_config_of
 from t4p.config.network import NetworkConfig
+from t4p.config.plans import build_plan
 from t4p.config.tasks import FinetuneConfig
-from t4p.models.text4point import build_plan
 from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing

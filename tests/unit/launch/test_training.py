@@ -9,13 +9,13 @@ import pytest
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
 from launch.training import check_call, config_of_restart, job_of, launch_training, newest_step, raise_failure
+from launch.worker import describe_error
 from shards.errors import CallError
 from shards.stores.store import MissingBucketError
 from t4p.config.data import DataConfig
 from t4p.config.run import ClusterConfig, RunConfig, TrainConfig
 from t4p.config.tasks import PretrainConfig
-from t4p.errors import ConfigError, RunError
-from t4p.models.dense_clip import ClipError
+from t4p.errors import ClipError, ConfigError, RunError
 from t4p.runs.checkpoint import write_marker
 from t4p.runs.lock import is_locked
 from t4p.runs.universal import universal_of
@@ -38,9 +38,9 @@ def test_more_workers_than_frames_are_refused_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launch.training.run_job", lambda *args, **keywords: pytest.fail("Ray was started"))
-    with pytest.raises(ConfigError, match=r"--workers is 5, but train\.global_batch_size is 4"):
+    with pytest.raises(ConfigError, match=r"train\.global_batch_size: 4, and there are 5 workers"):
         launch_training(config_with_batch(4, tmp_path / "run"), 5)
-    with pytest.raises(ConfigError, match="--workers is 0"):
+    with pytest.raises(ConfigError, match="--workers: 0"):
         launch_training(config_with_batch(4, tmp_path / "run"), 0)
     assert not (tmp_path / "run").exists()
 
@@ -129,7 +129,8 @@ def test_success_raises_nothing_and_writes_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_a_failure_names_the_rank_and_the_cause(tmp_path: Path, error_type: str, message: str, wanted: str) -> None:
-    outcome = JobOutcome((WorkerFailure(1, error_type, message, "Traceback ...", 1.0),))
+    for_users = error_type.startswith("shards.")
+    outcome = JobOutcome((WorkerFailure(1, error_type, message, "Traceback ...", 1.0, for_users=for_users),))
     with pytest.raises(LaunchError) as caught:
         raise_failure(outcome, 2, tmp_path / "run")
     assert str(caught.value).startswith(wanted)
@@ -155,8 +156,7 @@ def test_the_story_quotes_the_end_of_a_log(tmp_path: Path, num_lines: int) -> No
 def test_a_mistake_that_only_a_worker_can_see_is_still_a_mistake_of_the_call(
     tmp_path: Path, mistake: type[Exception]
 ) -> None:
-    error_type = f"{mistake.__module__}.{mistake.__qualname__}"
-    failure = WorkerFailure(0, error_type, "data.image_size is 481x640", "Traceback ...", 1.0)
+    failure = describe_error(0, mistake("data.image_size is 481x640"))
     with pytest.raises(ConfigError, match=r"^data\.image_size is 481x640$"):
         raise_failure(JobOutcome((failure,)), 1, tmp_path / "run")
 

@@ -276,8 +276,12 @@ def test_fitting_counts_the_reserve():
 @pytest.mark.parametrize(
     ("overrides", "nodes", "message"),
     [
-        (["train.global_batch_size=32"], 8, "the world size is 64 but the global batch has 32 samples"),
-        (["train.global_batch_size=64", "model.norm_group_size=24"], 8, "24, which does not divide the world size, 64"),
+        (["train.global_batch_size=32"], 8, "train.global_batch_size: 32, and there are 64 workers"),
+        (
+            ["train.global_batch_size=64", "model.norm_group_size=24"],
+            8,
+            "norm_group_size: 24, and there are 64 workers",
+        ),
     ],
 )
 def test_a_batch_or_groups_that_the_world_cannot_share_are_refused_with_their_numbers(overrides, nodes, message):
@@ -344,7 +348,7 @@ def test_what_does_not_fit_says_what_would():
 def test_a_batch_smaller_than_the_world_ends_with_its_numbers():
     result = CliRunner().invoke(app, ["plan", "configs/smoke.yaml", "data.shards=[/nowhere]", "--nodes", "3"])
     assert isinstance(result.exception, ConfigError)
-    assert "the world size is 3 but the global batch has 2 samples" in str(result.exception)
+    assert "train.global_batch_size: 2, and there are 3 workers" in str(result.exception)
 
 
 def test_only_the_pairs_that_are_drawn_are_planned_and_none_of_a_loss_without_weight():

@@ -141,7 +141,7 @@ def test_all_relative_paths_are_named_at_once() -> None:
         "train.resume=/mnt/runs/a/checkpoints/step_00000010",
         "model.clip.pretrained=openai",
         "model.clip.pretrained=/mnt/weights/rn50.pt",
-        "model.clip.name=RN50",
+        "model.clip.name=ViT-B-32",
         "data.shards=[s3://b/p, /mnt/shards]",
     ],
 )
@@ -158,12 +158,12 @@ def test_a_packaged_tower_that_is_not_shipped_is_refused() -> None:
 @pytest.mark.parametrize(
     ("overrides", "num_workers", "wanted"),
     [
-        ((), 0, "--workers is 0; at least 1"),
-        ((), 3, "--workers is 3, but train.global_batch_size is 2"),
+        ((), 0, "--workers: 0; at least 1"),
+        ((), 3, "train.global_batch_size: 2, and there are 3 workers"),
         (
             ("train.global_batch_size=12", "model.norm_group_size=4"),
             6,
-            "--workers is 6, but model.norm_group_size is 4",
+            "model.norm_group_size: 4, and there are 6 workers",
         ),
     ],
 )

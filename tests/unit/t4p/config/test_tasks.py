@@ -2,7 +2,8 @@
 
 import pytest
 
-from t4p.config.files import changed_keys, dump_config, find_packaged, load_config, load_config_of
+from t4p.config.files import changed_keys, dump_config, load_config, load_config_of
+from t4p.config.packaged import find_packaged
 from t4p.config.tasks import FinetuneConfig, PretrainConfig
 from t4p.errors import ConfigError
 
@@ -39,7 +40,7 @@ def test_three_mistakes_are_reported_at_once_with_key_value_and_file(tmp_path):
         load_config([path])
     message = str(caught.value)
     assert message.startswith("3 problem(s) in the configuration")
-    assert "model.voxel_size: Input should be greater than 0, got -0.02 [scannet.yaml]" in message
+    assert "model.voxel_size: wanted more than 0, got -0.02 [scannet.yaml]" in message
     assert "model.voxel_sise: unknown key, did you mean 'voxel_size'? [scannet.yaml]" in message
     assert "train: warmup_steps (2000) must be smaller than num_steps (1000) [scannet.yaml]" in message
 

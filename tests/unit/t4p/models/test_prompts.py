@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t4p.models.clip import ClipError, load_towers
+from t4p.errors import ClipError
+from t4p.models.clip import load_towers
 from t4p.models.prompts import PromptedLabels
 
 TINY_RN = str(Path(__file__).parents[4] / "configs" / "clip" / "tiny-rn.json")

@@ -7,10 +7,11 @@ import torch
 
 from t4p.config.files import load_config
 from t4p.config.network import UNetConfig
+from t4p.config.plans import build_plan
 from t4p.errors import ConfigError
 from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.models.sparse.pyramid import build_pyramid
-from t4p.models.text4point import build_plan, build_text4point
+from t4p.models.text4point import build_text4point
 
 CLIP_DIM = 16
 
@@ -188,11 +189,11 @@ def test_a_plan_takes_what_the_configuration_sets():
 @pytest.mark.parametrize(
     ("unet", "message"),
     [
-        (UNetConfig(plan="MinkUNet99"), "model.unet.plan is 'MinkUNet99'; known: Res16UNet14A"),
-        (UNetConfig(num_strides=5), "num_strides is 5"),
-        (UNetConfig(num_strides=2, encoder_channels=(8,)), r"\[1, 2, 2, 2\] entries"),
+        ({"plan": "MinkUNet99"}, "plan is 'MinkUNet99'; known: Res16UNet14A"),
+        ({"num_strides": 5}, "num_strides is 5"),
+        ({"num_strides": 2, "encoder_channels": (8,)}, r"\[1, 2, 2, 2\] entries"),
     ],
 )
 def test_a_plan_that_does_not_exist_or_fit_is_refused(unet, message):
-    with pytest.raises(ConfigError, match=message):
-        build_plan(unet)
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**unet)

@@ -6,10 +6,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from t4p.config.plans import PLANS, UNetPlan
 from t4p.models.sparse import minkowski
 from t4p.models.sparse.layers import Downsample, SubmanifoldConv, Upsample
 from t4p.models.sparse.pyramid import build_pyramid
-from t4p.models.unet import PLANS, SparseUNet, UNetPlan
+from t4p.models.unet import SparseUNet
 
 SMALL = UNetPlan(8, 3, (8, 16), (1, 1), (12, 8), (1, 1))
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import FinetuneConfig
-from t4p.errors import CheckpointError, ConfigError
-from t4p.models.clip import ClipError
+from t4p.errors import CheckpointError, ClipError, ConfigError
 from t4p.runs.checkpoint import CheckpointState, write_marker, write_state
 from t4p.tasks.export import blend, export_checkpoint
 

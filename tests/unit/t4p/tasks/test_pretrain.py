@@ -155,7 +155,8 @@ def test_a_step_from_which_nothing_good_can_come_ends_the_run(config, towers, ch
 
 
 def test_an_image_size_that_does_not_fit_the_tower_is_refused(towers):
-    config = load_config(["configs/smoke.yaml"], [*OVERRIDES, "data.image_size=[100, 128]"])
+    config = load_config(["configs/smoke.yaml"], OVERRIDES)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": (100, 128)})})
     with pytest.raises(ConfigError, match="both must be multiples of 32"):
         build_sample_settings(config, towers)
 

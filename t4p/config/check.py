@@ -1,0 +1,111 @@
+"""Every mistake of a configuration that can be known without reading data: no torch, no network, no dataset.
+
+The schemas know what holds within a section; here is what holds between sections, and between a configuration, the
+CLIP model that it names and the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from t4p.config.clip_models import ClipModel, problem_of_reading, read_clip_model
+from t4p.config.data import DataConfig
+from t4p.config.network import NetworkConfig
+from t4p.config.section import Problem, Section, sections_in
+from t4p.config.tasks import JobConfig
+from t4p.errors import ClipError
+
+
+def check(config: Section, num_workers: int | None = None) -> tuple[Problem, ...]:
+    """All problems of a configuration, those within a section first.
+
+    Args:
+        config: of any command; its sections may have been validated without their rules.
+        num_workers: the world size; None leaves out what depends on it.
+    """
+    problems = [
+        Problem(tuple(".".join((*path, key)) for key in problem.keys), problem.text)
+        for path, section in sections_in(config)
+        for problem in section.rules()
+    ]
+    if isinstance(config, JobConfig):
+        problems += _problems_with_clip(config)
+        if num_workers is not None:
+            problems += problems_of_world(config, num_workers)
+    return tuple(problems)
+
+
+def _problems_with_clip(config: JobConfig) -> Iterator[Problem]:
+    model = config.model
+    try:
+        found = read_clip_model(model.clip)
+    except ClipError as error:
+        yield Problem(("model.clip.name",), str(error).removeprefix("model.clip.name "))
+        return
+    if found is None:
+        return
+    if found.kind is not None:
+        reading = problem_of_reading(found.kind, model.clip.dense, model.clip.output_stride, found.patch_size or 0)
+        if reading is not None:
+            yield Problem(("model.clip.dense" if found.kind == "resnet" else "model.clip.output_stride",), reading)
+    yield from problems_of_text_query(model, found.embed_dim)
+    if isinstance(config.data, DataConfig):
+        yield from _problems_of_image_size(config.data, model, found)
+
+
+def problems_of_text_query(model: NetworkConfig, clip_dim: int) -> Iterator[Problem]:
+    """What keeps the Text Querying Module from a CLIP model that is `clip_dim` wide."""
+    text_query = model.text_query
+    if clip_dim % text_query.num_heads:
+        yield Problem(
+            ("model.text_query.num_heads",),
+            f"{text_query.num_heads} does not divide {clip_dim}, the width of the CLIP model; choose a divisor",
+        )
+    if clip_dim * text_query.mlp_ratio < 1:
+        yield Problem(
+            ("model.text_query.mlp_ratio",),
+            f"{text_query.mlp_ratio:g} leaves the MLP no hidden channel: the CLIP model is {clip_dim} wide; choose at "
+            f"least {1 / clip_dim:g}",
+        )
+
+
+def problem_of_image_size(image_size: tuple[int, int], cell_size: int, name: str) -> Problem | None:
+    """Whether an image (height, width) is cut into whole cells of a tower."""
+    height, width = image_size
+    if not (height % cell_size or width % cell_size):
+        return None
+    nearest = [max(cell_size, round(side / cell_size) * cell_size) for side in (height, width)]
+    return Problem(
+        ("data.image_size",),
+        f"{height}x{width}, but a dense cell of {name} is {cell_size} pixels: both must be multiples of {cell_size}, "
+        f"such as [{nearest[0]}, {nearest[1]}]",
+    )
+
+
+def _problems_of_image_size(data: DataConfig, model: NetworkConfig, found: ClipModel) -> Iterator[Problem]:
+    cell_size = found.cell_size(model.clip)
+    if cell_size is not None:
+        problem = problem_of_image_size(data.image_size, cell_size, model.clip.name)
+        if problem is not None:
+            yield problem
+
+
+def problems_of_world(config: JobConfig, num_workers: int) -> Iterator[Problem]:
+    """What does not divide among this many workers: the batch, or a group of the batch norm."""
+    batch = config.train.global_batch_size
+    if num_workers < 1:
+        yield Problem(("--workers",), f"{num_workers}; at least 1 is wanted")
+        return
+    if num_workers > batch:
+        yield Problem(
+            ("train.global_batch_size",),
+            f"{batch}, and there are {num_workers} workers (--workers, or the section cluster): every worker takes at "
+            "least one frame of each batch; use fewer workers, or a larger batch",
+        )
+    group = config.model.norm_group_size
+    if group is not None and num_workers % group:
+        yield Problem(
+            ("model.norm_group_size",),
+            f"{group}, and there are {num_workers} workers (--workers, or the section cluster): the groups must be "
+            f"equal; use a multiple of {group} workers, or another group size",
+        )

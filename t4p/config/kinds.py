@@ -1,0 +1,102 @@
+"""The table of tasks: whatever depends on the task of a run looks it up here, and nothing else knows their names.
+
+A task is a schema, a module that runs it, and its row here. No torch: the module is imported on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from t4p.config.section import Section
+from t4p.config.tasks import EvaluateConfig, FinetuneConfig, JobConfig, PretrainConfig
+from t4p.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    Attributes:
+        name: value of `task` in its configurations.
+        schema: of its configurations.
+        command: `t4p COMMAND` and `t4p launch COMMAND` run it; several tasks may share one.
+        module: that runs it: functions `run`, `embed_labels`, `voxel_scores`, `problem_of_start` and
+            `weights_at_start`, as `t4p.tasks.semantic` has them. Importing it loads torch, and neither DeepSpeed nor
+            open_clip.
+        scored: what the scores of `t4p evaluate` are of, as the title of a table.
+        out_dim: channels of the network's second output, in its export.
+    """
+
+    name: str
+    schema: type[JobConfig]
+    command: str
+    module: str
+    scored: str
+    out_dim: Callable[[Any], int]
+
+    def load(self) -> ModuleType:
+        """The module that runs it."""
+        return importlib.import_module(self.module)
+
+
+# By name; the first of a command is its default. Another row may be added at run time.
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "pretrain",
+            PretrainConfig,
+            "pretrain",
+            "t4p.tasks.pretrain",
+            "Zero-shot, nearest text embedding",
+            lambda config: config.model.embed_dim_d,
+        ),
+        Task(
+            "semantic",
+            FinetuneConfig,
+            "finetune",
+            "t4p.tasks.semantic",
+            "Fine-tuned head",
+            lambda config: len(config.model.label_names),
+        ),
+    )
+}
+EVALUATE = "evaluate"
+
+
+def task_named(name: object) -> Task:
+    """The row of a task.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    found = TASKS.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise ConfigError(f"task is {name!r}; known: {', '.join(TASKS)}")
+    return found
+
+
+def tasks_of(command: str) -> tuple[Task, ...]:
+    """The tasks that a command runs, its default first."""
+    return tuple(task for task in TASKS.values() if task.command == command)
+
+
+def schemas() -> Mapping[str, tuple[type[Section], ...]]:
+    """The schemas of every command that reads configurations."""
+    commands = dict.fromkeys(task.command for task in TASKS.values())
+    return {name: tuple(task.schema for task in tasks_of(name)) for name in commands} | {EVALUATE: (EvaluateConfig,)}
+
+
+def config_of_task(tree: Mapping[str, Any]) -> JobConfig:
+    """The configuration of the task that a dumped tree names.
+
+    Raises:
+        ConfigError: the task is unknown.
+        ValueError: the tree is of another version (a pydantic ValidationError).
+    """
+    first = next(iter(TASKS))  # the only one when trees did not name theirs
+    return task_named(tree.get("task", first)).schema.model_validate(tree)

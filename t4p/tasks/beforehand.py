@@ -1,0 +1,96 @@
+"""What a look at paths, manifests and the run folder tells before torch is imported: most mistakes cost no wait."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from t4p.config.clip_models import is_weights_file, problem_of_weights_file
+from t4p.config.data import DataConfig, LabelledDataConfig
+from t4p.config.network import FinetunedModelConfig, NetworkConfig
+from t4p.config.packaged import find_packaged
+from t4p.config.tasks import EvaluateConfig, JobConfig
+from t4p.data.fetch import Catalogue
+from t4p.data.labels import build_label_table, require_labels
+from t4p.data.order import steps_per_epoch
+from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
+from t4p.runs.checkpoint import MARKER, check_sizes, checkpoints_in
+from t4p.runs.lock import describe_taken, is_locked
+
+
+def look_beforehand(config: JobConfig) -> None:
+    """Refuse a training that cannot begin, as far as can be seen without torch. What it passes may still be refused.
+
+    Raises:
+        ConfigError, ClipError: a path is not there, or the datasets do not fit the configuration.
+        ShardError: a dataset is missing, incomplete or unreachable.
+        CheckpointError: a checkpoint that is named is not there, or was not written to its end.
+        RunError: another run is in the run folder.
+    """
+    run_dir = Path(config.run.dir)
+    if os.environ.get("RANK", "0") == "0":  # rank 0 may hold the lock by the time another rank asks
+        _look_at_run_folder(run_dir)
+    if config.train.resume not in ("auto", "never"):
+        check_sizes(Path(config.train.resume))
+    catalogue = Catalogue(config.data.shards)
+    _look_at_samples(config, catalogue)
+    try:
+        steps_per_epoch(catalogue.num_samples, config.train.global_batch_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.data.validation_shards:
+        _look_at_samples(config, Catalogue(config.data.validation_shards), validation=True)
+    _look_at_towers(config.model)
+    resumes = any((directory / MARKER).exists() for directory in checkpoints_in(run_dir / "checkpoints"))
+    if not resumes and isinstance(config.model, FinetunedModelConfig) and config.model.pretrained is not None:
+        _look_at_weights("model.pretrained", Path(config.model.pretrained))
+
+
+def look_before_evaluation(config: EvaluateConfig) -> None:
+    """Refuse an evaluation whose file or datasets are not there.
+
+    Raises:
+        CheckpointError: the file is not there.
+        ShardError: a dataset is missing, incomplete or unreachable.
+    """
+    _look_at_weights("model.exported", Path(config.model.exported))
+    Catalogue(config.data.shards)
+
+
+def _look_at_run_folder(run_dir: Path) -> None:
+    try:
+        taken = is_locked(run_dir)
+    except OSError:
+        return  # the run says what is wrong with the folder, and which bytes it could not write
+    if taken:
+        raise RunError(describe_taken(run_dir))
+
+
+def _look_at_samples(config: JobConfig, catalogue: Catalogue, validation: bool = False) -> None:
+    if isinstance(config.data, DataConfig):
+        catalogue.require_frames()
+    if isinstance(config.data, LabelledDataConfig):
+        labels = config.model.label_names
+        for url, names in zip(catalogue.urls, catalogue.label_names, strict=True):
+            build_label_table(names, labels, config.data.ignored_labels, url)
+        if not validation:  # where a label may have no point
+            require_labels(catalogue.label_names, labels, catalogue.urls)
+
+
+def _look_at_towers(model: NetworkConfig) -> None:
+    clip = model.clip
+    if clip.name.endswith(".json"):
+        find_packaged(clip.name)
+    if is_weights_file(clip.pretrained):
+        path = find_packaged(clip.pretrained) if clip.pretrained.startswith("configs/") else Path(clip.pretrained)
+        if problem := problem_of_weights_file(clip.name, path):
+            raise ClipError(problem)
+
+
+def _look_at_weights(key: str, path: Path) -> None:
+    if path.is_dir():
+        check_sizes(path)
+    elif not path.is_file():
+        raise CheckpointError(
+            f"{key} is {str(path)!r}, and there is no such file; write one with `t4p checkpoint export CHECKPOINT FILE`"
+        )

@@ -1,0 +1,95 @@
+"""A task of its own in one file and one row: is a voxel of the floor or of a wall?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t4p.config.data import LabelledDataConfig
+from t4p.config.kinds import TASKS, Task
+from t4p.config.section import PositiveFloat, Section
+from t4p.config.tasks import JobConfig
+from t4p.data.fetch import Catalogue
+from t4p.data.labelled import LabelledBatch, build_label_recipe
+from t4p.data.transforms import IGNORED
+from t4p.models.exported import ExportedNetwork
+from t4p.models.text4point import build_text4point
+from t4p.models.towers import load_towers_from
+from t4p.tasks.job import build_engine, build_training_stream, run_training, start_worker
+
+NAME = "planes"
+
+
+class PlanesLossConfig(Section):
+    weight: PositiveFloat = 2.0
+
+
+class PlanesConfig(JobConfig):
+    task: Literal["planes"] = NAME
+    data: LabelledDataConfig
+    loss: PlanesLossConfig = PlanesLossConfig()
+
+
+class PlanesModule(nn.Module):
+    def __init__(self, config: PlanesConfig, text: Tensor) -> None:
+        super().__init__()
+        self.net = build_text4point(config.model, text.shape[1], len(config.model.label_names))
+        self._text = text
+        self._weight = config.loss.weight
+
+    def forward(self, voxel_coords: Tensor, voxel_features: Tensor, label_of_voxel: Tensor) -> tuple[Tensor, ...]:
+        expanded, scores = self.net(voxel_coords, voxel_features, self._text)
+        known = label_of_voxel != IGNORED
+        loss = F.cross_entropy(scores[known], label_of_voxel[known], reduction="sum") / max(int(known.sum()), 1)
+        return (self._weight * loss + 0 * expanded.sum(),)
+
+
+class PlanesTask:
+    term_names = ("loss",)
+
+    def inputs(self, batch: LabelledBatch) -> tuple[Tensor, ...]:
+        return batch.voxel_coords, batch.voxel_features, batch.label_of_voxel
+
+    def check(self, record: Any) -> None: ...
+
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        return {}
+
+
+def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None) -> None:
+    start_worker(config.train)
+    towers = load_towers_from(config.model.clip, config.run.seed)
+    catalogue = Catalogue(config.data.shards)
+    ignored = config.data.ignored_labels
+    recipe = build_label_recipe(
+        catalogue, config.data, config.model, config.model.label_names, ignored, augment=None, seed=config.run.seed
+    )
+    stream = build_training_stream(config, catalogue, recipe)
+    torch.manual_seed(config.run.seed)
+    module = PlanesModule(config, embed_labels(config, towers, {}))
+
+    def wrap(checkpoint: Path | None) -> Any:
+        return build_engine(module, config.train, checkpoint)
+
+    run_training(config, wrap, PlanesTask(), stream, catalogue.shards_sha256, towers.sha256, on_step)
+
+
+def embed_labels(config: PlanesConfig, towers: Any, weights: Mapping[str, Tensor]) -> Tensor:
+    return towers.encode_labels(config.model.label_names, config.model.text_query.template)
+
+
+def problem_of_start(config: PlanesConfig) -> str:
+    return "began with random weights"
+
+
+@torch.no_grad()
+def voxel_scores(exported: ExportedNetwork, coords: Tensor, features: Tensor, bottleneck_of_voxel: Tensor) -> Tensor:
+    return exported.net(coords, features, exported.label_embeddings)[1]
+
+
+TASKS[NAME] = Task(NAME, PlanesConfig, "finetune", __name__, "Planes", lambda config: len(config.model.label_names))
