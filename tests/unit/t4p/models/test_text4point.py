@@ -155,13 +155,15 @@ def test_a_rank_without_voxels_takes_part_with_every_weight(sparse_backend):
 @pytest.mark.parametrize(
     ("text_query", "message"),
     [
-        ({"num_heads": 3}, "model.text_query.num_heads is 3, which does not divide 16"),
-        ({"mlp_ratio": 0.01}, "model.text_query.mlp_ratio is 0.01, .* choose at least 0.0625"),
+        ({"num_heads": 3}, "model.text_query.num_heads: 3 does not divide 16"),
+        ({"mlp_ratio": 0.01}, "model.text_query.mlp_ratio: 0.01 leaves .* choose at least 0.0625"),
     ],
 )
 def test_a_text_query_that_does_not_fit_clip_is_refused_by_its_key(text_query, message):
+    model = load_config(["configs/smoke.yaml"], ["data.shards=[a]"]).model
+    changed = {"text_query": model.text_query.model_copy(update=text_query)}
     with pytest.raises(ConfigError, match=message):
-        build(**text_query)
+        build_text4point(model.model_copy(update=changed), 16, 4)
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
