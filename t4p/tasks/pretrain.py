@@ -26,7 +26,6 @@ from t4p.losses.balanced_draw import draw_balanced
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
-from t4p.models.clip import ClipTowers
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.exported import ExportedNetwork
 from t4p.models.score_map import compare_with_text

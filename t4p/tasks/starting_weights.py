@@ -16,7 +16,6 @@ from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network
 from t4p.runs.checkpoint import read_state, verify_marker
 from t4p.runs.universal import is_universal
-from t4p.train.engine import saved_weights
 
 NETWORK = "net."
 HEAD = "head."
@@ -56,6 +55,8 @@ def read_starting_weights(path: Path) -> StartingWeights:
         if is_universal(path):
             raise CheckpointError(f"{path}: a universal checkpoint; name the one that it was made from")
         state = read_state(path)
+        from t4p.train.engine import saved_weights  # DeepSpeed, which reading an export must not need
+
         saved = saved_weights(path, state.config["train"]["zero_stage"])
         weights = {name.removeprefix(NETWORK): value for name, value in saved.items() if name.startswith(NETWORK)}
         return StartingWeights(weights, state.config, state.towers_sha256)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from t4p.config.kinds import TASKS
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "torchvision", "deepspeed", "open_clip", "ray", "webdataset", "MinkowskiEngine", "matplotlib")
 # Modules that must stay light one by one; `/` at the end: every module of a package.
@@ -66,4 +68,6 @@ def test_learning_code_loads_neither_ray_nor_the_floors_above() -> None:
 
 
 def test_evaluation_needs_neither_deepspeed_nor_clip() -> None:
-    assert loaded_by(["t4p.tasks.evaluate"], ("deepspeed", "open_clip", "torchvision", "boto3", "webdataset")) == []
+    tasks = [task.module for task in TASKS.values()]
+    not_needed = ("deepspeed", "open_clip", "torchvision", "boto3", "webdataset")
+    assert loaded_by(["t4p.tasks.evaluate", *tasks], not_needed) == []

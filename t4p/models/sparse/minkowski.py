@@ -62,7 +62,7 @@ class MinkowskiPyramid:
             ValueError: no voxels (MinkowskiEngine fails on them), or coordinates that are not on the CPU.
         """
         self._engine = load_minkowski_engine()
-        from MinkowskiEngineBackend._C import ConvolutionMode  # type: ignore[import-untyped]  # not in its package
+        from MinkowskiEngineBackend._C import ConvolutionMode  # not in its package
 
         self._convolution_mode = ConvolutionMode.DEFAULT
         if voxel_coords.device.type != "cpu":
