@@ -92,4 +92,6 @@ def voxel_scores(exported: ExportedNetwork, coords: Tensor, features: Tensor, bo
     return exported.net(coords, features, exported.label_embeddings)[1]
 
 
-TASKS[NAME] = Task(NAME, PlanesConfig, "finetune", __name__, "Planes", lambda config: len(config.model.label_names))
+TASKS[NAME] = Task(
+    NAME, PlanesConfig, "finetune", __name__, False, "Planes", lambda config: len(config.model.label_names)
+)

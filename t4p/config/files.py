@@ -75,6 +75,25 @@ def load_for_command(
     return _validated(schema, given, world)
 
 
+def load_network(config: str | Path | Mapping[str, Any]) -> JobConfig:
+    """The network that a file or a tree describes: what stands there beside `task` and `model` is not looked at.
+
+    Returns:
+        A configuration of which only these two are meant.
+
+    Raises:
+        ConfigError: lists every problem of `model`; or the task is unknown.
+    """
+    given = _Given()
+    if isinstance(config, Mapping):
+        _merge(given.tree, config, given.origins, "mapping")
+    else:
+        given = _read([config], ())
+    task = task_named(given.tree.get("task", next(iter(TASKS))))
+    tree = {"run": {"dir": "none"}, "data": {"shards": ["none"]}, "model": given.tree.get("model", {})}
+    return _validated(task.schema, _Given(tree, given.origins), None, about="model")
+
+
 @dataclass
 class _Given:
     """What files and overrides say, and which of them said it last."""
@@ -114,8 +133,12 @@ def _refuse_other_command(command: str, schema: type[Section], tree: Mapping[str
                 )
 
 
-def _validated(schema: type[AnyConfig], given: _Given, world: World | None) -> AnyConfig:
-    """The frozen tree, or one error with every problem: of keys and values, within sections, and between them."""
+def _validated(schema: type[AnyConfig], given: _Given, world: World | None, about: str = "") -> AnyConfig:
+    """The frozen tree, or one error with every problem: of keys and values, within sections, and between them.
+
+    Args:
+        about: the section that matters; all by default.
+    """
     lines, config, repaired = _gather(schema, given)
     if isinstance(config, JobConfig):
         try:
@@ -127,7 +150,7 @@ def _validated(schema: type[AnyConfig], given: _Given, world: World | None) -> A
             config = config.model_copy(update={"model": model})
     num_workers = world(config.cluster) if world is not None and isinstance(config, JobConfig) else None
     for problem in check(config, num_workers):
-        if not any(_touches(key, repaired) for key in problem.keys):
+        if problem.where.startswith(about) and not any(_touches(key, repaired) for key in problem.keys):
             lines.append(f"{problem}{_origin_of(problem, given)}")
     if lines:
         problems = "\n".join(f"  {line}" for line in lines)

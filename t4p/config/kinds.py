@@ -27,6 +27,7 @@ class Task:
         module: that runs it: functions `run`, `embed_labels`, `voxel_scores`, `problem_of_start` and
             `weights_at_start`, as `t4p.tasks.semantic` has them. Importing it loads torch, and neither DeepSpeed nor
             open_clip.
+        any_words: whether an export can be asked words that it was not trained with.
         scored: what the scores of `t4p evaluate` are of, as the title of a table.
         out_dim: channels of the network's second output, in its export.
     """
@@ -35,6 +36,7 @@ class Task:
     schema: type[JobConfig]
     command: str
     module: str
+    any_words: bool
     scored: str
     out_dim: Callable[[Any], int]
 
@@ -52,6 +54,7 @@ TASKS: dict[str, Task] = {
             PretrainConfig,
             "pretrain",
             "t4p.tasks.pretrain",
+            True,
             "Zero-shot, nearest text embedding",
             lambda config: config.model.embed_dim_d,
         ),
@@ -60,6 +63,7 @@ TASKS: dict[str, Task] = {
             FinetuneConfig,
             "finetune",
             "t4p.tasks.semantic",
+            False,
             "Fine-tuned head",
             lambda config: len(config.model.label_names),
         ),

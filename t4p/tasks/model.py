@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from t4p.config.tasks import PretrainConfig
+from t4p.config.kinds import task_named
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import ExportedNetwork, load_exported_network
@@ -91,7 +91,7 @@ class Model:
         """
         voxels = self._voxels_of(points, colors)
         asked = self.labels if labels is None else _checked_labels(labels)
-        if isinstance(self._exported.config, PretrainConfig):
+        if task_named(self.task).any_words:
             asking = replace(self._exported, labels=asked, label_embeddings=self._embed_words(asked))
             columns = list(range(len(asked)))
         else:
