@@ -40,6 +40,6 @@ def _clip_width(clip: ClipConfig) -> int:
     if found is None:
         raise ConfigError(
             f"model.clip.name is {clip.name!r}, whose width is not known here: there is no such file, or open_clip, "
-            "which knows names, is not installed; give an existing model configuration (.json), or install the extra `train`"
+            "which knows names, is not installed; give an existing .json, or install the extra `train`"
         )
     return found.embed_dim
