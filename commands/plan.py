@@ -160,7 +160,7 @@ def _needs_table(plan: JobPlan) -> Table:
             f"{needs.sent_bytes_per_second * 8 / 1e9:,.2f} Gbit/s per rank",
         ),
         (
-            "columns of L_e, L_d: pairs of all ranks",
+            "columns of L_e, L_d: pixels of all ranks' pairs, each once",
             f"{plan.loss_e.columns:,}, {plan.loss_d.columns:,}",
         ),
         (

@@ -12,7 +12,7 @@ from t4p.data.order import steps_per_epoch
 from t4p.errors import ConfigError
 from t4p.models.towers import load_towers_from
 from t4p.plan.frames import FrameFigures, look_at_frames
-from t4p.plan.measure import NetworkFigures, PassBytes, drawn_pairs, measure_network
+from t4p.plan.measure import NetworkFigures, PassBytes, drawn_ends, drawn_pairs, measure_network
 from t4p.plan.pairs import PairGather, norm_bytes, pair_gather
 from t4p.plan.zero import (
     STAGES,
@@ -248,9 +248,9 @@ def assemble(
         clip_dim: d, the width in which L_e compares.
     """
     train, sync = config.train, config.model.norm == "sync_batch"
-    pairs_e, pairs_d = (world.frames_per_rank * pairs for pairs in drawn_pairs(config.loss, frames.largest))
-    loss_e = pair_gather(pairs_e, clip_dim, world.size, trained_pixels=False)
-    loss_d = pair_gather(pairs_d, config.model.embed_dim_d, world.size, trained_pixels=True)
+    ends_e, ends_d = (ends.times(world.frames_per_rank) for ends in drawn_ends(config.loss, frames.largest))
+    loss_e = pair_gather(*ends_e, clip_dim, world.size, trained_pixels=False)
+    loss_d = pair_gather(*ends_d, config.model.embed_dim_d, world.size, trained_pixels=True)
     checkpointing = config.model.unet.activation_checkpointing
     group_size = (config.model.norm_group_size or world.size) if sync else 1
     norms = train.grad_accum_steps * norm_bytes(network.norm_channels, group_size, recomputed=checkpointing)

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch  # noqa: TID253 - commands/main.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
 
 from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.sample import FrameSample, SampleSettings
-from t4p.losses.contrastive import contrastive_loss
+from t4p.losses.contrastive_tiles import COLUMN_CHUNK, ROW_CHUNK
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm
 from t4p.plan.live_memory import SizesOnly
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 
-ROW_CHUNK, COLUMN_CHUNK = ((contrastive_loss.__kwdefaults__ or {})[name] for name in ("row_chunk", "column_chunk"))
+
+class Ends(NamedTuple):
+    """Distinct points and pixels of the pairs of a loss."""
+
+    points: int
+    pixels: int
+
+    def times(self, num_frames: int) -> Ends:
+        return Ends(num_frames * self.points, num_frames * self.pixels)
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,9 @@ class PassBytes:
         return max(self.forward, self.loss, self.backward)
 
 
-def tile_bytes(num_pairs: int) -> int:
-    """Two buffers of logits in fp32 and two masks, for one tile of that many pairs on a rank or fewer."""
-    return (2 * 4 + 2) * min(num_pairs, ROW_CHUNK) * min(num_pairs, COLUMN_CHUNK)
+def tile_bytes(ends: Ends) -> int:
+    """Two buffers of logits in fp32, for one tile of that many points and pixels of a rank or fewer."""
+    return 2 * 4 * min(ends.points, ROW_CHUNK) * min(ends.pixels, COLUMN_CHUNK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +78,7 @@ class NetworkFigures:
         groups: numels of the parameters in the groups of the optimizer: those that decay, those that do not.
         buffer_bytes: running statistics.
         tower_weight_bytes: both frozen towers.
-        num_tiled: pairs of the frame whose loss is computed last: L_d's, or L_e's where L_d has no weight.
+        tiled: ends of the frame's pairs whose loss is computed last: L_d's, or L_e's where L_d has no weight.
         norm_channels: of every norm whose statistics can be synchronised, in no order.
         empty, one_frame: passes over no frame and over one.
     """
@@ -76,7 +86,7 @@ class NetworkFigures:
     groups: tuple[tuple[int, ...], ...]
     buffer_bytes: int
     tower_weight_bytes: int
-    num_tiled: int
+    tiled: Ends
     norm_channels: tuple[int, ...]
     empty: PassBytes
     one_frame: PassBytes
@@ -88,7 +98,7 @@ class NetworkFigures:
         def scaled(without_frame: int, with_frame: int) -> int:
             return without_frame + num_frames * (with_frame - without_frame)
 
-        tiles = tile_bytes(num_frames * self.num_tiled)
+        tiles = tile_bytes(self.tiled.times(num_frames))
         return PassBytes(
             batch=scaled(empty.batch, one.batch),
             tower=scaled(empty.tower, one.tower),
@@ -110,8 +120,8 @@ def measure_network(
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
     task = PretrainTask(towers, config.model, torch.device("cpu"), None)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
-    pairs_e, pairs_d = drawn_pairs(config.loss, sample)
-    num_tiled = pairs_d if config.loss.weight_d else pairs_e
+    ends_e, ends_d = drawn_ends(config.loss, sample)
+    tiled = ends_d if config.loss.weight_d else ends_e
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return NetworkFigures(
         groups=(
@@ -120,10 +130,10 @@ def measure_network(
         ),
         buffer_bytes=_size(module.buffers()),
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
-        num_tiled=num_tiled,
+        tiled=tiled,
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
-        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, 0),
-        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, num_tiled),
+        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, Ends(0, 0)),
+        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, tiled),
     )
 
 
@@ -132,8 +142,19 @@ def drawn_pairs(loss: LossConfig, sample: FrameSample) -> tuple[int, int]:
     return min(len(sample.pairs_e), loss.num_pairs_e), len(sample.pairs_d) if loss.weight_d else 0
 
 
+def drawn_ends(loss: LossConfig, sample: FrameSample) -> tuple[Ends, Ends]:
+    """Distinct ends of the pairs of L_e and of L_d that a frame gives to the losses; of L_e, where the losses draw them
+    by the features of the image, the most there can be."""
+    counts = drawn_pairs(loss, sample)
+    ends = [
+        Ends(*(min(count, len(np.unique(pairs[:, column]))) for column in (0, 1)))
+        for count, pairs in zip(counts, (sample.pairs_e, sample.pairs_d), strict=True)
+    ]
+    return ends[0], ends[1]
+
+
 def _measure_pass(
-    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, num_tiled: int
+    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, tiled: Ends
 ) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
@@ -158,7 +179,7 @@ def _measure_pass(
         tower=int(everything[: inputs_ready + 1].max()),
         forward=int(beside[inputs_ready : features_ready + 1].max()),
         loss=int(beside[features_ready : first_gradient + 1].max()),
-        tiles=tile_bytes(num_tiled),
+        tiles=tile_bytes(tiled),
         backward=int(beside[highest]),
         gradients=int(gradients[highest]),
         kept=int(beside[-1] - live.timeline(inputs)[-1]),

@@ -13,10 +13,10 @@ class PairGather:
     """One contrastive loss in one micro-batch, as one rank sees it.
 
     Attributes:
-        rows: pairs of this rank.
-        columns: pairs of all ranks: each row's candidates.
-        held_bytes: gathered embeddings, their gradients and the log-sum-exps of all columns. 0 on one rank, where
-            they are views of what is counted elsewhere.
+        rows: points of this rank, each with a pair or more.
+        columns: pixels of all ranks, likewise: each row's candidates.
+        held_bytes: gathered embeddings, their gradients, and two numbers for each column. 0 on one rank, where they
+            are views of what is counted elsewhere.
         matrix_bytes: what the matrix of logits would take; it is computed tile by tile and never held.
         logits: rows x columns, the work of one of its passes (one forward, one backward).
         sent_bytes: by one rank, forward and backward.
@@ -30,26 +30,27 @@ class PairGather:
     sent_bytes: int
 
 
-def pair_gather(rows: int, dim: int, world_size: int, *, trained_pixels: bool) -> PairGather:
+def pair_gather(points: int, pixels: int, dim: int, world_size: int, *, trained_pixels: bool) -> PairGather:
     """The gather of a loss.
 
     Args:
-        rows: pairs of each rank, the same on all of them.
+        points, pixels: distinct ends of each rank's pairs, as many on all of them.
         dim: of the embeddings.
         trained_pixels: the gathered side has gradients: True for L_d, False for L_e, whose image side is frozen.
     """
-    columns = rows * world_size
+    columns = pixels * world_size
     embeddings = columns * dim * FP32_BYTES
     of_columns = columns * FP32_BYTES
-    # A ring sends (W - 1) / W of what is gathered or scattered, twice that of what is reduced.
-    moved = embeddings * (2 if trained_pixels else 1) + 2 * 2 * of_columns
+    # A ring sends (W - 1) / W of what is gathered or scattered, twice that of what is reduced: of each column a maximum
+    # and a sum are reduced, a weight and a share of the gradient gathered.
+    moved = embeddings * (2 if trained_pixels else 1) + (2 * 2 + 2) * of_columns
     alone = world_size == 1
     return PairGather(
-        rows=rows,
+        rows=points,
         columns=columns,
-        held_bytes=0 if alone else embeddings * (2 if trained_pixels else 1) + of_columns,
-        matrix_bytes=rows * columns * FP32_BYTES,
-        logits=rows * columns,
+        held_bytes=0 if alone else embeddings * (2 if trained_pixels else 1) + 2 * of_columns,
+        matrix_bytes=points * columns * FP32_BYTES,
+        logits=points * columns,
         sent_bytes=moved * (world_size - 1) // world_size,
     )
 

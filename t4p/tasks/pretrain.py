@@ -23,7 +23,7 @@ from t4p.data.stream import ValidationStream
 from t4p.distributed import all_reduce_sum
 from t4p.errors import ConfigError, RunError
 from t4p.losses.balanced_draw import draw_balanced
-from t4p.losses.contrastive import contrastive_loss
+from t4p.losses.contrastive import contrastive_loss_of_ends, distinct_ends
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import choose_candidates, top1_retrieval
 from t4p.models.decoder2d import Decoder2d
@@ -122,10 +122,10 @@ class PretrainModule(nn.Module):
         pixels = self.decoder2d(clip_features) if with_d else None
         scale_e = clamped_logit_scale(self.log_logit_scale_e, 1.0, self._loss.logit_scale_max)
         scale_d = clamped_logit_scale(self.log_logit_scale_d, 1.0, self._loss.logit_scale_max)
-        loss_e = contrastive_loss(*_ends(expanded, clip_features, pairs_e), scale_e, *pairs_e)
+        loss_e = _loss_of_pairs(expanded, clip_features, pairs_e, scale_e)
         loss_d = torch.zeros_like(loss_e)
         if pixels is not None:
-            loss_d = contrastive_loss(*_ends(decoded, pixels, pairs_d), scale_d, *pairs_d)
+            loss_d = _loss_of_pairs(decoded, pixels, pairs_d, scale_d)
         loss = self._loss.weight_e * loss_e + self._loss.weight_d * loss_d
         num_pairs = loss.new_tensor([pairs_e.shape[1], pairs_d.shape[1]])
         return loss, loss_e, loss_d, scale_e.squeeze(), scale_d.squeeze(), num_pairs[0], num_pairs[1]
@@ -315,6 +315,16 @@ def build_validation(
         return None
     settings = replace(sample_settings, num_pairs_e=None, num_pairs_d=None, augment=None)
     return build_validation_stream(config, Catalogue(config.data.validation_shards), PairRecipe(settings))
+
+
+def _loss_of_pairs(voxels: Tensor, image: Tensor, pairs: Tensor, logit_scale: Tensor) -> Tensor:
+    """The contrastive loss of (2, P) pairs of (V, C) rows with the places of (F, C, H, W). Collective.
+
+    A voxel or a place that is the end of several pairs is normalised, sent to other ranks and multiplied once.
+    """
+    ends = distinct_ends(pairs)
+    points, pixels = _unit(voxels[ends.points]), _unit(_rows_of(image)[ends.pixels])
+    return contrastive_loss_of_ends(points, pixels, logit_scale, ends.pairs)
 
 
 def _ends(voxels: Tensor, image: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

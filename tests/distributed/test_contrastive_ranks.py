@@ -21,7 +21,7 @@ from torch import Tensor
 import t4p.losses.contrastive as contrastive
 import t4p.losses.logit_scale as logit_scale_module
 from t4p.distributed import all_gather_ints, all_gather_rows, all_reduce_sum, reduce_scatter_rows
-from t4p.losses.contrastive import contrastive_loss
+from t4p.losses.contrastive import contrastive_loss, contrastive_loss_of_ends, distinct_ends
 from t4p.losses.logit_scale import clamped_logit_scale
 
 TOLERANCE = 1e-9
@@ -59,10 +59,15 @@ class Towers:
 class Case:
     parts: list[RankInput]
     towers: Towers
-    chunks: dict[str, int]
+    chunks: tuple[int, int]
+    of_ends: bool
 
 
-def make_case(seed: int, counts: list[int], log_logit_scale: float) -> Case:
+def make_case(seed: int, counts: list[int], log_logit_scale: float, of_ends: bool = False) -> Case:
+    """
+    Args:
+        of_ends: rows with one id are equal, and the ranks compute the loss of distinct ends.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -73,10 +78,15 @@ def make_case(seed: int, counts: list[int], log_logit_scale: float) -> Case:
         return torch.randint(0, max(count // 2, 1), (count,), generator=generator)
 
     parts = [RankInput(normal(count, 6), normal(count, 6), ids(count), ids(count)) for count in counts]
+    if of_ends:
+        parts = [
+            RankInput(part.points[part.point_ids], part.pixels[part.pixel_ids], part.point_ids, part.pixel_ids)
+            for part in parts
+        ]
     scale = torch.tensor([log_logit_scale], dtype=torch.float64)
     towers = Towers(*(p.requires_grad_() for p in (normal(6, 5), normal(6, 5), scale)))
     row_chunk, column_chunk = (int(n) for n in torch.randint(1, 9, (2,), generator=generator))
-    return Case(parts, towers, {"row_chunk": row_chunk, "column_chunk": column_chunk})
+    return Case(parts, towers, (row_chunk, column_chunk), of_ends)
 
 
 def make_cases(world_size: int) -> list[Case]:
@@ -91,7 +101,11 @@ def make_cases(world_size: int) -> list[Case]:
         [0] * world_size,  # no pair anywhere
     ]
     scales = [math.log(14.3), math.log(100.0), 7.0, 0.0, -2.0]  # inside, at, and beyond both bounds
-    return [make_case(100 * world_size + i, counts, scales[i % 5]) for i, counts in enumerate(fixed + uneven)]
+    return [
+        make_case(100 * world_size + i, counts, scales[i % 5], of_ends)
+        for i, counts in enumerate(fixed + uneven)
+        for of_ends in (False, True)
+    ]
 
 
 def reference(case: Case) -> list[Tensor]:
@@ -118,7 +132,18 @@ def reference(case: Case) -> list[Tensor]:
 def loss_of_rank(case: Case, rank: int) -> Tensor:
     part = case.parts[rank]
     scale = clamped_logit_scale(case.towers.log_logit_scale, *BOUNDS)
-    return contrastive_loss(*case.towers.embed(part), scale, part.point_ids, part.pixel_ids, **case.chunks)
+    with patch.multiple(contrastive, ROW_CHUNK=case.chunks[0], COLUMN_CHUNK=case.chunks[1]):
+        if not case.of_ends:
+            return contrastive_loss(*case.towers.embed(part), scale, part.point_ids, part.pixel_ids)
+        ends = distinct_ends(torch.stack([part.point_ids, part.pixel_ids]))
+        points, pixels = case.towers.embed(part)
+        rows = [first_of_each(ids) for ids in (part.point_ids, part.pixel_ids)]
+        return contrastive_loss_of_ends(points[rows[0]], pixels[rows[1]], scale, ends.pairs)
+
+
+def first_of_each(ids: Tensor) -> list[int]:
+    """A row of every id, ids ascending."""
+    return [ids.tolist().index(i) for i in ids.unique().tolist()]
 
 
 def mean_over_ranks(case: Case, rank: int) -> list[Tensor]:
@@ -152,15 +177,21 @@ def averaging_gather(contributions: Tensor, counts: list[int]) -> Tensor:
     return reduce_scatter_rows(contributions, counts) / len(counts)
 
 
-def unscaled(self: contrastive._Layout) -> float:
-    return 0.5 / max(sum(self.counts), 1)
+def unscaled(self: contrastive.Layout) -> float:
+    return 0.5 / max(sum(self.num_pairs), 1)
+
+
+def own_weights_alone(rows: Tensor, counts: list[int]) -> Tensor:
+    """Pixels of other ranks count once, whatever number of pairs they have."""
+    return all_gather_rows(rows if rows.ndim == 2 else torch.ones_like(rows), counts)
 
 
 PLANTED_BUGS: dict[str, Callable] = {
     "no_grad_gather": lambda: patch.object(contrastive, "reduce_scatter_rows", no_grad_gather),
     "averaging_gather": lambda: patch.object(contrastive, "reduce_scatter_rows", averaging_gather),
-    "loss_not_scaled_by_world_size": lambda: patch.object(contrastive._Layout, "weight", property(unscaled)),
-    "duplicates_not_masked": lambda: patch.object(contrastive._Tiles, "_mask_duplicates", lambda *_: None),
+    "loss_not_scaled_by_world_size": lambda: patch.object(contrastive.Layout, "weight", property(unscaled)),
+    "duplicates_not_masked": lambda: patch.object(contrastive.Duplicates, "fill_", lambda *_: None),
+    "pixels_not_weighted": lambda: patch.object(contrastive, "all_gather_rows", own_weights_alone),
     "columns_of_own_rows_only": lambda: patch.object(contrastive, "all_reduce_sum", lambda tensor: tensor),
     "temperature_gated_by_each_rank_alone": lambda: patch.object(
         logit_scale_module, "all_reduce_sum", lambda tensor: tensor
@@ -218,7 +249,7 @@ def run_world(rank: int, world_size: int) -> dict:
         return report
     for name, plant in PLANTED_BUGS.items():
         with plant():
-            report[name] = [worst_errors(case, rank) for case in cases[:10]]
+            report[name] = [worst_errors(case, rank) for case in cases[:20]]
     report["without_graph"] = message_of_a_rank_without_graph(rank)
     report["detached_pixels"] = error_with_pixels_detached_on_an_empty_rank(rank)
     return report

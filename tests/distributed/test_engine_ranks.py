@@ -318,8 +318,8 @@ def plant_bugs(stage: int, data: Data, reference: dict) -> dict:
     plan = PLANS["sgd"]
     own_statistics = replace(plan, overrides=("model.norm=batch",))
     found = {"batch_norm_of_each_rank_alone": train_under_deepspeed(stage, own_statistics, data, reference)}
-    unscaled = property(lambda layout: 0.5 / max(sum(layout.counts), 1))
-    with patch.object(contrastive._Layout, "weight", unscaled):
+    unscaled = property(lambda layout: 0.5 / max(sum(layout.num_pairs), 1))
+    with patch.object(contrastive.Layout, "weight", unscaled):
         found["loss_not_scaled_by_world_size"] = train_under_deepspeed(stage, plan, data, reference)
     if stage == 3:
         # Last, because the process group is of no use afterwards.

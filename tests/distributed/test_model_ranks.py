@@ -182,21 +182,21 @@ def no_grad_gather(contributions: Tensor, counts: list[int]) -> Tensor:
     return contributions[dist.get_rank(), : counts[dist.get_rank()]]
 
 
-def weight_of_local_mean(layout: contrastive._Layout) -> float:
-    return 0.5 / max(layout.num_rows, 1)
+def weight_of_local_mean(layout: contrastive.Layout) -> float:
+    return 0.5 / max(layout.num_pairs[layout.rank], 1)
 
 
-def weight_without_world_size(layout: contrastive._Layout) -> float:
-    return 0.5 / max(sum(layout.counts), 1)
+def weight_without_world_size(layout: contrastive.Layout) -> float:
+    return 0.5 / max(sum(layout.num_pairs), 1)
 
 
 PLANTED_BUGS: dict[str, Callable[[], AbstractContextManager]] = {
     "gather_without_gradient": lambda: patch.object(contrastive, "reduce_scatter_rows", no_grad_gather),
     "loss_scaled_by_the_local_count": lambda: patch.object(
-        contrastive._Layout, "weight", property(weight_of_local_mean)
+        contrastive.Layout, "weight", property(weight_of_local_mean)
     ),
     "loss_not_scaled_by_world_size": lambda: patch.object(
-        contrastive._Layout, "weight", property(weight_without_world_size)
+        contrastive.Layout, "weight", property(weight_without_world_size)
     ),
     "batch_norm_of_each_rank_alone": lambda: patch.object(norm_module, "SyncRowBatchNorm", norm_module.RowBatchNorm),
     "batch_norm_backward_of_each_rank_alone": lambda: patch.object(

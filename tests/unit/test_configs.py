@@ -12,7 +12,7 @@ from t4p.config.tasks import FinetuneConfig
 from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing
-from t4p.plan.measure import measure_network
+from t4p.plan.measure import drawn_pairs, measure_network
 from t4p.tasks.pretrain import build_sample_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -62,9 +62,11 @@ def test_an_overlay_gives_every_rank_the_same_whole_number_of_frames(overlay, wo
     assert train.global_batch_size % (world_size * train.grad_accum_steps) == 0
     assert spread(config, config.cluster.num_nodes, config.cluster.gpus_per_node).frames_per_rank == 4
     assert train.checkpoint_every * 4 <= train.num_steps
-    # Model and data are the run's own: only loss, train, data.num_workers and cluster belong to the machine.
+    # Norms share statistics within a node: over all ranks where there is one node.
+    assert (config.model.norm_group_size or world_size) == config.cluster.gpus_per_node
+    # Else model and data are the run's own: only loss, train, data.num_workers and cluster belong to the machine.
     alone = load_config([FULL_SIZE])
-    assert config.model == alone.model
+    assert config.model.model_copy(update={"norm_group_size": None}) == alone.model
     assert config.data.model_copy(update={"num_workers": alone.data.num_workers}) == alone.data
 
 
@@ -112,9 +114,14 @@ def test_the_full_size_run_fits_its_gpus_and_feeds_them(plans):
 @pytest.mark.slow
 def test_sixty_four_gpus_contrast_more_than_131_072_pairs_and_never_hold_their_matrix(plans):
     plan = plans["configs/cluster/8x8.yaml"]
-    for loss in (plan.loss_e, plan.loss_d):
-        assert loss.columns >= 131_072
+    num_frames = plan.config.train.global_batch_size
+    for loss, pairs in zip((plan.loss_e, plan.loss_d), drawn_pairs(plan.config.loss, plan.frames.largest), strict=True):
+        assert pairs * num_frames >= 131_072
+        assert loss.rows < pairs * plan.world.frames_per_rank  # distinct ends: fewer than the pairs
+        assert loss.columns < pairs * num_frames
         assert loss.held_bytes < loss.matrix_bytes or loss.matrix_bytes < GIB
-    assert plan.loss_d.matrix_bytes > 4 * 10**9
-    # The pairs of one rank meet 64 ranks' pairs; on one node of the same rows they met 8 ranks'.
+    assert plan.loss_d.matrix_bytes > 3.5 * 10**9
+    # The points of one rank meet 64 ranks' cells; on one node of the same rows they met 8 ranks'.
     assert plan.loss_e.columns == 8 * plans["configs/cluster/1x8.yaml"].loss_e.columns
+    # Norms meet the 8 ranks of a node on both.
+    assert plan.norm_bytes == plans["configs/cluster/1x8.yaml"].norm_bytes > 0

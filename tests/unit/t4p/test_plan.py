@@ -15,7 +15,7 @@ from t4p.errors import ConfigError
 from t4p.plan.frames import look_at_frames, room_frame
 from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, usual_hours, with_checkpointing
 from t4p.plan.live_memory import LiveMemory, SizesOnly
-from t4p.plan.measure import NetworkFigures, PassBytes, tile_bytes
+from t4p.plan.measure import Ends, NetworkFigures, PassBytes, tile_bytes
 from t4p.plan.pairs import norm_bytes, pair_gather
 from t4p.plan.zero import STAGES, Cluster, checkpoint_bytes, partition_numel, state_bytes, traffic
 
@@ -121,22 +121,23 @@ def test_a_checkpoint_holds_parameters_master_copy_and_moments():
 def test_gathered_pairs_are_counted_row_by_row():
     rng = random.Random(4)
     for _ in range(200):
-        rows, dim, world_size = rng.randint(0, 40), rng.randint(1, 16), rng.randint(2, 6)
-        columns = [(rank, row) for rank in range(world_size) for row in range(rows)]
+        points, pixels, dim, world_size = rng.randint(0, 40), rng.randint(0, 40), rng.randint(1, 16), rng.randint(2, 6)
+        columns = [(rank, pixel) for rank in range(world_size) for pixel in range(pixels)]
         for trained in (False, True):
-            gather = pair_gather(rows, dim, world_size, trained_pixels=trained)
+            gather = pair_gather(points, pixels, dim, world_size, trained_pixels=trained)
             assert gather.columns == len(columns)
-            assert gather.logits == rows * len(columns)
+            assert gather.logits == points * len(columns)
             assert gather.matrix_bytes == 4 * gather.logits
             embeddings = sum(4 * dim for _ in columns)
-            assert gather.held_bytes == embeddings * (1 + trained) + 4 * len(columns)
-            # Embeddings of the other ranks arrive, their gradients leave; two sums over the columns go round twice.
-            others = 4 * rows * (world_size - 1)
-            assert gather.sent_bytes == others * dim * (1 + trained) + 4 * others
+            assert gather.held_bytes == embeddings * (1 + trained) + 2 * 4 * len(columns)
+            # Embeddings of the other ranks arrive, their gradients leave; of each column two numbers arrive as well,
+            # and two sums go round twice.
+            others = 4 * pixels * (world_size - 1)
+            assert gather.sent_bytes == others * dim * (1 + trained) + (2 + 4) * others
 
 
 def test_one_rank_gathers_and_sends_nothing():
-    gather = pair_gather(100, 64, 1, trained_pixels=True)
+    gather = pair_gather(70, 100, 64, 1, trained_pixels=True)
     assert (gather.columns, gather.held_bytes, gather.sent_bytes) == (100, 0, 0)
     assert norm_bytes([32, 64], 1, recomputed=True) == 0
 
@@ -235,22 +236,22 @@ def test_frames_of_a_dataset_are_read_where_there_is_one(tmp_path, tum_sample):
 
 def figures(**changes: int) -> NetworkFigures:
     empty = PassBytes(batch=0, tower=10, forward=100, loss=40, tiles=0, backward=90, gradients=0, kept=0)
-    one = PassBytes(batch=5, tower=110, forward=900, loss=1100, tiles=90, backward=700, gradients=0, kept=50)
-    return NetworkFigures(((1000,), (10,)), 30, 70, 3, (8,), empty, replace(one, **changes))
+    one = PassBytes(batch=5, tower=110, forward=900, loss=1100, tiles=96, backward=700, gradients=0, kept=50)
+    return NetworkFigures(((1000,), (10,)), 30, 70, Ends(3, 4), (8,), empty, replace(one, **changes))
 
 
 def test_a_micro_batch_is_the_empty_one_and_a_multiple_of_a_frame_but_for_the_tiles():
     three = figures().of_frames(3)
-    assert three.tiles == 10 * 9 * 9 == tile_bytes(9)
+    assert three.tiles == 8 * 9 * 12 == tile_bytes(Ends(9, 12))
     assert three == PassBytes(
-        batch=15, tower=310, forward=2500, loss=40 + 3 * 970 + 810, tiles=810, backward=1920, gradients=0, kept=150
+        batch=15, tower=310, forward=2500, loss=40 + 3 * 964 + 864, tiles=864, backward=1920, gradients=0, kept=150
     )
     assert three.activations == three.loss
     assert figures().of_frames(1) == figures().one_frame
 
 
 def test_tiles_stop_growing():
-    assert tile_bytes(10**6) == tile_bytes(4096) == 10 * 1024 * 4096
+    assert tile_bytes(Ends(10**6, 10**6)) == tile_bytes(Ends(1024, 4096)) == 8 * 1024 * 4096
 
 
 @pytest.mark.parametrize("turn", ["tower", "forward", "loss", "backward", "step"])
@@ -358,6 +359,9 @@ def test_only_the_pairs_that_are_drawn_are_planned_and_none_of_a_loss_without_we
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
     assert (plan["frames"]["pairs_e"], plan["frames"]["pairs_d"]) == (384, 0)
-    assert (plan["loss_e"]["rows"], plan["loss_e"]["columns"]) == (3 * 384, 6 * 384)
+    # 384 pairs at most have 384 voxels at most, the room has fewer; all of the image's 20 x 15 cells are seen.
+    points = plan["loss_e"]["rows"] // 3
+    assert 200 < points < 384
+    assert (plan["loss_e"]["rows"], plan["loss_e"]["columns"]) == (3 * points, 6 * 300)
     assert (plan["loss_d"]["rows"], plan["loss_d"]["held_bytes"], plan["loss_d"]["sent_bytes"]) == (0, 0, 0)
-    assert plan["micro_batch"]["tiles"] == 10 * min(3 * 384, 1024) * 3 * 384  # those of L_e
+    assert plan["micro_batch"]["tiles"] == 8 * min(3 * points, 1024) * 3 * 300  # those of L_e
