@@ -118,7 +118,7 @@ def measure_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
-    task = PretrainTask(towers, config.model, torch.device("cpu"), None)
+    task = PretrainTask(towers, config.model, torch.device("cpu"), None, config.train.precision)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
     ends_e, ends_d = drawn_ends(config.loss, sample)
     tiled = ends_d if config.loss.weight_d else ends_e

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -142,7 +142,13 @@ class PretrainTask:
         model: ModelConfig,
         device: torch.device,
         validation: ValidationStream[FrameSample, Batch] | None,
+        precision: Literal["fp32", "bf16"],
     ) -> None:
+        """
+        Args:
+            precision: that the frozen image tower computes in; DeepSpeed's autocast begins behind it, in the module.
+        """
+        self._precision = precision
         self._towers = towers.to(device)
         self._device = device
         self._validation = validation
@@ -151,10 +157,12 @@ class PretrainTask:
     def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         """What PretrainModule takes: the batch with its images seen through the frozen image tower."""
         batch = batch.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            clip_features = self._towers.dense_features(self._towers.normalize(batch.images))
         return (
             batch.voxel_coords,
             batch.voxel_features,
-            self._towers.dense_features(self._towers.normalize(batch.images)),
+            clip_features,
             self._text,
             torch.stack([batch.voxel_of_pair_e, batch.cell_of_pair_e]),
             torch.stack([batch.voxel_of_pair_d, batch.pixel_of_pair_d]),
@@ -238,7 +246,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     def wrap(checkpoint: Path | None) -> Engine:
         return build_engine(module, config.train, checkpoint, undecayed=module.untrained)
 
-    task = PretrainTask(towers, config.model, device, validation)
+    task = PretrainTask(towers, config.model, device, validation, config.train.precision)
     run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step)
 
 

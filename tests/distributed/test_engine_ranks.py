@@ -109,7 +109,7 @@ class Data:
         config = settings_of(PLANS["sgd"])
         self.towers = load_towers_from(config.model.clip, seed=0)
         self._settings = build_sample_settings(config, self.towers)
-        self._task = PretrainTask(self.towers, config.model, torch.device("cpu"), None)
+        self._task = PretrainTask(self.towers, config.model, torch.device("cpu"), None, "fp32")
         self._inputs: dict[tuple[int, ...], tuple[Tensor, ...]] = {}
 
     def inputs(self, seeds: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -150,7 +150,7 @@ def train(config: PretrainConfig, num_steps: int, dtype: torch.dtype = torch.flo
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     module = PretrainModule(config.model, config.loss, CLIP_DIM).to(dtype)
-    task = PretrainTask(StandInTowers(), config.model, torch.device("cpu"), None)
+    task = PretrainTask(StandInTowers(), config.model, torch.device("cpu"), None, "fp32")
     optimizer = torch.optim.SGD(module.parameters(), lr=LEARNING_RATE)
     terms, parameters, buffers = [], [], []
     for frames in FRAMES_OF_STEP[:num_steps]:

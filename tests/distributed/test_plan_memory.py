@@ -250,7 +250,7 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
             WORLD_SIZE,
             leaf_classes=(Text4Point,),
         )
-        task = PretrainTask(towers, config.model, torch.device("cpu"), None)
+        task = PretrainTask(towers, config.model, torch.device("cpu"), None, config.train.precision)
         gc.collect()
         settings = LoopSettings(0, 0, checkpoints, lambda step: None, on_step)  # type: ignore[arg-type, return-value]
         with pytest.raises(Enough):

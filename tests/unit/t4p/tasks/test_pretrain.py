@@ -1,14 +1,16 @@
 """The pre-training module and task on small frames made here."""
 
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from bumpy_wall import WALL_OVERRIDES, make_frame
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from t4p.config.files import load_config
-from t4p.data.batch import collate
+from t4p.data.batch import Batch, collate
 from t4p.data.sample import build_sample
 from t4p.errors import ConfigError, RunError
 from t4p.models.towers import load_towers_from
@@ -36,10 +38,61 @@ def batch_of(config, towers, seeds, epoch=0):
     return collate(samples, settings.image_size, 3, cells, pixels), samples
 
 
-def module_and_task(config, towers):
+def module_and_task(config, towers, validation=None, precision="fp32"):
     torch.manual_seed(0)
     module = PretrainModule(config.model, config.loss, towers.embed_dim)
-    return module, PretrainTask(towers, config.model, torch.device("cpu"), None)
+    return module, PretrainTask(towers, config.model, torch.device("cpu"), validation, precision)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products, convolutions and attentions by the type they compute in."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(part in func.__name__ for part in ("mm", "convolution", "attention")):
+            self.dtypes[next(value.dtype for value in args if isinstance(value, torch.Tensor))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """A validation stream of one batch."""
+
+    batch: Batch
+
+    def batches(self):
+        return iter([self.batch])
+
+
+@pytest.mark.parametrize(("clip", "dense"), [("tiny-vit32", "value-residual"), ("tiny-rn", "value")])
+def test_the_frozen_tower_computes_in_the_precision_of_the_run_in_training_and_in_validation(clip, dense):
+    tower = [f"model.clip.name=configs/clip/{clip}.json", "model.clip.pretrained=random", f"model.clip.dense={dense}"]
+    config = load_config(["configs/smoke.yaml"], [*OVERRIDES, *tower])
+    towers = load_towers_from(config.model.clip, config.run.seed)
+    batch, _ = batch_of(config, towers, (0,))
+    images = towers.normalize(batch.images)
+    features, counts = {}, {}
+    for precision in ("fp32", "bf16"):
+        module, task = module_and_task(config, towers, OneBatch(batch), precision)
+        with Products() as training:
+            features[precision] = task.inputs(batch)[2]
+        with Products() as validation:
+            task.validate(module)
+        counts[precision] = training.dtypes, validation.dtypes
+    (fp32, fp32_validation), (bf16, bf16_validation) = counts["fp32"], counts["bf16"]
+    assert fp32[torch.float32] > 5
+    assert bf16[torch.bfloat16] >= fp32[torch.float32]
+    assert set(fp32) == set(fp32_validation) == {torch.float32}
+    assert set(bf16) == {torch.bfloat16}
+    assert bf16_validation[torch.bfloat16] == bf16[torch.bfloat16]
+    assert torch.equal(features["fp32"], towers.dense_features(images))  # as it was
+    assert features["bf16"].dtype == torch.float32
+    assert not torch.equal(features["bf16"], features["fp32"])
+    cosines = torch.nn.functional.cosine_similarity(features["bf16"], features["fp32"], dim=1)
+    assert cosines.min() > 0.99
 
 
 def test_every_trainable_parameter_gets_a_gradient_and_no_tower_weight_is_in_the_module(config, towers):
