@@ -90,7 +90,7 @@ def worker_env_vars(job: WorkerJob, given: Mapping[str, str]) -> dict[str, str]:
     """What workers on a cluster need in their environment beyond what the Ray job gives them.
 
     Args:
-        given: of the Ray job. Ray refuses a name that stands in both, and the user's word counts.
+        given: environment of the Ray job. Ray refuses a name that stands in both, and the user's word counts.
     """
     wanted = {
         "OMP_NUM_THREADS": str(job.cpus_per_worker),
@@ -106,7 +106,7 @@ def check_reachable(ray_address: str) -> None:
     """Refuse an address that nobody listens at: Ray itself tries for minutes, and then aborts.
 
     Args:
-        ray_address: of RAY_ADDRESS; anything but host:port is left to Ray.
+        ray_address: value of RAY_ADDRESS; anything but host:port is left to Ray.
 
     Raises:
         LaunchError: names the address.

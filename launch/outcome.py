@@ -45,12 +45,12 @@ class WorkerFailure:
 
     Attributes:
         error_type: qualified name of the exception's class; "" where the process was lost without one.
-        message: of the exception, or what Ray says about the lost process.
+        message: words of the exception, or what Ray says about the lost process.
         traceback: as Python prints it; "" where there is none.
         time: seconds since the epoch.
         follows_loss: the exception, or one that it came of, says that another process is gone.
         for_users: the message is the whole story (`shards.errors.UserError`); the class name adds nothing.
-        exit_status: of a command that ends with it: 2 where it blames the call, and not the run.
+        exit_status: what a command ends with: 2 where it blames the call, and not the run.
     """
 
     rank: int
@@ -68,7 +68,7 @@ class JobOutcome:
     """What is known of an attempt that has ended.
 
     Attributes:
-        failures: of ranks, the likely cause first; empty after success.
+        failures: failures of ranks, the likely cause first; empty after success.
         problem: what went wrong outside the workers; "" where nothing did.
         problem_traceback: as Python prints it.
         problem_is_loss: the problem is that a process or a node is gone, or did not come up in time: nothing was wrong.

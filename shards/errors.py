@@ -10,7 +10,7 @@ class UserError(Exception):
     """An error whose message is the whole story: what was found, what was wanted, where, and the next move.
 
     Attributes:
-        exit_status: of a command that ends with it: 1 where a job failed, 2 where the call was wrong.
+        exit_status: what a command ends with: 1 where a job failed, 2 where the call was wrong.
     """
 
     exit_status = 1
@@ -35,7 +35,7 @@ def needs_extra(extra: str, package: str, what: str) -> Iterator[None]:
     """Around the import of an optional package, in the one file that imports it.
 
     Args:
-        extra: of this project, which brings the package.
+        extra: extra of this project, which brings the package.
         what: needs it, as the beginning of a sentence.
 
     Raises:

@@ -40,7 +40,7 @@ class Manifest:
     """What a dataset is. Written last: without it there is no dataset.
 
     Attributes:
-        format_version: of samples, table and index.
+        format_version: version of samples, table and index.
         num_samples: in all shards.
         num_shards: rows of the shard table.
         size_bytes: bytes of all tars.
@@ -170,7 +170,7 @@ class ShardIndex:
     """Where each sample of one shard lies in its tar.
 
     Attributes:
-        keys: of the samples, in the order of the tar.
+        keys: keys of the samples, in the order of the tar.
         offsets: (n,) int64, bytes from the start of the tar to the sample's first header.
         lengths: (n,) int64, bytes of all headers, contents and padding of the sample.
         crc32c: (n,) uint32, over exactly those bytes.

@@ -20,7 +20,7 @@ def show(url: str, key: str, out: Path) -> Sample:
     """Write a PNG of one sample.
 
     Args:
-        url: of the dataset.
+        url: place of the dataset.
         key: SCENE/FRAME, escaped or as the ids were.
         out: the PNG to write; its folder is created.
 

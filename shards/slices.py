@@ -35,7 +35,7 @@ def samples_of_tar(name: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
     """What webdataset's own reader finds in a tar: members by their names, and `__key__` beside them.
 
     Args:
-        name: of the tar, for its messages.
+        name: name of the tar, for its messages.
 
     Raises:
         tarfile.TarError, ValueError, OSError: it cannot read on.

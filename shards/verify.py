@@ -49,7 +49,7 @@ class VerifyReport:
     """What `verify` found.
 
     Attributes:
-        url: of the dataset.
+        url: place of the dataset.
         num_samples: that the manifest promises.
         num_shards: that the manifest promises.
         size_bytes: that the manifest promises.

@@ -35,7 +35,7 @@ class Check:
     Attributes:
         name: what it is called in the table.
         probe: its name in commands.doctor.probes.PROBES.
-        arguments: of the probe.
+        arguments: command line of the probe.
         packages: that are installed again where it does not work.
         needed: without it nothing, or nothing that was asked for, works; exit status 1.
         timeout: seconds.
@@ -112,7 +112,7 @@ def diagnose(url: str | None, before: Callable[[Check, int, int], None] = lambda
     """Make every check.
 
     Args:
-        url: of storage to try: a folder, or s3://bucket/prefix.
+        url: storage to try: a folder, or s3://bucket/prefix.
         before: called before each check, with how many are done and how many there are.
 
     Raises:

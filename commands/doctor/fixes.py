@@ -64,7 +64,7 @@ def pip_install(packages: Sequence[str], reinstall: bool = False, folder: Path |
     Args:
         packages: names; those that the project requires are written with its bounds.
         reinstall: they are there, and do not work.
-        folder: of the checkout. Default: the one that this file lies in, if it is one.
+        folder: root of the checkout. Default: the one that this file lies in, if it is one.
     """
     bounds = {canonicalize_name(Requirement(line).name): line for line in project_requirements()}
     wanted = [bounds.get(canonicalize_name(Requirement(package).name), package) for package in packages]
@@ -81,7 +81,7 @@ def install_minkowski(python: tuple[int, int] = sys.version_info[:2], folder: Pa
     """The command that builds MinkowskiEngine, which exists for Python 3.11 at the latest.
 
     Args:
-        python: of this environment.
+        python: version of this environment.
         folder: as for `pip_install`.
     """
     checkout = folder or find_checkout()

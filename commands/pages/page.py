@@ -109,7 +109,7 @@ class Page:
     """All of a report, in reading order; a part that is empty leaves no trace.
 
     Attributes:
-        title: of the document.
+        title: title of the document.
         summary: one sentence.
         tiles: headline figures.
         gallery: one scene in pictures.

@@ -54,7 +54,7 @@ class RoomView:
     """Which point of a room every pixel of a picture shows: built once, drawn in as many colours as wanted.
 
     Attributes:
-        num_points: of the cloud, those that are not shown included.
+        num_points: points of the cloud, those that are not shown included.
         point_of_pixel: (S H, S W) int64 with S = _SUBPIXELS, index of the point shown; num_points where there is none.
         light: (S H, S W) float32 in (0, 1], what the colour is multiplied with.
     """
@@ -72,7 +72,7 @@ class RoomView:
 
         Args:
             points: (N, 3) metres, world, z up.
-            width, height: of the pictures, pixels.
+            width, height: size of the pictures, pixels.
 
         Raises:
             ValueError: not (N, 3), no points, or a coordinate that is not finite.
@@ -201,7 +201,7 @@ def _cells(points: NDArray[np.float64], shift: float) -> tuple[NDArray[np.int64]
     """(N,) the cell of space that a point lies in, counting those that hold any, and (M,) how many points each holds.
 
     Args:
-        shift: of the grid, in cells.
+        shift: shift of the grid, in cells.
     """
     cells = np.floor((points - points.min(axis=0)) / _CELL + shift).astype(np.int64)
     extent = cells.max(axis=0) + 1

@@ -80,7 +80,7 @@ class RoomScores:
         untrained, zero_shot: the 3D network by the nearest text embedding, before and after pre-training.
         teacher: the frozen image tower.
         scratch, finetuned: the fine-tuned head, from random weights and from the pre-trained ones.
-        finetuned_share: of the weights of `finetuned`; the rest are the pre-trained ones.
+        finetuned_share: share of the weights of `finetuned`; the rest are the pre-trained ones.
     """
 
     labels: tuple[str, ...]
@@ -93,7 +93,7 @@ class RoomScores:
 
     @property
     def trivial_miou(self) -> float:
-        """Of the best predictor that looks at nothing."""
+        """Mean IoU of the best predictor that looks at nothing."""
         return best_trivial_miou(self.zero_shot.support.values())
 
     def furniture_miou(self, scores: SemanticScores) -> float:

@@ -164,7 +164,7 @@ def pretrain_config(rooms: Rooms, run_dir: Path) -> PretrainConfig:
 
 
 def finetune_arguments(rooms: Rooms, run_dir: Path, start: Path | None) -> list[str]:
-    """Of `t4p finetune`: configs/finetune/rooms.yaml likewise, pre-trained weights with FEW_LABELS over it.
+    """The command line of `t4p finetune`: configs/finetune/rooms.yaml; pre-trained weights with FEW_LABELS over it.
 
     Args:
         start: a checkpoint of the pre-training; None is from scratch.
@@ -184,7 +184,7 @@ def finetune_side_by_side(arguments: Mapping[str, Sequence[str]], out: Path, con
     """Fine-tune with each of these arguments, at once.
 
     Args:
-        arguments: of `t4p finetune`, by the name of the run folder in `out`.
+        arguments: command line of `t4p finetune`, by the name of the run folder in `out`.
 
     Raises:
         LaunchError: one of them failed.
@@ -218,7 +218,7 @@ def score_beginning(config: PretrainConfig, held_out: EvaluatedDataConfig) -> tu
 
 
 def last_checkpoint(config: PretrainConfig | FinetuneConfig) -> Path:
-    """Of a run that has ended: the last step writes one."""
+    """The checkpoint of the last step of a run that has ended."""
     return checkpoints_in(Path(config.run.dir) / "checkpoints")[-1]
 
 
@@ -233,7 +233,7 @@ def export_last(config: PretrainConfig | FinetuneConfig, finetuned_share: float 
 
 
 def score(exported: ExportedNetwork, held_out: EvaluatedDataConfig) -> SemanticScores:
-    """Of a network, on the held-out points."""
+    """The scores of a network on the held-out points."""
     from t4p.tasks.evaluate import score_network
 
     with progress_bar("scoring") as on_progress:

@@ -50,8 +50,8 @@ class JobState:
     Attributes:
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
         started, ended: seconds since the epoch; None where it has not.
-        exit_code: of the entrypoint, once it ended by itself.
-        message: of Ray; for a failed job it ends with the end of the log.
+        exit_code: exit status of the entrypoint, once it ended by itself.
+        message: words of Ray; for a failed job it ends with the end of the log.
     """
 
     job_id: str
@@ -124,7 +124,7 @@ class Cluster:
             self._client = _bounded_client(address, token)
 
     def ray_version(self) -> str:
-        """Of the head."""
+        """The version of Ray on the head."""
         return self._read("/api/version")["ray_version"]
 
     def nodes(self) -> list[dict[str, float]]:
@@ -175,7 +175,7 @@ class Cluster:
         """Turn what Ray's client raises into one message.
 
         Args:
-            job_id: of the job that is asked for.
+            job_id: name of the job that is asked for.
             first: nothing has answered at this address yet, so the address may be wrong.
 
         Raises:

@@ -76,7 +76,7 @@ class JobSpec:
 
     @property
     def size_bytes(self) -> int:
-        """Of the working directory."""
+        """The bytes of the working directory."""
         return sum(len(content) for content in self.files.values())
 
     @property
@@ -121,7 +121,7 @@ def build_job_spec(
         config: resolved.
         source: the packages' files by their path in the working directory.
         requirements: what the source needs of the cluster, as `torch>=2.11`.
-        version: of this project.
+        version: version of this project.
         forwarded: variables of the user's environment that the user asked to send along. Nothing else of it is sent.
         now: local time of the submission, for the job's name.
         suffix: makes the name unique.

@@ -17,7 +17,7 @@ def random_views(colors: Tensor, labels: Tensor, generator: torch.Generator) -> 
     Args:
         colors: (B, 3, H, W) uint8.
         labels: (B, H, W) uint8, 0 for unlabelled.
-        generator: of all draws.
+        generator: source of all draws.
 
     Returns:
         images: (B, 3, H, W) float32 in [0, 1].

@@ -21,7 +21,7 @@ _CLASS_IDS = range(1, len(CLASS_NAMES) + 1)
 
 @dataclass(frozen=True)
 class DenseScore:
-    """Of labels given to pixels; IoU in [0, 1], nan for a class that is not there.
+    """Scores of labels given to pixels; IoU in [0, 1], nan for a class that is not there.
 
     Attributes:
         miou: over all classes.

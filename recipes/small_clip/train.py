@@ -101,7 +101,7 @@ def make_record(
     """How the file came about and what it scores: everything that is needed to make it again, or to doubt it.
 
     Args:
-        seconds: of rendering and training.
+        seconds: seconds of rendering and training.
     """
     content = weights.read_bytes()
     return {

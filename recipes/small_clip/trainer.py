@@ -25,14 +25,14 @@ class Recipe:
     """Everything that decides the result.
 
     Attributes:
-        seed: of weights and draws.
+        seed: seed of weights and draws.
         training, validation, test: the rooms.
-        num_steps: of the optimizer.
-        frames_per_step: of the dense loss.
-        captions_per_step: of the caption loss.
+        num_steps: steps of the optimizer.
+        frames_per_step: frames of the dense loss.
+        captions_per_step: captions of the caption loss.
         caption_every: so many steps the caption loss is taken.
-        caption_weight: of the caption loss, the dense one having 1.
-        prompt_weight: of the prompt loss, likewise.
+        caption_weight: weight of the caption loss, the dense one having 1.
+        prompt_weight: weight of the prompt loss, likewise.
         prompt_steps: before the first of num_steps, with the prompt loss alone.
         learning_rate: between the warm-up and the last steps.
         decay_steps: the last steps, in which it falls to 0.

@@ -27,7 +27,7 @@ class LoadedFrame:
 
     Attributes:
         members: its files in a tar, by the name after the key.
-        fingerprint: of the raw files, as they were before they were read.
+        fingerprint: hash of the raw files, as they were before they were read.
     """
 
     members: dict[str, bytes]

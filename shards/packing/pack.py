@@ -42,11 +42,11 @@ class PackReport:
     """What `pack` made.
 
     Attributes:
-        url: of the dataset.
+        url: place of the dataset.
         num_samples: in it.
         num_shards: in it.
-        num_kept_shards: of these, finished by an earlier, interrupted run.
-        size_bytes: of all tars.
+        num_kept_shards: those of them that were finished by an earlier, interrupted run.
+        size_bytes: bytes of all tars.
         seconds: this run took.
         licence: one line on the terms of the raw data.
     """

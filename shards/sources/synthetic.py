@@ -23,12 +23,12 @@ class RoomSeries:
     """Which rooms to make, and how to look at them.
 
     Attributes:
-        seed: of the series; the same number of a room in two series means two rooms.
+        seed: seed of the series; the same number of a room in two series means two rooms.
         rooms: how many.
         first: index of the first; a training and a validation part are two ranges of one series, or two seeds.
-        frames: of each room, along the path of its camera; each turns by 9 to 15 degrees on its round.
-        width: of the images, pixels.
-        height: of the images, pixels.
+        frames: frames of each room, along the path of its camera; each turns by 9 to 15 degrees on its round.
+        width: width of the images, pixels.
+        height: height of the images, pixels.
     """
 
     seed: int
@@ -102,7 +102,7 @@ def parse_series(root: Path, options: SourceOptions, format_name: str, default_f
         root: the text, which the command line has taken for a path.
         options: must not ask for a depth scale.
         format_name: for messages.
-        default_frames: of each room.
+        default_frames: frames of each room.
 
     Raises:
         CallError: the text is malformed, or a depth scale was given.

@@ -49,7 +49,7 @@ class TumRef:
 
     Attributes:
         world_from_camera: 16 numbers, row-major; None where the ground truth has a gap.
-        timestamp: of the depth image, seconds.
+        timestamp: time of the depth image, seconds.
         intrinsics: fx, fy, cx, cy, pixels.
     """
 

@@ -98,7 +98,7 @@ def color_image(render: Render, appearance: Appearance, rng: np.random.Generator
 
     Args:
         render: what is seen.
-        appearance: of the same room.
+        appearance: look of the same room.
         rng: draws the gain of the picture and the noise of its pixels.
 
     Returns:

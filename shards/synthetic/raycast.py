@@ -72,8 +72,8 @@ def render(room: Room, K: Matrix, width: int, height: int, world_from_camera: Ma
     Args:
         room: the camera must be inside of it and outside of its furniture.
         K: (3, 3) pixels, without skew.
-        width: of the image, pixels.
-        height: of the image, pixels.
+        width: width of the image, pixels.
+        height: height of the image, pixels.
         world_from_camera: (4, 4) rigid; camera axes x right, y down, z ahead.
     """
     directions = _pixel_rays(K, width, height, world_from_camera)

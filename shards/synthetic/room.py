@@ -52,7 +52,7 @@ class RoomObject:
         instance_id: 1, 2, ... in a room.
         label_id: position of its class in LABEL_NAMES.
         position: (x, y) of the middle of its box, metres, world.
-        yaw: of its own axes in the world, radians.
+        yaw: turn of its own axes in the world, radians.
         size: full extents of the box around its parts along its own axes, metres; the box stands on the floor.
     """
 
@@ -89,7 +89,7 @@ class Room:
     """The geometry of a room. Surfaces are its six inner faces and then its solids: surface NUM_FACES + p is solid p.
 
     Attributes:
-        seed: of the series of rooms.
+        seed: seed of the series of rooms.
         room_index: in the series.
         low: (3,) corner of the inside, metres, world.
         high: (3,) opposite corner.

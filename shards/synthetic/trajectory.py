@@ -31,7 +31,7 @@ class CameraPath:
         center: (3,) metres, world.
         radius: (2,) of the ellipse along x and y, metres.
         height_swing: amplitude of the height, metres.
-        first_phase: of frame 0, radians.
+        first_phase: phase of frame 0, radians.
         phase_step: from frame to frame, radians; negative goes clockwise.
         gaze_offset: nominal direction of the gaze minus the phase, radians: 0 looks outwards, pi inwards.
         lift: (2,) how much the gaze is raised on the mean, and by how much more or less on the way, before it is made

@@ -75,11 +75,11 @@ def make_view(seed: int, room_index: int, frame_index: int, width: int, height: 
     """Make one frame.
 
     Args:
-        seed: of the series of rooms, 0 to draws.MAX_NUMBER.
+        seed: seed of the series of rooms, 0 to draws.MAX_NUMBER.
         room_index: in the series, likewise.
         frame_index: along the path of the camera, below MAX_FRAMES.
-        width: of the images, pixels.
-        height: of the images, pixels.
+        width: width of the images, pixels.
+        height: height of the images, pixels.
         tour: which of the paths through the room, 0 to 1000; packed frames are of tour 0.
     """
     stage = build_stage(seed, room_index, tour)

@@ -20,7 +20,7 @@ def check(config: Section, num_workers: int | None = None) -> tuple[Problem, ...
     """All problems of a configuration, those within a section first.
 
     Args:
-        config: of any command; its sections may have been validated without their rules.
+        config: configuration of any command; its sections may have been validated without their rules.
         num_workers: the world size; None leaves out what depends on it.
     """
     problems = [

@@ -26,7 +26,7 @@ class ClipModel:
 
     Attributes:
         embed_dim: d, the width of the joint space.
-        kind: of its image tower; None where it is neither (no dense reading is known for those).
+        kind: kind of its image tower; None where it is neither (no dense reading is known for those).
         patch_size: pixels per side of a ViT's patch; None for a ResNet.
         context_length: tokens that its text tower reads.
     """
@@ -118,10 +118,10 @@ def problem_of_reading(kind: TowerKind, reading: str, output_stride: int, patch_
     """Why an image tower cannot be read densely in this way; None where it can.
 
     Args:
-        kind: of the tower.
+        kind: kind of the tower.
         reading: `model.clip.dense`.
         output_stride: `model.clip.output_stride`.
-        patch_size: of a ViT, in pixels.
+        patch_size: side of a patch of a ViT, in pixels.
     """
     if kind == "resnet" and reading != "value":
         return (

@@ -38,7 +38,7 @@ def load_config_of(schema: type[AnyConfig], files: Sequence[str | Path], overrid
     """Read configuration files left to right, then overrides, into one frozen tree.
 
     Args:
-        schema: of the job.
+        schema: schema of the job.
         files: YAML files. A path that does not exist but begins with `configs/` is taken from the installed package.
         overrides: `section.key=value`, the value in YAML syntax.
 
@@ -54,7 +54,7 @@ def load_for_command(
     """Read the configuration of a command: the schema is that of its task.
 
     Args:
-        command: of `t4p`, as `t4p.config.kinds.schemas` lists them.
+        command: subcommand of `t4p`, as `t4p.config.kinds.schemas` lists them.
         files, overrides: as for `load_config_of`. `task` in them chooses among the tasks of the command.
         world: how many workers there will be; None leaves out what depends on it.
 

@@ -22,7 +22,7 @@ class Task:
 
     Attributes:
         name: value of `task` in its configurations.
-        schema: of its configurations.
+        schema: what its configurations are read by.
         command: `t4p COMMAND` and `t4p launch COMMAND` run it; several tasks may share one.
         module: that runs it: functions `run`, `embed_labels`, `voxel_scores`, `problem_of_start` and
             `weights_at_start`, as `t4p.tasks.semantic` has them. Importing it loads torch, and neither DeepSpeed nor

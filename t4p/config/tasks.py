@@ -59,7 +59,7 @@ class JobConfig(Section):
 
 
 class PretrainConfig(JobConfig):
-    """Of `t4p pretrain`."""
+    """The configuration of `t4p pretrain`."""
 
     task: Literal["pretrain"] = "pretrain"
     data: DataConfig
@@ -68,7 +68,7 @@ class PretrainConfig(JobConfig):
 
 
 class FinetuneConfig(JobConfig):
-    """Of `t4p finetune`: semantic segmentation of points."""
+    """The configuration of `t4p finetune`: semantic segmentation of points."""
 
     task: Literal["semantic"] = "semantic"
     data: LabelledDataConfig
@@ -78,7 +78,7 @@ class FinetuneConfig(JobConfig):
 
 
 class EvaluateConfig(Section):
-    """Of `t4p evaluate`. How points become voxels and features is the file's own configuration."""
+    """The configuration of `t4p evaluate`. How points become voxels and features is the file's own configuration."""
 
     model: EvaluatedModelConfig
     data: EvaluatedDataConfig

@@ -28,7 +28,7 @@ class Batch:
     """F frames side by side; F may be 0.
 
     Attributes:
-        keys: of the stored samples, in order.
+        keys: keys of the stored samples, in order.
         images: (F, H, W, 3) uint8.
         voxel_coords: (V, 4) int32, (frame, x, y, z), ascending: the canonical row order of the sparse network.
         voxel_features: (V, C) float32.

@@ -11,9 +11,9 @@ def sample_rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Gener
     It depends on nothing else: not on the rank, the worker process, the step, or what was drawn before.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         epoch: 0 or more; the same sample is augmented differently in each.
-        key: of the sample, unique in its dataset. (Two samples of two datasets with one key share their draws.)
+        key: key of the sample, unique in its dataset. (Two samples of two datasets with one key share their draws.)
         purpose: what is drawn ("rotation", "pairs_e"): one purpose's draws never shift another's.
 
     Returns:

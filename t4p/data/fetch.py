@@ -20,7 +20,7 @@ class Catalogue:
     Attributes:
         samples_per_shard: (num_shards,) int64 over all datasets.
         num_samples: their sum.
-        urls: of the datasets.
+        urls: places of the datasets.
         label_names: for each dataset, the names of its class ids, by id; empty without labels.
         shards_sha256: for each dataset, the hash its manifest gives for its shard table.
     """

@@ -54,7 +54,7 @@ class LabelledSample:
     """One frame or scene, ready to be joined with others.
 
     Attributes:
-        key: of the stored sample.
+        key: key of the stored sample.
         voxel_coords: (V, 3) int32, unique, ascending in (x, y, z).
         voxel_features: (V, C) float32.
         label_of_voxel: (V,) int64, of most of its labelled points, or IGNORED.
@@ -79,7 +79,7 @@ class LabelledBatch:
     """B frames or scenes side by side; B may be 0. Rows are moved by the rows of the samples before.
 
     Attributes:
-        keys: of the stored samples, in order.
+        keys: keys of the stored samples, in order.
         voxel_coords: (V, 4) int32, (sample, x, y, z), ascending.
         voxel_features: (V, C) float32.
         label_of_voxel: (V,) int64, or IGNORED.
@@ -109,8 +109,8 @@ class LabelRecipe:
 
     Attributes:
         tables: what the class ids of each dataset of the catalogue mean.
-        pixel_stride: of frames: every k-th row and column of a depth image is lifted.
-        max_depth: of frames: metres; readings beyond are dropped.
+        pixel_stride: for frames, every k-th row and column of a depth image is lifted.
+        max_depth: for frames, metres; readings beyond are dropped.
         in_world: frames go to the world of the dataset where they have poses, else to upright camera axes. Scenes are
             in their world already.
         voxel_size: metres.

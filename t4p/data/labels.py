@@ -20,9 +20,9 @@ class LabelTable:
     """What the class ids of one dataset mean in a run.
 
     Attributes:
-        names: of the dataset's class ids, by id.
+        names: names of the dataset's class ids, by id.
         label_of_id: (num_ids,) int64, the index in the run's labels, or IGNORED.
-        num_labels: of the run.
+        num_labels: labels of the run.
     """
 
     names: tuple[str, ...]
@@ -47,10 +47,10 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
     """Match the class names of a dataset with the labels of a run.
 
     Args:
-        names: of the dataset's class ids, by id; a name may stand there more than once.
-        labels: of the run, all different.
+        names: names of the dataset's class ids, by id; a name may stand there more than once.
+        labels: labels of the run, all different.
         ignored: names that are not asked for; "*" stands for every other one.
-        url: of the dataset, for messages.
+        url: place of the dataset, for messages.
 
     Raises:
         ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or a name is both.

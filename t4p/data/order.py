@@ -118,7 +118,7 @@ class EpochOrder:
         """
         Args:
             samples_per_shard: (num_shards,) int, samples in each shard, in the manifest's order; 0 is allowed.
-            seed: of the run, in [0, 2^64).
+            seed: seed of the run, in [0, 2^64).
             epoch: 0 or more.
             num_streams: streams read side by side. Part of a run's identity: changing it changes the order.
             shuffle_block: samples of one stream shuffled among themselves; likewise.

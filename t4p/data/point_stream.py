@@ -50,8 +50,8 @@ class PointRecipe:
     """Stored frames or scenes to points, and no further: see `t4p.data.stream.Recipe`.
 
     Attributes:
-        pixel_stride: of frames: every k-th row and column of a depth image is lifted.
-        max_depth: of frames: metres; readings beyond are dropped.
+        pixel_stride: for frames, every k-th row and column of a depth image is lifted.
+        max_depth: for frames, metres; readings beyond are dropped.
         in_world: frames go to the world of the dataset where they have poses, else to upright camera axes. Scenes are
             in their world already.
     """
@@ -172,15 +172,15 @@ def stream(
     `shuffle_block` alone: not on the number of ranks or loader processes. Nothing is augmented.
 
     Args:
-        urls: of packed datasets, folders or s3:// prefixes, in an order that belongs to the stream.
+        urls: places of packed datasets, folders or s3:// prefixes, in an order that belongs to the stream.
         batch_size: samples of a batch over all ranks; rank r has every `world_size`-th of them.
-        seed: of the order.
+        seed: seed of the order.
         rank, world_size: this process among those that share the batches.
         num_workers: loader processes; 0 loads in this one.
-        pixel_stride: of frames: lift every k-th row and column of the depth image.
-        max_depth: of frames: metres; readings beyond are dropped.
-        frame: of frames: upright camera axes (right, ahead, up), or the world of the dataset, if its z is up.
-        streams, shuffle_block: of the order, as data.streams and data.shuffle_block of a training.
+        pixel_stride: for frames, lift every k-th row and column of the depth image.
+        max_depth: for frames, metres; readings beyond are dropped.
+        frame: axes of a frame's points: upright camera axes (right, ahead, up), or the dataset's world, if its z is up.
+        streams, shuffle_block: settings of the order, as data.streams and data.shuffle_block of a training.
         max_skip_fraction: share of broken samples that are left out of their batches.
 
     Raises:

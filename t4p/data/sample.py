@@ -48,7 +48,7 @@ class FrameSample:
     """One frame, ready to be joined with others.
 
     Attributes:
-        key: of the stored sample.
+        key: key of the stored sample.
         image: (H, W, 3) uint8.
         voxel_coords: (V, 3) int32, unique, ascending in (x, y, z).
         voxel_features: (V, C) float32.

@@ -21,7 +21,7 @@ class Layout:
     holds columns of two ranks, so no tile holds padding.
 
     Attributes:
-        num_pairs: of each rank.
+        num_pairs: num pairs of each rank.
         counts: pixels of each rank, its columns.
         num_rows: points of this rank.
     """

@@ -61,7 +61,7 @@ class ClipTowers(nn.Module):
         name, pretrained: as given to `load_towers`.
         sha256: over all weights and buffers as loaded; two towers with one sha256 compute the same features.
         embed_dim: d, the width of the joint space.
-        image_mean, image_std: of the images' colours in [0, 1], per channel.
+        image_mean, image_std: mean and deviation of the images' colours in [0, 1], per channel.
         cell_size: pixels per side of a dense cell.
         tokenizer: text to (texts, context length) token ids.
     """
@@ -215,7 +215,7 @@ def load_towers(
         pretrained: a tag open_clip knows for this name (downloaded and cached by open_clip), the path of a weights file
             that open_clip reads, or "random". A file does not say its activation: for OpenAI's weights name the
             "-quickgelu" model.
-        seed: of the weights when `pretrained` is "random".
+        seed: seed of the weights when `pretrained` is "random".
         dense: how the image tower is read at every cell, see `t4p.models.dense_clip`.
         output_stride: pixels per side of a dense cell of a ResNet tower; finer cells take the same weights.
 

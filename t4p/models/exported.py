@@ -39,16 +39,16 @@ class ExportedNetwork:
     """What is left of a run without images: the 3D network and the words it is asked.
 
     Attributes:
-        config: of the run, resolved; its type tells the task.
+        config: configuration of the run, resolved; its type tells the task.
         step: optimizer steps taken.
         net: the 3D network, in eval mode. After fine-tuning its second output has one channel per label:
             the scores, or for a head of words what `t4p.models.score_map.score_voxels` adds to the score map.
         labels: K' names, and
         label_embeddings: (K', d) what the text tower made of them (behind the learnt prompt tokens, after fine-tuning):
             the third argument of `net`.
-        towers_sha256: of the CLIP towers that it was trained against.
-        versions: of Python and the packages that trained it.
-        finetuned_share: of the weights, between 0 and 1; the rest are those that the fine-tuning began with.
+        towers_sha256: hash of the CLIP towers that it was trained against.
+        versions: versions of Python and the packages that trained it.
+        finetuned_share: share of the weights, between 0 and 1; the rest are those that the fine-tuning began with.
     """
 
     config: JobConfig

@@ -46,7 +46,7 @@ class Text4Point(nn.Module):
 
         Args:
             in_channels: input features of a voxel.
-            activation_checkpointing: of the U-Net's stages.
+            activation_checkpointing: recomputation of the U-Net's stages.
             clip_dim: d, the width of CLIP's joint space.
             out_dim: C, the width of z3D.
             alpha, beta: h3D_aggr = alpha * h3D + beta * h3D_text_hat. beta = 0 is the plain U-Net, bit for bit.
@@ -69,7 +69,7 @@ class Text4Point(nn.Module):
         ranks that saved them and to no other, and buffers are what we restore ourselves.
 
         Args:
-            parts: of `encoder` (up to h3D_hat, with the FC) and `decoder` (without the head).
+            parts: any of `encoder` (up to h3D_hat, with the FC) and `decoder` (without the head).
         """
         of_part = {
             "encoder": (self.unet.stem, self.unet.stem_norm, self.unet.encoder, self.expand),

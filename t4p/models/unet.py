@@ -107,7 +107,7 @@ class SparseUNet(nn.Module):
 
 
 def _recomputation_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of a stage's first forward and of the one in the backward pass."""
+    """The contexts of a stage's first forward pass, and of the one in the backward pass."""
     return nullcontext(), Recomputation()
 
 

@@ -35,9 +35,9 @@ class FrameFigures:
         source: where they come from, in words.
         largest: the frame with the most voxels, which memory has to hold.
         mean_voxels: over the frames looked at.
-        stored_bytes: of a frame in object storage, the mean of the dataset.
+        stored_bytes: bytes of a frame in object storage, the mean of the dataset.
         load_seconds: CPU time to fetch, decode, lift and pair one frame in one process of this machine.
-        num_samples: of the dataset; None without one.
+        num_samples: samples of the dataset; None without one.
         problem: why the dataset could not be read; None if it was.
     """
 

@@ -39,7 +39,7 @@ class World:
     """The ranks of the job and their share of a batch.
 
     Attributes:
-        frames_per_rank: of a micro-batch, on the rank that has most.
+        frames_per_rank: frames of a micro-batch, on the rank that has most.
         cpu: ranks are processes on the CPU, not GPUs.
     """
 
@@ -76,7 +76,7 @@ class StagePlan:
         memory: with activation checkpointing as configured.
         memory_other: with it switched the other way.
         sent_bytes: by one rank in one step: gradients, parameters, pairs and norms.
-        checkpoint_bytes: of one checkpoint, all ranks together.
+        checkpoint_bytes: bytes of one checkpoint, all ranks together.
     """
 
     stage: ZeroStage
@@ -93,9 +93,9 @@ class Needs:
     """What the job needs to take its steps in the time given.
 
     Attributes:
-        frames_per_second: of all ranks.
+        frames_per_second: frames a second of all ranks.
         stored_bytes_per_second: from object storage, of all ranks.
-        loader_processes: of all ranks, at the speed of this machine's CPU.
+        loader_processes: loader processes of all ranks, at the speed of this machine's CPU.
         sent_bytes_per_second: by one rank at the configured stage, averaged over the step. A ring over several nodes
             crosses each node's link once, so a node's link carries as much.
     """
@@ -113,7 +113,7 @@ class JobPlan:
     """Everything that `t4p plan` prints.
 
     Attributes:
-        micro_batch: of the configured activation checkpointing, on the rank with most frames.
+        micro_batch: bytes of the configured activation checkpointing, on the rank with most frames.
         norm_bytes: sent by one rank in one step for synchronised norms.
     """
 
@@ -298,7 +298,7 @@ def rank_memory(
     """The highest that one rank gets.
 
     Args:
-        num_frames: of a micro-batch.
+        num_frames: frames of a micro-batch.
         gathered: bytes of both losses' gathered embeddings.
         limit: bytes of the device; None on the CPU.
     """

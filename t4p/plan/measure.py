@@ -46,7 +46,7 @@ class PassBytes:
         loss: from there to the first gradient of a parameter: the losses' forward pass, and the backward of the last.
         tiles: the part of it that is the tiles of that loss's logits, which do not grow with the frames for ever.
         backward: from the first gradient on, without gradients of parameters.
-        gradients: of parameters, alive when that is highest.
+        gradients: gradients of parameters, alive when that is highest.
         kept: alive after the backward pass: the loss's graph holds the kernel maps until the next one replaces it.
     """
 
@@ -79,7 +79,7 @@ class NetworkFigures:
         buffer_bytes: running statistics.
         tower_weight_bytes: both frozen towers.
         tiled: ends of the frame's pairs whose loss is computed last: L_d's, or L_e's where L_d has no weight.
-        norm_channels: of every norm whose statistics can be synchronised, in no order.
+        norm_channels: channels of every norm whose statistics can be synchronised, in no order.
         empty, one_frame: passes over no frame and over one.
     """
 

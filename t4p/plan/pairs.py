@@ -35,7 +35,7 @@ def pair_gather(points: int, pixels: int, dim: int, world_size: int, *, trained_
 
     Args:
         points, pixels: distinct ends of each rank's pairs, as many on all of them.
-        dim: of the embeddings.
+        dim: width of the embeddings.
         trained_pixels: the gathered side has gradients: True for L_d, False for L_e, whose image side is frozen.
     """
     columns = pixels * world_size
@@ -61,7 +61,7 @@ def norm_bytes(channels: Sequence[int], group_size: int, *, recomputed: bool) ->
     Each norm gathers a count, a mean and a variance per rank, and sums two gradients per channel.
 
     Args:
-        channels: of each norm.
+        channels: channels of each norm.
         group_size: ranks that share statistics.
         recomputed: activation checkpointing runs the forward pass of the norms twice.
     """

@@ -79,7 +79,7 @@ def partition_numel(numels: Sequence[int], stage: ZeroStage, cluster: Cluster) -
     Stages 1 and 2 cut the flat parameters into equal parts (padded to a multiple of 2 W), stage 3 each parameter.
 
     Args:
-        numels: of the parameters of one group.
+        numels: sizes of the parameters of one group.
     """
     world_size = cluster.world_size
     if stage == 0:

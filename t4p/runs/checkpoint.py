@@ -36,8 +36,8 @@ class CheckpointState:
         world_size: ranks that wrote it.
         config: the resolved configuration, as dumped.
         shards_sha256: hash of the shard table of each training dataset.
-        towers_sha256: of the frozen towers' weights, which are not in the checkpoint; their names are in the config.
-        versions: of Python and the packages that made it.
+        towers_sha256: hash of the frozen towers' weights, which are not in the checkpoint; the config has their names.
+        versions: versions of Python and the packages that made it.
     """
 
     step: int

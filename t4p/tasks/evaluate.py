@@ -67,8 +67,8 @@ def score_points(
     """Read the scores off all samples.
 
     Args:
-        samples: of each, what was said of its points and what is true: indices of labels, the truth may be IGNORED.
-        urls: of the datasets, for messages.
+        samples: for each, what was said of its points and what is true: indices of labels, the truth may be IGNORED.
+        urls: places of the datasets, for messages.
 
     Raises:
         DataError: not one point has a label.

@@ -117,9 +117,9 @@ def run_training(
     Args:
         wrap: the task's module under DeepSpeed, given the checkpoint that will be loaded.
         task: what the loop asks of it, `t4p.train.loop.Task`.
-        stream: of the training data.
-        shards_sha256: of the shard tables that it is read from.
-        towers_sha256: of the frozen towers' weights.
+        stream: batches of the training data.
+        shards_sha256: hashes of the shard tables that it is read from.
+        towers_sha256: hash of the frozen towers' weights.
         on_step: called on every rank after every step.
     """
     from t4p.train.loop import train

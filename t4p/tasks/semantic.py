@@ -80,7 +80,7 @@ class SemanticModule(nn.Module):
 
         Args:
             voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
-            text: of `embed_labels`.
+            text: result of `embed_labels`.
         """
         expanded, decoded = self.net(voxel_coords, voxel_features, text)
         score_map = compare_with_text(expanded, text, self._loss.logit_scale)
@@ -103,7 +103,7 @@ class SemanticModule(nn.Module):
 
         Returns:
             loss, loss_task, loss_aux: scalars; averaged over ranks they are the global ones.
-            labelled_voxels: of this rank.
+            labelled_voxels: labelled voxels of this rank.
         """
         segmented = self.segment(voxel_coords, voxel_features, bottleneck_of_voxel, self.embed_labels())
         asked = self._labels_seen(label_of_voxel, label_of_bottleneck) if self._head == "words" else None

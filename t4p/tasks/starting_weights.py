@@ -31,12 +31,12 @@ TOLD = (FRAME, "model.voxel_size", "model.text_query.alpha", "model.text_query.b
 
 @dataclass(frozen=True, eq=False)
 class StartingWeights:
-    """Of a pre-training.
+    """The weights of a pre-training, and what they were trained as.
 
     Attributes:
         weights: parameters and buffers of the 3D network, by name.
         config: the configuration of the run, as dumped.
-        towers_sha256: of the CLIP towers that it was trained against.
+        towers_sha256: hash of the CLIP towers that it was trained against.
     """
 
     weights: Mapping[str, Tensor]
@@ -71,8 +71,8 @@ def load_starting_weights(
 
     Args:
         net: a Text4Point network, changed in place.
-        config: of the run that it is of.
-        towers_sha256: of the CLIP towers whose text it will be asked.
+        config: configuration of the run that it is of.
+        towers_sha256: hash of the CLIP towers whose text it will be asked.
 
     Returns:
         What a user should know: `key: then -> now` of settings that fit, and were others.

@@ -126,7 +126,7 @@ class Engine:
         Args:
             leaf_classes: modules of these classes are gathered as a whole at stage 3. Needed where the modules inside
                 are not simply called with tensors; they themselves must be, and by nothing but a call.
-            build_optimizer: of groups of parameters with their weight decay.
+            build_optimizer: maker of an optimizer of groups of parameters with their weight decay.
             load_universal: what `load` will be given is a universal checkpoint.
 
         Raises:

@@ -40,7 +40,7 @@ class Task(Protocol[Batch_contra]):
     """One job: what its module takes, what its outputs are called, and how it is scored.
 
     Attributes:
-        term_names: of the module's outputs; the first is the loss to minimise, all are logged.
+        term_names: names of the module's outputs; the first is the loss to minimise, all are logged.
     """
 
     @property

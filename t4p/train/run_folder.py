@@ -96,7 +96,7 @@ def open_run(
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and the packages that a checkpoint records."""
+    """The versions of Python and of the packages that a checkpoint records."""
     return {name: _version(name) for name in RECORDED_VERSIONS} | {"python": platform.python_version()}
 
 
