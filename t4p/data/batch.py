@@ -35,7 +35,7 @@ class Batch:
         voxel_of_pair_e: (Pe,) int64 row of the bottleneck.
         cell_of_pair_e: (Pe,) int64 row of the CLIP cells of all frames, (frame, row, col) flattened.
         points_of_pair_e: (Pe,) int64 number of points that lie in both.
-        lot_of_pair_e: (Pe,) float32 in (0, 1], uniform, for `t4p.losses.balanced_draw`.
+        uniform_of_pair_e: (Pe,) float32 in (0, 1], uniform, for `t4p.losses.balanced_draw`.
         voxel_of_pair_d: (Pd,) int64 row of `voxel_coords`.
         pixel_of_pair_d: (Pd,) int64 row of the decoder pixels of all frames, flattened likewise.
         points_of_pair_d: (Pd,) int64 number of points that lie in both.
@@ -48,7 +48,7 @@ class Batch:
     voxel_of_pair_e: Tensor
     cell_of_pair_e: Tensor
     points_of_pair_e: Tensor
-    lot_of_pair_e: Tensor
+    uniform_of_pair_e: Tensor
     voxel_of_pair_d: Tensor
     pixel_of_pair_d: Tensor
     points_of_pair_d: Tensor
@@ -106,7 +106,7 @@ def collate(
         num_pixels: decoder pixels of one frame.
     """
     coords, pairs_e, pairs_d = [np.zeros((0, 4), np.int32)], [np.zeros((0, 3), np.int64)], [np.zeros((0, 3), np.int64)]
-    features, lots_e = [np.zeros((0, num_channels), np.float32)], [np.zeros(0, np.float32)]
+    features, uniforms_e = [np.zeros((0, num_channels), np.float32)], [np.zeros(0, np.float32)]
     images = np.zeros((len(samples), *image_size, 3), np.uint8)
     num_voxels = num_bottleneck_voxels = 0
     for frame_index, sample in enumerate(samples):
@@ -114,7 +114,7 @@ def collate(
         coords.append(np.pad(sample.voxel_coords, ((0, 0), (1, 0)), constant_values=frame_index))
         features.append(sample.voxel_features)
         pairs_e.append(sample.pairs_e + np.array((num_bottleneck_voxels, frame_index * num_cells, 0), np.int64))
-        lots_e.append(sample.lots_e)
+        uniforms_e.append(sample.uniforms_e)
         pairs_d.append(sample.pairs_d + np.array((num_voxels, frame_index * num_pixels, 0), np.int64))
         num_voxels += len(sample.voxel_coords)
         num_bottleneck_voxels += sample.num_bottleneck_voxels
@@ -127,7 +127,7 @@ def collate(
         voxel_of_pair_e=torch.from_numpy(joined_e[:, 0].copy()),
         cell_of_pair_e=torch.from_numpy(joined_e[:, 1].copy()),
         points_of_pair_e=torch.from_numpy(joined_e[:, 2].copy()),
-        lot_of_pair_e=torch.from_numpy(np.concatenate(lots_e)),
+        uniform_of_pair_e=torch.from_numpy(np.concatenate(uniforms_e)),
         voxel_of_pair_d=torch.from_numpy(joined_d[:, 0].copy()),
         pixel_of_pair_d=torch.from_numpy(joined_d[:, 1].copy()),
         points_of_pair_d=torch.from_numpy(joined_d[:, 2].copy()),

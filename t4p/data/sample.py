@@ -54,7 +54,7 @@ class FrameSample:
         voxel_features: (V, C) float32.
         num_bottleneck_voxels: rows of the bottleneck.
         pairs_e: (P, 3) int64 of (bottleneck voxel, CLIP cell, number of points they share).
-        lots_e: (P,) float32 in (0, 1], uniform: of each of pairs_e, for a draw that knows the CLIP features.
+        uniforms_e: (P,) float32 in (0, 1], uniform: of each of pairs_e, for a draw that knows the CLIP features.
         pairs_d: (P, 3) int64 of (voxel, decoder pixel, number of points they share).
     """
 
@@ -64,7 +64,7 @@ class FrameSample:
     voxel_features: NDArray[np.float32]
     num_bottleneck_voxels: int
     pairs_e: NDArray[np.int64]
-    lots_e: NDArray[np.float32]
+    uniforms_e: NDArray[np.float32]
     pairs_d: NDArray[np.int64]
 
 
@@ -89,7 +89,8 @@ def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSett
         pairs_e = transforms.draw_pairs(pairs_e, settings.num_pairs_e, sample_rng(settings.seed, epoch, key, "pairs_e"))
     if settings.num_pairs_d is not None:
         pairs_d = transforms.draw_pairs(pairs_d, settings.num_pairs_d, sample_rng(settings.seed, epoch, key, "pairs_d"))
-    lots_e = 1 - sample_rng(settings.seed, epoch, key, "lots_e").random(len(pairs_e), np.float32)
+    # The name of its stream is from 0.1.0, whose draws stay.
+    uniforms_e = 1 - sample_rng(settings.seed, epoch, key, "lots_e").random(len(pairs_e), np.float32)
     return FrameSample(
         key=key,
         image=points.image,
@@ -97,6 +98,6 @@ def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSett
         voxel_features=voxels.voxel_features,
         num_bottleneck_voxels=voxels.num_bottleneck_voxels,
         pairs_e=pairs_e,
-        lots_e=lots_e,
+        uniforms_e=uniforms_e,
         pairs_d=pairs_d,
     )

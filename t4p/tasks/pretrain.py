@@ -79,7 +79,7 @@ class PretrainModule(nn.Module):
         text: Tensor,
         pairs_e: Tensor,
         pairs_d: Tensor,
-        lots_e: Tensor,
+        uniforms_e: Tensor,
     ) -> PairEmbeddings:
         """The two ends of every pair, all of L_e's too; arguments as in `forward`."""
         expanded, decoded = self.net(voxel_coords, voxel_features, text)
@@ -95,7 +95,7 @@ class PretrainModule(nn.Module):
         text: Tensor,
         pairs_e: Tensor,
         pairs_d: Tensor,
-        lots_e: Tensor,
+        uniforms_e: Tensor,
     ) -> tuple[Tensor, ...]:
         """Both losses over the pairs of all ranks. Collective.
 
@@ -107,7 +107,7 @@ class PretrainModule(nn.Module):
             text: (K', d) of the frozen text tower.
             pairs_e: (2, Pe) rows of the bottleneck, and of the flattened CLIP cells.
             pairs_d: (2, Pd) rows of the voxels, and of the flattened decoder pixels.
-            lots_e: (Pe,) in (0, 1], uniform: of the pairs of L_e, which they draw if `balance_e` is set.
+            uniforms_e: (Pe,) in (0, 1], uniform: of the pairs of L_e, which they draw if `balance_e` is set.
 
         Returns:
             loss, loss_e, loss_d, logit_scale_e, logit_scale_d: scalars; averaged over ranks they are the global ones.
@@ -115,7 +115,7 @@ class PretrainModule(nn.Module):
             num_pairs_e, num_pairs_d: pairs of this rank.
         """
         if self._loss.balance_e:
-            drawn = draw_balanced(clip_features, pairs_e[1], lots_e, self._loss.num_pairs_e, self._loss.balance_e)
+            drawn = draw_balanced(clip_features, pairs_e[1], uniforms_e, self._loss.num_pairs_e, self._loss.balance_e)
             pairs_e = pairs_e[:, drawn]
         with_d = self._loss.weight_d > 0
         expanded, decoded = self.net(voxel_coords, voxel_features, text, decode=with_d)
@@ -166,7 +166,7 @@ class PretrainTask:
             self._text,
             torch.stack([batch.voxel_of_pair_e, batch.cell_of_pair_e]),
             torch.stack([batch.voxel_of_pair_d, batch.pixel_of_pair_d]),
-            batch.lot_of_pair_e,
+            batch.uniform_of_pair_e,
         )
 
     def check(self, record: StepRecord) -> None:
