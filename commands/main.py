@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from commands import checkpoint as checkpoint_cli
+from commands import config as config_cli
 from commands import launch as launch_cli
 from commands import shards as shards_cli
 from commands.arguments import ConfigArguments, load_worker_config, split_arguments
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(shards_cli.app, name="shards")
 app.add_typer(checkpoint_cli.app, name="checkpoint")
 app.add_typer(launch_cli.app, name="launch")
+app.add_typer(config_cli.app, name="config")
 
 
 @app.command()

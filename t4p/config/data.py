@@ -46,6 +46,9 @@ class LabelledDataConfig(PointDataConfig):
 class EvaluatedDataConfig(Section):
     shards: Places = Field(min_length=1, description="Packed datasets with labels.")
     num_workers: int = Field(2, ge=0, description="Loader processes; 0 loads in the process itself.")
-    ignored_labels: tuple[str, ...] = LabelledDataConfig.model_fields["ignored_labels"].default
+    ignored_labels: tuple[str, ...] = Field(
+        LabelledDataConfig.model_fields["ignored_labels"].default,
+        description=LabelledDataConfig.model_fields["ignored_labels"].description,
+    )
     pixel_stride: PositiveInt = Field(1, description="Of frames: give and score every k-th depth row and column.")
     max_depth: PositiveFloat = Field(10.0, description="Of frames: readings beyond this many metres are left out.")

@@ -45,7 +45,7 @@ def load_config_of(schema: type[AnyConfig], files: Sequence[str | Path], overrid
     Raises:
         ConfigError: lists every problem at once, each with its key, the value found, and the file it came from.
     """
-    return _validated(schema, _read(files, overrides), None)
+    return _without_problems(_resolved(schema, _read(files, overrides), None))
 
 
 def load_for_command(
@@ -61,6 +61,32 @@ def load_for_command(
     Raises:
         ConfigError: as `load_config_of`; or the configuration is one of another command, which is named.
     """
+    return _without_problems(resolve(command, files, overrides, world))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration as a command would read it, right or wrong.
+
+    Attributes:
+        config: the frozen tree; with problems, defaults stand where nothing usable was given.
+        tree: every key, dumped. With problems what was given stands there, and null for what is missing.
+        problems: a line each.
+    """
+
+    config: Section
+    tree: Mapping[str, Any]
+    problems: tuple[str, ...]
+
+
+def resolve(
+    command: str, files: Sequence[str | Path], overrides: Sequence[str] = (), world: World | None = None
+) -> Resolved:
+    """As `load_for_command`, for who wants to see a configuration with its problems.
+
+    Raises:
+        ConfigError: a file cannot be read, or the configuration is one of another command.
+    """
     given = _read(files, overrides)
     schema: type[Section] = schemas()[command][0]
     if "task" in given.tree and command in {task.command for task in TASKS.values()}:
@@ -72,7 +98,20 @@ def load_for_command(
             )
         schema = task.schema
     _refuse_other_command(command, schema, given.tree)
-    return _validated(schema, given, world)
+    return _resolved(schema, given, world)
+
+
+def command_of(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> str:
+    """The command that a configuration is for: by its task, else by its keys; the first one where they fit several.
+
+    Raises:
+        ConfigError: a file cannot be read, or the task is unknown.
+    """
+    tree = _read(files, overrides).tree
+    if "task" in tree:
+        return task_named(tree["task"]).command
+    candidates = [(command, schema) for command, found in schemas().items() for schema in found]
+    return min(candidates, key=lambda candidate: len(list(unknown_keys(tree, candidate[1]))))[0]
 
 
 def load_network(config: str | Path | Mapping[str, Any]) -> JobConfig:
@@ -91,7 +130,7 @@ def load_network(config: str | Path | Mapping[str, Any]) -> JobConfig:
         given = _read([config], ())
     task = task_named(given.tree.get("task", next(iter(TASKS))))
     tree = {"run": {"dir": "none"}, "data": {"shards": ["none"]}, "model": given.tree.get("model", {})}
-    return _validated(task.schema, _Given(tree, given.origins), None, about="model")
+    return _without_problems(_resolved(task.schema, _Given(tree, given.origins), None, about="model"))
 
 
 @dataclass
@@ -133,8 +172,8 @@ def _refuse_other_command(command: str, schema: type[Section], tree: Mapping[str
                 )
 
 
-def _validated(schema: type[AnyConfig], given: _Given, world: World | None, about: str = "") -> AnyConfig:
-    """The frozen tree, or one error with every problem: of keys and values, within sections, and between them.
+def _resolved(schema: type[Section], given: _Given, world: World | None, about: str = "") -> Resolved:
+    """The frozen tree, and every problem: of keys and values, within sections, and between them.
 
     Args:
         about: the section that matters; all by default.
@@ -152,10 +191,28 @@ def _validated(schema: type[AnyConfig], given: _Given, world: World | None, abou
     for problem in check(config, num_workers):
         if problem.where.startswith(about) and not any(_touches(key, repaired) for key in problem.keys):
             lines.append(f"{problem}{_origin_of(problem, given)}")
-    if lines:
-        problems = "\n".join(f"  {line}" for line in lines)
-        raise ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}")
-    return config
+    return Resolved(config, _as_given(config, given, repaired), tuple(lines))
+
+
+def _without_problems(resolved: Resolved) -> Any:
+    """The configuration, or one error with every problem."""
+    if resolved.problems:
+        problems = "\n".join(f"  {line}" for line in resolved.problems)
+        raise ConfigError(f"{len(resolved.problems)} problem(s) in the configuration\n{problems}")
+    return resolved.config
+
+
+def _as_given(config: Section, given: _Given, repaired: set[KeyPath]) -> dict[str, Any]:
+    """The tree with what was given where something else had to stand for it."""
+    tree = config.model_dump(mode="json")
+    for *sections, key in sorted(repaired, key=len):
+        into: Any = tree
+        value: Any = given.tree
+        for name in sections:
+            into, value = (of.get(name) if isinstance(of, dict) else None for of in (into, value))
+        if isinstance(into, dict):  # or the section as a whole is not what it should be, and stands there as given
+            into[key] = value.get(key) if isinstance(value, dict) else None
+    return tree
 
 
 def _gather(schema: type[AnyConfig], given: _Given) -> tuple[list[str], AnyConfig, set[KeyPath]]:

@@ -32,14 +32,18 @@ class ClipConfig(Section):
 class UNetConfig(Section):
     """A named plan, cut to `num_strides`; any list given here replaces the plan's."""
 
-    plan: str = "Res16UNet34C"
+    plan: str = Field("Res16UNet34C", description="Widths and depths by name: see t4p/config/plans.py.")
     num_strides: PositiveInt = Field(4, description="Halvings of the resolution between the voxels and the bottleneck.")
-    stem_channels: PositiveInt | None = None
-    stem_kernel_size: Literal[3, 5] | None = None
-    encoder_channels: tuple[PositiveInt, ...] | None = None
-    encoder_blocks: tuple[PositiveInt, ...] | None = None
-    decoder_channels: tuple[PositiveInt, ...] | None = None
-    decoder_blocks: tuple[PositiveInt, ...] | None = None
+    stem_channels: PositiveInt | None = Field(None, description="Width of the stem, at full resolution.")
+    stem_kernel_size: Literal[3, 5] | None = Field(None, description="Voxels per side of the stem's kernel.")
+    encoder_channels: tuple[PositiveInt, ...] | None = Field(
+        None, description="Width per stride, finest first; the last is the bottleneck."
+    )
+    encoder_blocks: tuple[PositiveInt, ...] | None = Field(None, description="Residual blocks per stride, likewise.")
+    decoder_channels: tuple[PositiveInt, ...] | None = Field(
+        None, description="Width per stride, coarsest first; the last is at full resolution."
+    )
+    decoder_blocks: tuple[PositiveInt, ...] | None = Field(None, description="Residual blocks per stride, likewise.")
     activation_checkpointing: bool = Field(
         False, description="Recompute each stage in the backward pass: less memory, a second forward pass of each."
     )
@@ -52,22 +56,24 @@ class UNetConfig(Section):
 
 
 class TextQueryConfig(Section):
-    num_heads: PositiveInt = 8
-    mlp_ratio: PositiveFloat = 2.0
+    num_heads: PositiveInt = Field(8, description="Attention heads; a divisor of the width of the CLIP model.")
+    mlp_ratio: PositiveFloat = Field(2.0, description="Hidden width of its MLP over that of the CLIP model.")
     alpha: float = Field(1.0, description="Weight of h3D in the aggregation alpha * h3D + beta * h3D_text_hat.")
     beta: float = Field(1.0, description="Weight of the queried text; 0 gives the plain U-Net.")
-    template: str = "point cloud of a {}"
+    template: str = Field("point cloud of a {}", description="The prompt; {} stands for the label.")
 
 
 class Decoder2dConfig(Section):
-    hidden_channels: PositiveInt = 128
+    hidden_channels: PositiveInt = Field(128, description="Width of its hidden layers.")
     upsample: Literal[1, 2, 4, 8] = Field(4, description="Decoder pixels per CLIP cell, in each direction.")
 
 
 class NetworkConfig(Section):
     """The 3D network and the words it is asked: the same in pre-training and in fine-tuning."""
 
-    sparse_backend: Literal["auto", "native", "minkowski"] = "auto"
+    sparse_backend: Literal["auto", "native", "minkowski"] = Field(
+        "auto", description="native is plain torch, and what auto takes; minkowski is the extra of that name."
+    )
     voxel_size: PositiveFloat = Field(0.025, description="Edge of a voxel, metres.")
     norm: Literal["sync_batch", "batch", "layer"] = Field(
         "sync_batch", description="Statistics over the voxels of all ranks, of this rank, or of each voxel alone."
@@ -75,7 +81,11 @@ class NetworkConfig(Section):
     norm_group_size: PositiveInt | None = Field(
         None, description="sync_batch: ranks that share statistics, a divisor of the world size; all by default."
     )
-    point_features: tuple[Literal["one", "color", "position", "height"], ...] = Field(("color",), min_length=1)
+    point_features: tuple[Literal["one", "color", "position", "height"], ...] = Field(
+        ("color",),
+        min_length=1,
+        description="Inputs of a voxel: a constant, its mean colour, its place, its z alone (metres).",
+    )
     labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
     clip: ClipConfig = ClipConfig()
     unet: UNetConfig = UNetConfig()

@@ -12,7 +12,7 @@ from t4p.config.section import PositiveFloat, PositiveInt, Problem, Section
 
 class RunConfig(Section):
     dir: str = Field(min_length=1, description="Run folder, shared by all ranks.")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="Of the first weights, the order of samples, and every draw.")
 
     @field_validator("dir")
     @classmethod
@@ -25,20 +25,28 @@ class RunConfig(Section):
 
 
 class TrainConfig(Section):
-    num_steps: PositiveInt = 60_000
+    num_steps: PositiveInt = Field(60_000, description="Optimizer steps of the whole run.")
     global_batch_size: PositiveInt = Field(32, description="Frames per optimizer step, over all ranks.")
-    grad_accum_steps: PositiveInt = 1
-    learning_rate: PositiveFloat = 1e-3
+    grad_accum_steps: PositiveInt = Field(
+        1, description="Equal parts of a batch, one after the other; a pair has its negatives in its own part."
+    )
+    learning_rate: PositiveFloat = Field(1e-3, description="Of AdamW, at the end of the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up, then a cosine to zero.")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="Of matrices; biases, norms and temperatures do not decay.")
     gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    checkpoint_every: PositiveInt = 1000
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast; weights, norms and losses stay fp32."
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="What DeepSpeed shards over ranks: 1 the optimizer, 2 and gradients, 3 and weights; 0 nothing."
+    )
+    checkpoint_every: PositiveInt = Field(1000, description="Steps between checkpoints; the last step makes one too.")
     keep_checkpoints: PositiveInt = Field(3, description="Whole checkpoints that stay; older ones are deleted.")
     validate_every: int = Field(0, ge=0, description="0 validates before the first and after the last step only.")
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
-    deterministic: bool = False
+    deterministic: bool = Field(
+        False, description="On a GPU: repeat every bit or raise. On a CPU a run repeats itself anyway."
+    )
 
     def rules(self) -> Iterator[Problem]:
         if self.warmup_steps >= self.num_steps:
@@ -63,9 +71,9 @@ class FinetuneTrainConfig(TrainConfig):
 class ClusterConfig(Section):
     """Where `t4p launch` places the workers, and what it puts up with. `t4p plan` sizes a run by it."""
 
-    num_nodes: PositiveInt = 1
+    num_nodes: PositiveInt = Field(1, description="Machines.")
     gpus_per_node: int = Field(0, ge=0, description="Workers of a node, one GPU each; 0 is one worker on the CPU.")
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: PositiveInt = Field(1, description="Cores that a worker reserves on its node.")
     max_restarts: int = Field(3, ge=0, description="Times a run begins again after a lost worker or node.")
 
     @property

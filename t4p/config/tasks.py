@@ -28,10 +28,14 @@ class LossConfig(Section):
     balance_e: Fraction = Field(
         0.0, description="p: a pair of L_e is drawn with the density of its CLIP feature in the frame to the power -p."
     )
-    weight_e: float = Field(1.0, ge=0)
-    weight_d: float = Field(1.0, ge=0, description="0 is L_e alone: both decoders stay as they are, and cost no time.")
+    weight_e: float = Field(1.0, ge=0, description="Weight of L_e, at the bottleneck; 0 is L_d alone.")
+    weight_d: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of L_d, at full resolution; 0 is L_e alone: both decoders rest and cost nothing.",
+    )
     logit_scale_init: PositiveFloat = Field(14.3, description="Start of both multipliers: 1 / temperature (1 / 0.07).")
-    logit_scale_max: PositiveFloat = 100.0
+    logit_scale_max: PositiveFloat = Field(100.0, description="What both multipliers are clamped to.")
 
     def rules(self) -> Iterator[Problem]:
         if not (self.weight_e or self.weight_d):
@@ -50,7 +54,7 @@ class LossConfig(Section):
 class JobConfig(Section):
     """Everything a training job reads. Saved, resolved, as `config.yaml` in the run folder."""
 
-    task: str
+    task: str = Field(description="What is trained; the command and its schema follow from it.")
     run: RunConfig
     data: PointDataConfig
     model: NetworkConfig = NetworkConfig()
@@ -61,7 +65,7 @@ class JobConfig(Section):
 class PretrainConfig(JobConfig):
     """The configuration of `t4p pretrain`."""
 
-    task: Literal["pretrain"] = "pretrain"
+    task: Literal["pretrain"] = Field("pretrain", description=JobConfig.model_fields["task"].description)
     data: DataConfig
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -70,7 +74,7 @@ class PretrainConfig(JobConfig):
 class FinetuneConfig(JobConfig):
     """The configuration of `t4p finetune`: semantic segmentation of points."""
 
-    task: Literal["semantic"] = "semantic"
+    task: Literal["semantic"] = Field("semantic", description=JobConfig.model_fields["task"].description)
     data: LabelledDataConfig
     model: SemanticModelConfig = SemanticModelConfig()
     loss: SemanticLossConfig = SemanticLossConfig()

@@ -74,6 +74,8 @@ WORKS: dict[str, list[str] | str] = {
         "--json",
     ],
     "help": ["--help"],
+    "keys": ["config", "keys", "train"],
+    "show configuration": ["config", "show", *SMOKE],
     "dry run": ["launch", "pretrain", *SMOKE, "run.dir=unused", "--dry-run"],
     "embed": f"{MODEL}.embed({BATCH}.points, {BATCH}.colors).shape",
     "classify": f"{MODEL}.classify({BATCH}.points, {BATCH}.colors)[0].shape",

@@ -47,11 +47,21 @@ def test_the_network_of_a_run_has_the_shapes_of_its_export(task: str, monkeypatc
     assert shapes(network(exported.config)) == shapes(exported.net)
 
 
+def test_labels_in_a_file_give_the_head_a_channel_each(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("chair\ntable\ndoor\n")
+    tree = yaml.safe_load(find_packaged("configs/smoke.yaml").read_text())
+    model = {name: tree["model"][name] for name in ("unet", "clip", "text_query")}
+    net = network({"task": "semantic", "model": {**model, "labels": str(tmp_path / "labels.txt")}})
+    assert net.head.out_features == 3
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model": {"voxel_size": -1}}, "voxel_size"),
-        ({"model": {"voxels": 1}}, "voxels"),
+        (
+            {"model": {"voxel_size": -1, "voxels": 1}},
+            r"2 problem[^!]*model.voxel_size: [^!]*model.voxels: unknown",
+        ),
         ({"model": {"unet": {"plan": "UNet"}, "clip": {"name": "configs/clip/tiny-rn.json"}}}, "known: Res16UNet"),
         ({"task": "juggle"}, "task is 'juggle'; known: pretrain, semantic"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
