@@ -17,9 +17,14 @@ DATA ?=
 PYTEST_ARGS ?=
 FILES ?= $(shell find tests -name 'test_*.py' | sort)
 ROUNDS ?= 10
+# `no`: `make env` leaves it to a later `make minkowski`.
+MINKOWSKI ?=
+PIP := $(BIN)/python -m pip -q --disable-pip-version-check
+EVERYTHING := -c constraints.txt -e '.[test,dev]' setuptools wheel ninja
+S3_SERVER := --require-hashes --no-deps -r tests/requirements-s3.txt
 
 help:
-	@echo "make env                build .venv with everything (minutes on two cores, half of them MinkowskiEngine)"
+	@echo "make env                build .venv with everything (about three minutes on two cores, half of them MinkowskiEngine)"
 	echo "make quickstart         the whole road on procedural rooms, and a report; DATA=FOLDER or DATA=s3://BUCKET/PREFIX: on yours"
 	echo "make small-clip         make the CLIP that is shipped for procedural rooms again (configs/clip/small-rooms.*)"
 	echo "make test | unit        all tests | the quick ones (options in PYTEST_ARGS are passed on)"
@@ -56,39 +61,37 @@ export no_python no_venv no_minkowski_libraries no_minkowski_python no_minkowski
 
 # apt-get when we may use it: as root on Debian. Elsewhere it fails quietly and the caller says what to install.
 apt_install = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "apt-get install $(1)" \
-	&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null
+	&& flock Makefile sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null'
 
 $(VENV)/ready: pyproject.toml constraints.txt tests/requirements-s3.txt
 	@[ -n "$(PYTHON)" ] || { echo "$$no_python" >&2; exit 1; }
 	make_venv() { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) >/dev/null; }
 	make_venv || { $(call apt_install,python3-venv) && make_venv; } || { echo "$$no_venv" >&2; exit 1; }
-	echo "Installing the pinned packages into $(VENV) (6 GB, about three minutes) ..."
-	# One resolve of everything: a second call may replace torch by another build of it. Byte code is compiled here, two
-	# minutes of one core: under PYTHONDONTWRITEBYTECODE every process would do it anew for the 4,500 files it imports.
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,dev]' setuptools wheel ninja
-	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r tests/requirements-s3.txt
-	$(MAKE) --no-print-directory minkowski
+	echo "Installing the pinned packages into $(VENV) (6 GB, about a minute) ..."
+	# uv does not read pip's settings: the index that somebody chose there is meant for it too.
+	index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}
+	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"
+	# One resolve of everything: a second call may replace torch by another build of it. Byte code is compiled here: under
+	# PYTHONDONTWRITEBYTECODE every process would do it anew for the 4,500 files it imports.
+	with_uv() {
+		$(PIP) install -c constraints.txt uv && $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode $(EVERYTHING) \
+			&& $(BIN)/uv pip install -q --python $(BIN)/python --compile-bytecode $(S3_SERVER)
+	}
+	with_uv || { echo "uv could not install them (see above); pip does the same in about five minutes ..."
+		$(PIP) install $(EVERYTHING); $(PIP) install $(S3_SERVER); }
+	$(if $(filter no,$(MINKOWSKI)),,$(MAKE) --no-print-directory minkowski)
 	touch $@
-
-# The alias that MinkowskiEngine 0.5.4 still uses is gone since Python 3.10.
-import_minkowski := import collections, collections.abc; collections.Sequence = collections.abc.Sequence; import MinkowskiEngine
 
 # Optional: whatever goes wrong here is said in one message and the rest of the environment stands.
 minkowski:
-	@if $(BIN)/python -W ignore -c '$(import_minkowski)' 2>/dev/null; then exit 0; fi
+	@if $(BIN)/python tools/build_minkowski.py --imports; then exit 0; fi
 	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))'; then echo "$$no_minkowski_python" >&2; exit 0; fi
 	headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 	can_compile() { printf '#include <Python.h>\n#include <cblas.h>\nint main() { return 0; }\n' \
 		| g++ -x c++ -I"$$headers" - -lopenblas -o /dev/null 2>/dev/null; }
 	can_compile || { $(call apt_install,libopenblas-dev python3-dev) && can_compile; } \
 		|| { echo "$$no_minkowski_libraries" >&2; exit 0; }
-	echo "Building MinkowskiEngine (about five minutes on two cores) ..."
-	# -g0: Python asks for debug symbols, which take the compiler half of its time. No cache: a wheel built against
-	# another torch imports with "undefined symbol".
-	CFLAGS="$${CFLAGS:-} -g0" PATH="$$PWD/$(BIN):$$PATH" SETUPTOOLS_USE_DISTUTILS=stdlib \
-		$(BIN)/python -m pip install -q --disable-pip-version-check \
-		--no-build-isolation --no-cache-dir --no-deps --force-reinstall -c constraints.txt MinkowskiEngine \
-		|| echo "$$no_minkowski_build" >&2
+	$(BIN)/python tools/build_minkowski.py || echo "$$no_minkowski_build" >&2
 
 # ---- what people run ------------------------------------------------------------------------------------------------
 
