@@ -30,7 +30,7 @@ help:
 	echo "make test | unit        all tests | the quick ones (options in PYTEST_ARGS are passed on)"
 	echo "make soak               kills, faults and long trainings, again and again (ROUNDS=10)"
 	echo "make budget             write the CPU seconds of test files into tests/budget.toml (FILES=\"...\": of these)"
-	echo "make lint               ruff check, ruff format --check, mypy"
+	echo "make lint               ruff check, ruff format --check, mypy, and that the pins exist for Python 3.12 and 3.13"
 	echo "make minkowski          try again to build MinkowskiEngine (optional sparse backend)"
 	echo "make clean | distclean  remove caches and runs/quickstart | remove .venv too"
 
@@ -63,14 +63,18 @@ export no_python no_venv no_minkowski_libraries no_minkowski_python no_minkowski
 apt_install = [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "apt-get install $(1)" \
 	&& flock Makefile sh -c 'apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null'
 
+# uv does not read pip's settings: the index that somebody chose there is meant for it too.
+define use_index_of_pip
+index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}
+[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"
+endef
+
 $(VENV)/ready: pyproject.toml constraints.txt tests/requirements-s3.txt
 	@[ -n "$(PYTHON)" ] || { echo "$$no_python" >&2; exit 1; }
 	make_venv() { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) >/dev/null; }
 	make_venv || { $(call apt_install,python3-venv) && make_venv; } || { echo "$$no_venv" >&2; exit 1; }
 	echo "Installing the pinned packages into $(VENV) (6 GB, about a minute) ..."
-	# uv does not read pip's settings: the index that somebody chose there is meant for it too.
-	index=$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}
-	[ -z "$$index" ] || export UV_DEFAULT_INDEX="$$index"
+	$(use_index_of_pip)
 	# One resolve of everything: a second call may replace torch by another build of it. Byte code is compiled here: under
 	# PYTHONDONTWRITEBYTECODE every process would do it anew for the 4,500 files it imports.
 	with_uv() {
@@ -128,6 +132,15 @@ lint: env
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	# The same pins for the other Pythons: each package has a wheel there (DeepSpeed ships none), and they fit together.
+	$(use_index_of_pip)
+	for version in 3.12 3.13; do
+		if said=$$($(BIN)/uv pip compile -q pyproject.toml --extra test --extra dev -c constraints.txt -o /dev/null \
+			--python-version $$version --python-platform x86_64-manylinux_2_28 --only-binary :all: --no-binary deepspeed 2>&1)
+		then echo "Python $$version: the pins resolve to wheels"
+		elif grep -q "No solution found" <<<"$$said"; then echo "Python $$version: $$said" >&2; exit 1
+		else echo "Python $$version: not looked at, no package index answers: $${said##*$$'\n'}"; fi
+	done
 
 clean:
 	rm -rf build runs/quickstart .pytest_cache .ruff_cache .mypy_cache .hypothesis
