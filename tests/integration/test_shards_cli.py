@@ -1,10 +1,10 @@
 """The commands as a user meets them: exit status, one message, no traceback."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,8 +228,8 @@ def test_who_may_only_read_can_use_a_dataset_and_is_told_that_packing_needs_more
     for command in (("verify", s3_bucket), ("info", s3_bucket)):
         outcome = call(*command)
         assert outcome.returncode == 0, outcome.stderr
-    started = time.monotonic()
+    started = sum(os.times()[:4])
     refusal = call("pack", "tum", tum_sample, f"s3://{bucket}/other")
-    assert time.monotonic() - started < 10, "before the frames are read, not after"
+    assert sum(os.times()[:4]) - started < 10, "before the frames are read, not after"
     assert_refused(refusal, 1, f"s3://{bucket}/other", "AccessDenied", "ask for permission on the bucket")
     assert s3_server.client().list_objects_v2(Bucket=bucket, Prefix="other").get("KeyCount", 0) == 0
