@@ -1,0 +1,138 @@
+"""What version 0.1.0 wrote (tests/data/older, see its README.md) reads as it did then; nothing of it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rank_processes import start_ranks
+from typer.testing import CliRunner
+
+from commands.checkpoint import app
+from shards.reader import DatasetReader
+from t4p.config.data import EvaluatedDataConfig
+from t4p.config.files import dump_config, load_config, load_config_of
+from t4p.config.kinds import config_of_task
+from t4p.config.tasks import FinetuneConfig
+from t4p.models.exported import load_exported_network
+from t4p.tasks import evaluate
+from t4p.train.engine import saved_weights
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+OLDER = REPOSITORY / "tests/data/older"
+RUN = OLDER / "runs/pretrain"
+TIE = 1e-4  # scores closer than this are one: rounding decides
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Any]:
+    return json.loads((OLDER / "expected.json").read_text())
+
+
+def digest(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        content = f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes()
+    else:
+        content = value if isinstance(value, bytes) else repr(value).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    return {name: digest(tensor.detach().numpy()) for name, tensor in tensors.items()}
+
+
+def test_every_field_of_every_sample_has_the_same_bits(expected):
+    found = {}
+    for dataset in ("frames", "scenes"):
+        reader = DatasetReader(str(OLDER / dataset))
+        read = reader.read_frame if dataset == "frames" else reader.read_scene
+        for shard, num_samples in enumerate(reader.samples_per_shard.tolist()):
+            for index in range(num_samples):
+                sample = read(shard, index)
+                fields = {field.name: digest(getattr(sample, field.name)) for field in dataclasses.fields(sample)}
+                found[f"{dataset}:{reader.key(shard, index)}"] = fields
+    assert found == expected["samples"]
+
+
+def test_weights_of_the_checkpoint_and_of_both_exports_have_the_same_bits(expected):
+    from safetensors.torch import load_file
+
+    checkpoint = digests(saved_weights(RUN / "checkpoints/step_00000002", zero_stage=1))
+    exports = {name: digests(load_file(OLDER / f"{name}.safetensors")) for name in ("pretrain", "semantic")}
+    for name, found in {"checkpoint": checkpoint, **exports}.items():
+        assert found == expected["weights"][name], name
+
+
+@pytest.mark.parametrize("dataset", ["frames", "scenes"])
+@pytest.mark.parametrize("name", ["pretrain", "semantic"])
+def test_both_exports_predict_what_they_did(name, dataset, monkeypatch):
+    exported = load_exported_network(OLDER / f"{name}.safetensors")
+    scores_of_points = []
+    predict = evaluate.predict
+
+    def noting_scores(exported, batch):
+        scores = evaluate.voxel_scores(exported, batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel)
+        scores_of_points.append(scores[batch.voxel_of_point])
+        return predict(exported, batch)
+
+    monkeypatch.setattr(evaluate, "predict", noting_scores)
+    scored = EvaluatedDataConfig(shards=(str(OLDER / dataset),), pixel_stride=2, ignored_labels=("*",), num_workers=0)
+    found = torch.cat([labels for labels, _ in evaluate.label_points(exported, scored)])
+    wanted = torch.from_numpy(np.load(OLDER / "predictions.npz")[f"{name}_{dataset}"]).long()
+    assert found.shape == wanted.shape
+    scores = torch.cat(scores_of_points)
+    differ = found != wanted
+    behind = scores.amax(1) - scores.gather(1, wanted[:, None]).squeeze(1)
+    assert (behind[differ] < TIE).all(), f"{int(differ.sum())} of {len(wanted)} labels differ, up to {behind.max()}"
+
+
+@pytest.mark.parametrize("run", ["pretrain", "semantic"])
+def test_a_resolved_configuration_resolves_to_itself(run):
+    path = OLDER / "runs" / run / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    loaded = load_config([path]) if run == "pretrain" else load_config_of(FinetuneConfig, [path])
+    assert yaml.safe_load(dump_config(loaded)) == tree
+    assert config_of_task(tree) == loaded
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """The run folder of the pre-training, copied: reading it may not write beside the original."""
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+def test_its_checkpoint_is_listed_and_found_whole(run_dir):
+    listed = CliRunner().invoke(app, ["list", str(run_dir), "--json"])
+    assert listed.exit_code == 0, listed.output
+    (checkpoint,) = json.loads(listed.output)["checkpoints"]
+    assert (checkpoint["step"], checkpoint["world_size"]) == (2, 2)
+    verified = CliRunner().invoke(app, ["verify", str(run_dir / "checkpoints/step_00000002")])
+    assert verified.exit_code == 0, verified.output
+
+
+def test_two_ranks_go_on_from_step_2_with_the_losses_of_then(run_dir):
+    def losses() -> list[tuple[int, float]]:
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return [(line["step"], line["loss"]) for line in lines]
+
+    then = losses()
+    program = [sys.executable, "-m", "commands.main", "pretrain", str(run_dir / "config.yaml")]
+    command = [*program, f"run.dir={run_dir}", "train.resume=auto"]
+    with start_ranks(command, 2, run_dir / "logs") as ranks:
+        ranks.wait(timeout=300)
+    assert "step_00000002" in ranks.said()
+    assert "steps 3 on" in ranks.said()
+    now = losses()
+    assert [step for step, _ in now] == [1, 2, 3, 4]
+    assert now[:2] == then[:2]
+    for (_, found), (_, wanted) in zip(now[2:], then[2:], strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
