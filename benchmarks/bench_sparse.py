@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import statistics
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
+from record import record
 
 from t4p.config.plans import PLANS
 from t4p.models.sparse.pyramid import SparseBackend, build_pyramid
@@ -67,16 +66,7 @@ def main(
     figures = {"num_voxels": len(voxel_coords), "num_parameters": sum(p.numel() for p in network.parameters())}
     for row in rows:
         figures[f"{row['backend']}_{row['dtype']}_{row['threads']}t_seconds"] = row["wall_median"]
-    report = {
-        "figures": figures,
-        "rows": rows,
-        "machine": {
-            "cpu": cpu_name(),
-            "system": platform.platform(),
-            "load": Path("/proc/loadavg").read_text().split()[:3],
-        },
-        "versions": {name: version(name) for name in ("torch", "numpy", "MinkowskiEngine")},
-    }
+    report = record("sparse", repeats, figures, rows, ("torch", "numpy", "MinkowskiEngine"))
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -134,11 +124,6 @@ def voxelise(depth: np.ndarray, voxel_size: float) -> torch.Tensor:
     points = np.stack([(col - 320) * z / 585, (row - 240) * z / 585, z], axis=1)
     xyz = np.unique(np.floor(points / voxel_size).astype(np.int32), axis=0)
     return torch.from_numpy(np.concatenate([np.zeros((len(xyz), 1), np.int32), xyz], axis=1))
-
-
-def cpu_name() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":", 1)[1].strip() if names else platform.processor()
 
 
 if __name__ == "__main__":
