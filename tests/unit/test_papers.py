@@ -87,7 +87,7 @@ def quickstart(*keys: str) -> Callable[[], str]:
 
 def contrastive_memory() -> str:
     row = next(row for row in newest("contrastive")["rows"] if row["num_pairs"] == 16384)
-    return ", ".join(f"{row[name]['peak_mb']:,.0f} MB" for name in ("streamed", "open_clip"))
+    return ", ".join(f"{row[name] / 1e6:,.0f} MB" for name in ("streamed_bytes", "open_clip_bytes"))
 
 
 # The first words of a row of README's table that quotes a benchmark, and what its newest run says.
