@@ -30,13 +30,14 @@ class RayCluster:
     """Started by `start_ray_cluster`.
 
     Attributes:
+        folder: above those of the nodes; every process of the cluster is known by it.
         address: host:port of the head's GCS, for RAY_ADDRESS.
         dashboard_url: http://127.0.0.1:port, where jobs are submitted.
         token_path: file with the token that every request needs.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._num_nodes = 0
         self.token_path = folder / "token"
         self.token_path.touch(mode=0o600)
@@ -74,7 +75,7 @@ class RayCluster:
 
     def end(self) -> None:
         """End every process of the cluster, and no other."""
-        end_processes(self._folder)
+        end_processes(self.folder)
 
     def _start_nodes(self, *arguments: list[str]) -> None:
         starts = [self._start(own_arguments) for own_arguments in arguments]
@@ -98,7 +99,7 @@ class RayCluster:
 
     def _start(self, arguments: list[str]) -> tuple[Path, subprocess.Popen]:
         """A node's folder, and the `ray start` that starts it."""
-        folder = self._folder / f"n{self._num_nodes:02d}"
+        folder = self.folder / f"n{self._num_nodes:02d}"
         self._num_nodes += 1
         folder.mkdir()
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

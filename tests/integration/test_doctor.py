@@ -16,7 +16,7 @@ from s3_server import S3Server
 from commands.doctor.checks import STORAGE, Row, make
 
 # 40 CPU seconds, half of them Ray's: about a minute on two cores that others use too.
-PATIENCE = 400
+PATIENCE = 900
 # In the environment of everything that the doctor starts.
 MARK = "T4P_TEST_DOCTOR"
 
@@ -41,6 +41,7 @@ def try_storage(url: str) -> Row:
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_this_environment_has_everything_that_is_needed(examined: tuple) -> None:
     process, _ = examined
     checks = {check["name"]: check for check in json.loads(process.stdout)["checks"]}
@@ -56,6 +57,7 @@ def test_this_environment_has_everything_that_is_needed(examined: tuple) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_nothing_is_left_behind(examined: tuple, s3_server: S3Server) -> None:
     _, bucket = examined
     assert s3_server.client().list_objects_v2(Bucket=bucket).get("KeyCount", 0) == 0
@@ -86,7 +88,7 @@ def test_who_may_only_read_is_told_so_and_what_that_is_good_for(
 def test_a_closed_port_is_a_row_in_seconds(s3_bucket: str, closed_endpoint: str) -> None:
     began = time.monotonic()
     unreachable = try_storage(s3_bucket)
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 150, "boto3's own patience would be 5 times 60 s"
     assert unreachable.is_failure
     assert f"cannot reach {closed_endpoint}" in unreachable.finding.found
     assert unreachable.finding.fix == "is the server up, and AWS_ENDPOINT_URL right?"

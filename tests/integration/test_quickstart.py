@@ -10,8 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from small_model import SMALL
 
+from commands.quickstart.quickstart import OWNER_MARK
+from commands.quickstart.quickstart import quickstart as run_here
 from shards.packing.pack import pack
+from t4p.config.tasks import PretrainConfig
+from t4p.runs.checkpoint import write_marker
 
 pytestmark = pytest.mark.slow
 
@@ -25,40 +31,59 @@ def quickstart(out: Path, *arguments: str) -> subprocess.CompletedProcess:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
 
 
-def steps_of(out: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+def logged(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_both_losses_fall_and_a_second_quickstart_from_s3_begins_anew(
-    tmp_path: Path, tum_sample: Path, s3_bucket: str
-) -> None:
+@pytest.mark.ray
+def test_both_losses_fall_in_a_quickstart_that_begins_anew(tmp_path: Path, tum_sample: Path) -> None:
     out = tmp_path / "quick start"  # paths may have spaces
-    first = quickstart(out, "--data", str(tum_sample))
-    assert first.returncode == 0, first.stdout + first.stderr
+    # As an earlier quickstart leaves it that was stopped: a run that would be taken for one to resume, and refused.
+    checkpoint = out / "run" / "checkpoints" / "step_00000020"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
+    write_marker(checkpoint)
+    (out / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 0.0}\n' * 30)
+    (out / OWNER_MARK).touch()
+    done = quickstart(out, "--data", str(tum_sample))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"replacing {out / 'run'}" in done.stdout
+    assert "resuming" not in (out / "run" / "logs" / "rank-0.log").read_text()
     report = json.loads((out / "report.json").read_text())
-    assert steps_of(out) == list(range(1, report["num_steps"] + 1))
+    assert [line["step"] for line in logged(out / "run")] == list(range(1, report["num_steps"] + 1))
     for loss in ("loss_e", "loss_d"):
         assert math.isfinite(report["last"][loss])
         assert report["last"][loss] < report["first"][loss]
     assert set(report["retrieval_after"]) == {"retrieval_e", "retrieval_d"}
     assert "zero_shot_miou" not in report, "what needs labels is left out"
+    assert report["problem"] is None
     assert "L_d (voxel, pixel)" in (out / "report.html").read_text()
-    assert f"{report['last']['loss_d']:.4f}" in first.stdout
+    assert f"{report['last']['loss_d']:.4f}" in done.stdout
 
+
+def test_a_quickstart_on_a_packed_dataset_in_s3_trains_on_it_as_it_is(
+    tmp_path: Path, tum_sample: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray: one bare rank in its place."""
     pack("tum", tum_sample, s3_bucket)
-    again = quickstart(out, "--data", s3_bucket)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert f"replacing {out / 'run'}" in again.stdout
-    assert "resuming" not in (out / "run" / "logs" / "rank-0.log").read_text()
-    assert steps_of(out) == list(range(1, report["num_steps"] + 1))
-    report = json.loads((out / "report.json").read_text())
+
+    def train(config: PretrainConfig, num_workers: int, console: Console) -> None:
+        small = [*SMALL, f"train.num_steps={config.train.num_steps}", f"run.dir={config.run.dir}"]
+        shards = f"data.shards={json.dumps(config.data.shards)}"
+        command = [sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml", *small, shards]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=600)
+
+    monkeypatch.setattr("commands.quickstart.quickstart.launch_training", train)
+    assert run_here(s3_bucket, tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["shards"], report["num_samples"]) == (s3_bucket, 4)
     assert report["seconds_of"].keys() == {"Pre-training"}
     assert report["problem"] is None
+    assert not (tmp_path / "out" / "shards").exists()
 
 
 def test_a_wrong_secret_ends_in_one_message(tmp_path: Path, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

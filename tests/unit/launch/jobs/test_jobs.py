@@ -1,4 +1,4 @@
-"""Following and stopping, against a cluster that is scripted; tests/integration/test_launch_jobs.py has a real one."""
+"""Following and stopping, against a cluster that is scripted; tests/integration/test_launch.py has a real one."""
 
 from __future__ import annotations
 
