@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from commands import checkpoint as checkpoint_cli
-from commands import config as config_cli
-from commands import launch as launch_cli
-from commands import shards as shards_cli
 from commands.arguments import ConfigArguments, load_worker_config, split_arguments
 from commands.bars import progress_bar
 from shards.errors import UserError
-from t4p.errors import ConfigError
 
 if TYPE_CHECKING:
     from t4p.config.run import ClusterConfig
@@ -24,10 +21,31 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-app.add_typer(shards_cli.app, name="shards")
-app.add_typer(checkpoint_cli.app, name="checkpoint")
-app.add_typer(launch_cli.app, name="launch")
-app.add_typer(config_cli.app, name="config")
+
+
+def _group_of(module: str) -> type[TyperGroup]:
+    """A group whose commands are those of the module's `app`, which is imported when one of them is asked for."""
+
+    class GroupOnUse(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return self._commands().list_commands(ctx)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            return self._commands().get_command(ctx, cmd_name)
+
+        def _commands(self) -> TyperGroup:
+            return typer.main.get_group(importlib.import_module(module).app)
+
+    return GroupOnUse
+
+
+for name, help_text in {
+    "shards": "Raw RGB-D to tar shards to a verified dataset.",
+    "checkpoint": "What a run has saved: list, verify, convert for another number of ranks, export.",
+    "launch": "Start jobs on Ray, here or on a cluster, and look after them.",
+    "config": "What can be set in a configuration, and what a run would use.",
+}.items():
+    app.add_typer(typer.Typer(cls=_group_of(f"commands.{name}"), help=help_text, no_args_is_help=True), name=name)
 
 
 @app.command()
@@ -148,43 +166,6 @@ def plan(
     from commands.plan import make_console, print_plan
 
     print_plan(job, make_console())
-
-
-@shards_cli.app.command("order")
-def shards_order(
-    url: Annotated[str, typer.Argument(metavar="DST", help="A packed dataset.")],
-    global_batch_size: Annotated[int, typer.Option(min=1)],
-    world_size: Annotated[int, typer.Option(min=1)] = 1,
-    rank: Annotated[int, typer.Option(min=0)] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    epoch: Annotated[int, typer.Option(min=0)] = 0,
-    from_step: Annotated[int, typer.Option(min=0, help="First step of the epoch to show.")] = 0,
-    steps: Annotated[int | None, typer.Option(min=0, help="How many; default: to the end of the epoch.")] = None,
-    streams: Annotated[int, typer.Option(min=1)] = 64,
-    shuffle_block: Annotated[int, typer.Option(min=1)] = 2048,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Which samples a rank reads at which step, without reading any."""
-    from t4p.data.fetch import Catalogue
-    from t4p.data.order import EpochOrder, rank_positions, steps_per_epoch
-
-    catalogue = Catalogue([url])
-    try:
-        last = steps_per_epoch(catalogue.num_samples, global_batch_size)
-        last = last if steps is None else min(last, from_step + steps)
-        order = EpochOrder(catalogue.samples_per_shard, seed, epoch, streams, shuffle_block)
-        listed: list[tuple[int, list[str]]] = []
-        for step in range(from_step, last):
-            positions = rank_positions(step, global_batch_size, 1, 0, rank, world_size)
-            keys = [catalogue.key(shard, sample) for shard, sample in order.samples_at(positions).tolist()]
-            listed.append((step, keys))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if as_json:
-        typer.echo(json.dumps({"steps": [{"step": step, "keys": keys} for step, keys in listed]}))
-    else:
-        for step, keys in listed:
-            typer.echo(f"{step:>8}  {' '.join(keys)}")
 
 
 def _train(command: str, arguments: list[str]) -> None:

@@ -189,6 +189,44 @@ def show_command(
         typer.echo(f"wrote {path}")
 
 
+@app.command("order")
+def order_command(
+    url: Annotated[str, typer.Argument(metavar="DST", help="A packed dataset.")],
+    global_batch_size: Annotated[int, typer.Option(min=1)],
+    world_size: Annotated[int, typer.Option(min=1)] = 1,
+    rank: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epoch: Annotated[int, typer.Option(min=0)] = 0,
+    from_step: Annotated[int, typer.Option(min=0, help="First step of the epoch to show.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=0, help="How many; default: to the end of the epoch.")] = None,
+    streams: Annotated[int, typer.Option(min=1)] = 64,
+    shuffle_block: Annotated[int, typer.Option(min=1)] = 2048,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Which samples a rank reads at which step, without reading any."""
+    from t4p.data.fetch import Catalogue
+    from t4p.data.order import EpochOrder, rank_positions, steps_per_epoch
+    from t4p.errors import ConfigError
+
+    catalogue = Catalogue([url])
+    try:
+        last = steps_per_epoch(catalogue.num_samples, global_batch_size)
+        last = last if steps is None else min(last, from_step + steps)
+        order = EpochOrder(catalogue.samples_per_shard, seed, epoch, streams, shuffle_block)
+        listed: list[tuple[int, list[str]]] = []
+        for step in range(from_step, last):
+            positions = rank_positions(step, global_batch_size, 1, 0, rank, world_size)
+            keys = [catalogue.key(shard, sample) for shard, sample in order.samples_at(positions).tolist()]
+            listed.append((step, keys))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps({"steps": [{"step": step, "keys": keys} for step, keys in listed]}))
+    else:
+        for step, keys in listed:
+            typer.echo(f"{step:>8}  {' '.join(keys)}")
+
+
 def _parse_frames(text: str | None) -> slice | None:
     if text is None:
         return None

@@ -7,6 +7,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +41,7 @@ from t4p.models.dense_clip import (
     OutputStride,
     build_dense_tower,
 )
+from t4p.models.zeros import with_zeros
 
 RANDOM = "random"  # the value of `pretrained` that asks for seeded random weights
 _LABELS_PER_BATCH = 256
@@ -59,7 +61,6 @@ class ClipTowers(nn.Module):
 
     Attributes:
         name, pretrained: as given to `load_towers`.
-        sha256: over all weights and buffers as loaded; two towers with one sha256 compute the same features.
         embed_dim: d, the width of the joint space.
         image_mean, image_std: mean and deviation of the images' colours in [0, 1], per channel.
         cell_size: pixels per side of a dense cell.
@@ -92,7 +93,11 @@ class ClipTowers(nn.Module):
         self.tokenizer = tokenizer
         self.model: CLIP | CustomTextCLIP = model.requires_grad_(False)
         super().train(False)
-        self.sha256 = _hash_weights(model)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Over all weights and buffers as loaded; two towers with one sha256 compute the same features."""
+        return _hash_weights(self.model)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode whatever the surrounding module does: batch statistics of the towers must not move."""
@@ -235,6 +240,27 @@ def load_towers(
     if weights_path is not None:
         _load_weights(model, weights_path, name)
     return ClipTowers(model, tokenizer, spec, name=name, pretrained=pretrained, dense_tower=dense_tower)
+
+
+def build_zero_towers(
+    name: str, *, dense: DenseReading = "value", output_stride: OutputStride = DEFAULT_OUTPUT_STRIDE
+) -> ClipTowers:
+    """The towers of a name with zeros for weights: for their sizes, without a file and in no time.
+
+    Raises:
+        ClipError: an unknown name, or a tower without a dense reading.
+    """
+    spec = _find_spec(name)
+    tokenizers: list[Callable[..., Tensor]] = []
+
+    def build() -> CLIP | CustomTextCLIP:
+        model, tokenizer = _build_model(name, spec.config)
+        tokenizers.append(tokenizer)
+        return model
+
+    model = with_zeros(build)
+    dense_tower = build_dense_tower(model.visual, dense, name, output_stride)
+    return ClipTowers(model, tokenizers[0], spec, name=name, pretrained="zeros", dense_tower=dense_tower)
 
 
 def _find_spec(name: str) -> _ModelSpec:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from shards.errors import needs_extra
+from contextlib import nullcontext
 
-with needs_extra("train", "open_clip", "CLIP's towers, of images or of words,"):
+from shards.errors import needs_extra
+from t4p.models.held_back import as_if_absent, compiler_on_use, is_ours
+
+_without_timm = as_if_absent("timm") if is_ours() else nullcontext()
+
+with compiler_on_use(), _without_timm, needs_extra("train", "open_clip", "CLIP's towers, of images or of words,"):
     import open_clip
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     from open_clip.model import CLIP, CustomTextCLIP

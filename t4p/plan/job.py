@@ -10,7 +10,7 @@ from t4p.config.check import problems_of_world
 from t4p.config.tasks import PretrainConfig
 from t4p.data.order import steps_per_epoch
 from t4p.errors import ConfigError
-from t4p.models.towers import load_towers_from
+from t4p.models.towers import zero_towers_of
 from t4p.plan.frames import FrameFigures, look_at_frames
 from t4p.plan.measure import NetworkFigures, PassBytes, drawn_ends, drawn_pairs, measure_network
 from t4p.plan.pairs import PairGather, norm_bytes, pair_gather
@@ -25,7 +25,7 @@ from t4p.plan.zero import (
     traffic,
 )
 from t4p.tasks.pretrain import build_sample_settings
-from t4p.train.engine import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
+from t4p.train.buckets import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
 
 # Estimates, made without a GPU: CUDA's context, cuBLAS and NCCL; and what the caching allocator cannot use.
 RUNTIME_BYTES = 3 * 2**29
@@ -187,8 +187,7 @@ def plan_job(
     """
     world = spread(config, num_nodes, gpus_per_node)
     hours = usual_hours(config, world.size) if hours is None else hours
-    # The weights do not matter here, and those of a name like RN50 would be downloaded.
-    towers = load_towers_from(config.model.clip.model_copy(update={"pretrained": "random"}), config.run.seed)
+    towers = zero_towers_of(config.model.clip)
     settings = build_sample_settings(config, towers)
     frames = look_at_frames(config.data.shards, settings)
     if frames.num_samples is not None:

@@ -15,8 +15,17 @@ from typing import Any
 import numpy as np
 import torch  # noqa: TID253 - imported by measure.py only, which commands/main.py imports inside its command
 from numpy.typing import NDArray
-from torch import Tensor  # noqa: TID253
+from torch import Tensor, UntypedStorage  # noqa: TID253
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: TID253
+
+aten = torch.ops.aten
+
+
+class _End(weakref.ref[UntypedStorage]):
+    """Tells of the end of a storage. A tenth of what weakref.finalize costs, 100,000 times."""
+
+    __slots__ = ("key",)
+    key: int
 
 
 @dataclass(eq=False)
@@ -24,6 +33,7 @@ class _Storage:
     size_bytes: int
     born: int
     died: int | None = None
+    end: _End | None = None
 
 
 class LiveMemory(TorchDispatchMode):
@@ -39,6 +49,11 @@ class LiveMemory(TorchDispatchMode):
         self._alive: dict[int, _Storage] = {}
         self._all: list[_Storage] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch asks whether to wrap `__torch_dispatch__` for its compiler, which takes 3 CPU seconds to import."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
@@ -51,12 +66,13 @@ class LiveMemory(TorchDispatchMode):
         result = self._run(func, args, kwargs)
         self.now += 1
         # 100,000 operations come by here: arguments are looked at only where a result is not known.
-        new = [tensor for tensor in _tensors(result) if _key(tensor) not in self._alive]
+        results = (result,) if isinstance(result, Tensor) else _tensors(result)
+        new = [storage for storage in map(_storage, results) if storage._cdata not in self._alive]
         if new:
-            before = {_key(tensor) for tensor in _tensors((args, kwargs))}
-            for tensor in new:
-                if _key(tensor) not in before:
-                    self._watch(tensor)
+            before = {storage._cdata for storage in map(_storage, _tensors((args, kwargs)))}
+            for storage in new:
+                if storage._cdata not in before:
+                    self._watch(storage)
         return result
 
     def timeline(self, of: Iterable[Tensor] | None = None) -> NDArray[np.int64]:
@@ -65,7 +81,11 @@ class LiveMemory(TorchDispatchMode):
         Args:
             of: only the storages of these tensors, which are alive; None is all that the mode saw.
         """
-        chosen = self._all if of is None else [s for s in map(self._alive.get, map(_key, of)) if s is not None]
+        chosen = (
+            self._all
+            if of is None
+            else [s for s in (self._alive.get(_storage(tensor)._cdata) for tensor in of) if s is not None]
+        )
         change = np.zeros(self.now + 2, dtype=np.int64)
         for storage in chosen:
             change[storage.born] += storage.size_bytes
@@ -76,30 +96,53 @@ class LiveMemory(TorchDispatchMode):
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
 
-    def _watch(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = _key(tensor)
+    def _watch(self, storage: UntypedStorage) -> None:
+        key = storage._cdata
         if key in self._alive or storage.nbytes() == 0:
             return
         self._alive[key] = watched = _Storage(storage.nbytes(), self.now)
         self._all.append(watched)
-        weakref.finalize(storage, self._release, key).atexit = False
+        watched.end = _End(storage, self._release)
+        watched.end.key = key
 
-    def _release(self, key: int) -> None:
-        self._alive.pop(key).died = self.now + 1
+    def _release(self, end: _End) -> None:
+        released = self._alive.pop(end.key)
+        released.died = self.now + 1
+        released.end = None
 
 
 class SizesOnly(LiveMemory):
-    """The same with zeros for matrix products: all sizes are those of a real run, most of its time is not spent."""
+    """The same with zeros for most results: their sizes are those of a real run, most of its time is not spent."""
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if func is torch.ops.aten.mm.default:
-            return args[0].new_zeros(args[0].shape[0], args[1].shape[1])
-        if func is torch.ops.aten.mm.out:
-            return kwargs["out"].zero_()
-        if func is torch.ops.aten.addmm_.default:
-            return args[0]
-        return super()._run(func, args, kwargs)
+        stand_in = _STAND_INS.get(func)
+        return super()._run(func, args, kwargs) if stand_in is None else stand_in(*args, **kwargs)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
+    shapes = (x.to("meta"), weight.to("meta"), None if bias is None else bias.to("meta"))
+    return x.new_zeros(aten.convolution.default(*shapes, *settings).shape)
+
+
+def _index_add_(x: Tensor, dim: int, index: Tensor, source: Tensor, **settings: Any) -> Tensor:
+    return x if x.is_floating_point() else aten.index_add_.default(x, dim, index, source, **settings)
+
+
+def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    if not x.is_floating_point():  # a place, which decides over sizes
+        return aten.index_select.default(x, dim, index)
+    return x.new_zeros(*x.shape[:dim], len(index), *x.shape[dim:][1:])
+
+
+_STAND_INS: dict[Any, Callable[..., Tensor]] = {
+    aten.mm.default: lambda x, y: x.new_zeros(x.shape[0], y.shape[1]),
+    aten.mm.out: lambda x, y, *, out: out.zero_(),
+    aten.addmm.default: lambda _, x, y, **scales: x.new_zeros(x.shape[0], y.shape[1]),
+    aten.addmm_.default: lambda total, x, y, **scales: total,
+    aten.convolution.default: _convolution,
+    aten.index_add_.default: _index_add_,
+    aten.index_select.default: _index_select,
+}
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
@@ -112,5 +155,5 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(tree.values()))
 
 
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: Tensor) -> UntypedStorage:
+    return tensor.untyped_storage()

@@ -21,6 +21,8 @@ from t4p.data.sample import FrameSample, SampleSettings
 from t4p.losses.contrastive_tiles import COLUMN_CHUNK, ROW_CHUNK
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm
+from t4p.models.sparse.native_functions import few_blocks
+from t4p.models.zeros import with_zeros
 from t4p.plan.live_memory import SizesOnly
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 
@@ -115,10 +117,9 @@ def measure_network(
     config: PretrainConfig, towers: ClipTowers, settings: SampleSettings, sample: FrameSample
 ) -> NetworkFigures:
     """Run the network of a configuration on one frame, forward and backward, on the CPU."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        module = PretrainModule(config.model, config.loss, towers.embed_dim)
-    task = PretrainTask(towers, config.model, torch.device("cpu"), None, config.train.precision)
+    module = with_zeros(lambda: PretrainModule(config.model, config.loss, towers.embed_dim))
+    with SizesOnly():  # the text tower too would take a second to multiply what nobody reads
+        task = PretrainTask(towers, config.model, torch.device("cpu"), None, config.train.precision)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
     ends_e, ends_d = drawn_ends(config.loss, sample)
     tiled = ends_d if config.loss.weight_d else ends_e
@@ -158,7 +159,7 @@ def _measure_pass(
 ) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
-    with SizesOnly() as live:
+    with few_blocks(), SizesOnly() as live:
         moments = []
         last_called = module.net if module.untrained else module.decoder2d
         hook = last_called.register_forward_hook(lambda *_: moments.append(live.now))

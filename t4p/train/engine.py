@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +32,17 @@ with needs_extra("train", "deepspeed", "training, and reading the checkpoints of
     import deepspeed.ops
     import deepspeed.utils
     from deepspeed.checkpoint import ds_to_universal
+    from deepspeed.runtime import compiler
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-# Numbers that travel in one collective of stages 1 to 3. DeepSpeed's default of 500 million allocates a buffer of 2 GB
-# at stages 2 and 3 and puts a network like this one (38 million) into a single bucket, of which nothing can overlap.
-BUCKET_SIZE = 2**23
-# At stage 3 smaller parameters stay whole on every rank: biases, norms and temperatures, which are a thousandth of the
-# memory and would be most of the messages.
-STAGE_3_WHOLE_BELOW = 10_000
+from t4p.train.adamw import AdamW
+from t4p.train.buckets import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
+
+# Whenever it makes an engine or reduces gradients, DeepSpeed asks whether the optimizer is its Muon. Importing Muon
+# hands its functions to torch.compile, whose inductor takes 2 CPU seconds to import, 5 where nothing else has imported
+# torch's compiler. Imported here without that: the same class, of which nobody makes one.
+with patch.object(compiler, "compile", lambda: lambda function: function):
+    import deepspeed.runtime.zero.muon.muon_optimizer
 
 ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], torch.optim.Optimizer]
@@ -101,7 +105,7 @@ def local_device() -> torch.device:
 
 def adamw(groups: ParameterGroups) -> torch.optim.Optimizer:
     """The optimizer of every run. torch's: the one that DeepSpeed builds would compile FusedAdam (143 s)."""
-    return torch.optim.AdamW(groups, lr=0.0)
+    return AdamW(groups, lr=0.0)
 
 
 class Engine:

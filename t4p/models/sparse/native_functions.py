@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -26,6 +29,20 @@ IM2COL_ROWS_DEVICE = 2**15
 # Res16UNet14A on frames seen once, 1.3 to 1.7 times faster (no difference for 34C, no AMX on that machine).
 HALF_BLOCK_ROWS = 256
 HALF_TAIL_STEP = 32
+_joins_blocks = ContextVar("_joins_blocks", default=False)
+
+
+@contextmanager
+def few_blocks() -> Iterator[None]:
+    """Join all blocks of HALF_BLOCK_ROWS but the last: as many bytes at a time, in a third of the operations.
+
+    For those who count the bytes and leave the multiplying out (t4p.plan).
+    """
+    before = _joins_blocks.set(True)
+    try:
+        yield
+    finally:
+        _joins_blocks.reset(before)
 
 
 def submanifold_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -149,7 +166,8 @@ def _needs_fixed_shapes(x: Tensor) -> bool:
 
 def _fixed_blocks(x: Tensor) -> tuple[Tensor, ...]:
     """Rows in blocks of HALF_BLOCK_ROWS, the last padded with zeros to a multiple of HALF_TAIL_STEP."""
-    *blocks, tail = x.split(HALF_BLOCK_ROWS)
+    whole = (len(x) - 1) // HALF_BLOCK_ROWS * HALF_BLOCK_ROWS
+    *blocks, tail = x.split((whole, len(x) - whole)) if _joins_blocks.get() else x.split(HALF_BLOCK_ROWS)
     return (*blocks, F.pad(tail, (0, 0, 0, -len(tail) % HALF_TAIL_STEP)))
 
 
