@@ -96,7 +96,7 @@ class ClipTowers(nn.Module):
 
     @cached_property
     def sha256(self) -> str:
-        """Over all weights and buffers as loaded; two towers with one sha256 compute the same features."""
+        """A hash of all weights and buffers as loaded; two towers with one sha256 compute the same features."""
         return _hash_weights(self.model)
 
     def train(self, mode: bool = True) -> Self:
@@ -239,7 +239,9 @@ def load_towers(
     dense_tower = build_dense_tower(model.visual, dense, name, output_stride)
     if weights_path is not None:
         _load_weights(model, weights_path, name)
-    return ClipTowers(model, tokenizer, spec, name=name, pretrained=pretrained, dense_tower=dense_tower)
+    towers = ClipTowers(model, tokenizer, spec, name=name, pretrained=pretrained, dense_tower=dense_tower)
+    _ = towers.sha256  # as loaded, before anybody changes a weight
+    return towers
 
 
 def build_zero_towers(
