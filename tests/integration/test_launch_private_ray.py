@@ -173,8 +173,11 @@ def test_two_private_rays_live_side_by_side_and_neither_leaves_anything_behind(l
         wait_until(lambda: len(notes(other)) == 2 or command.poll() is not None, "the first Ray's ranks")
         job = WorkerJob("launched_workers:rank_1_raises", {"out": str(launched)}, 2)
         outcome = run_job(job, lambda: None, keep_logs=launched / "logs", max_restarts=5)
-        left = alive(notes(other))
-        assert len(left) == len({process[0] for note in notes(other) for process in note["processes"]})
+        left = dict(alive(notes(other)))
+        ranks = {note["processes"][-1][0] for note in notes(other)}
+        assert len(ranks) == 2
+        assert ranks <= left.keys()
+        assert {"raylet", "gcs_server"} <= set(left.values()), "the end of the one did not touch the other"
     finally:
         command.kill()
         assert command.wait(timeout=60) == -signal.SIGKILL
