@@ -50,5 +50,5 @@ class EvaluatedDataConfig(Section):
         LabelledDataConfig.model_fields["ignored_labels"].default,
         description=LabelledDataConfig.model_fields["ignored_labels"].description,
     )
-    pixel_stride: PositiveInt = Field(1, description="Of frames: give and score every k-th depth row and column.")
-    max_depth: PositiveFloat = Field(10.0, description="Of frames: readings beyond this many metres are left out.")
+    pixel_stride: PositiveInt = Field(1, description="For frames: give and score every k-th depth row and column.")
+    max_depth: PositiveFloat = Field(10.0, description="For frames: readings beyond this many metres are left out.")

@@ -12,7 +12,7 @@ from t4p.config.section import PositiveFloat, PositiveInt, Problem, Section
 
 class RunConfig(Section):
     dir: str = Field(min_length=1, description="Run folder, shared by all ranks.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Of the first weights, the order of samples, and every draw.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the first weights, the order of samples, and every draw.")
 
     @field_validator("dir")
     @classmethod
@@ -30,9 +30,9 @@ class TrainConfig(Section):
     grad_accum_steps: PositiveInt = Field(
         1, description="Equal parts of a batch, one after the other; a pair has its negatives in its own part."
     )
-    learning_rate: PositiveFloat = Field(1e-3, description="Of AdamW, at the end of the warm-up.")
+    learning_rate: PositiveFloat = Field(1e-3, description="Step size of AdamW, at the end of the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up, then a cosine to zero.")
-    weight_decay: float = Field(0.01, ge=0, description="Of matrices; biases, norms and temperatures do not decay.")
+    weight_decay: float = Field(0.01, ge=0, description="Decay of matrices; biases, norms and temperatures have none.")
     gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: autocast; weights, norms and losses stay fp32."

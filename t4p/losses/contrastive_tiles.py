@@ -45,7 +45,7 @@ class Layout:
 
     @property
     def weight(self) -> float:
-        """Of one local pair in this rank's loss; halved because rows and columns each count half."""
+        """Weight of one local pair in this rank's loss; halved because rows and columns each count half."""
         return 0.5 * len(self.num_pairs) / max(sum(self.num_pairs), 1)
 
     def own_start(self, columns: slice) -> int | None:
