@@ -112,8 +112,8 @@ def export_command(
         typer.Option(
             min=0,
             max=1,
-            help="Share of the fine-tuned weights; the rest are those that a fine-tuning with model.head=words began with. With few "
-            "labels less than 1 is better: try 0.3 to 0.6 on validation data.",
+            help="Share of the fine-tuned weights; the rest are those that a fine-tuning with model.head=words began "
+            "with. With few labels less than 1 is better: try 0.3 to 0.6 on validation data.",
         ),
     ] = 1.0,
 ) -> None:

@@ -279,7 +279,7 @@ def _exp_(differences: Tensor) -> Tensor:
 
 
 class _CrossEntropy(NamedTuple):
-    """Logits of pairs among the candidates of one of their ends, in float64, each as often as the pair is there."""
+    """Losses of pairs among the candidates of one of their ends, in float64, each as often as the pair is there."""
 
     losses: Tensor  # (P,)
     gradient: Tensor  # (P,) of all pairs' losses by the logit of each
