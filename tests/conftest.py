@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # helpers; --import-mode=importlib puts
 
 pytest_plugins = ["budget"]
 
+from forks import Forks, forks  # noqa: E402
 from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # noqa: E402
 
 # A shell that starts the tests in the background has SIGINT ignored, and every process below inherits that: the tests
@@ -43,6 +44,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = start_s3_server(tmp_path_factory.mktemp("s3"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def forked_python() -> Forks:
+    """The process that tests/forks.py forks, started: for usefixtures, so that no file pays what all of them share."""
+    return forks()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run a script as several ranks: real processes, real gloo, none of them left when the test goes on.
+"""Run a script as several ranks: real processes (forks.py), real gloo, none of them left when the test goes on.
 
 A test file that is its own worker has two sides: the test runs it (`run_worlds`, `run_ranks`) and gets the reports that
 the ranks left (`visit_worlds`, `write_report`). Torch is imported only where it is used: some tests only start ranks.
@@ -17,6 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from forks import Fork, forks
 from ports import free_ports
 
 TESTS = Path(__file__).resolve().parent
@@ -31,7 +32,7 @@ class Ranks:
         logs: folder; what a rank says is in `rank-R.txt`.
     """
 
-    processes: list[subprocess.Popen[bytes]]
+    processes: list[Fork]
     logs: Path
 
     def wait(self, timeout: float) -> None:
@@ -76,39 +77,30 @@ class Ranks:
 
 @contextmanager
 def start_ranks(command: Sequence[str], num_ranks: int, logs: Path) -> Iterator[Ranks]:
-    """Start the command once per rank, with the environment that torchrun would give and one thread each.
+    """Start the command, of this Python, once per rank, with the environment that torchrun would give, one thread each.
 
     The ranks can import the repository's packages and the helpers in this folder. What is left of them in the end is
     killed.
     """
+    interpreter, *arguments = command
+    assert interpreter == sys.executable
     logs.mkdir(parents=True, exist_ok=True)
     inherited = os.environ.get("PYTHONPATH")
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS), *([inherited] if inherited else [])]),
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
         "WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_ports(1)[0]),
     }
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[Fork] = []
     try:
         for rank in range(num_ranks):
-            with (logs / f"rank-{rank}.txt").open("wb") as log:
-                process = subprocess.Popen(
-                    command,
-                    cwd=TESTS.parent,
-                    env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            processes.append(process)
+            of_rank = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(forks().start(arguments, logs / f"rank-{rank}.txt", environment=of_rank))
         yield Ranks(processes, logs)
     finally:
         for process in processes:
             process.kill()
-            process.wait()
 
 
 # --- a test file that is its own worker ---------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from t4p.distributed import all_gather_ints, all_gather_rows, all_reduce_sum, re
 from t4p.losses.contrastive import contrastive_loss, contrastive_loss_of_ends, distinct_ends
 from t4p.losses.logit_scale import clamped_logit_scale
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 TOLERANCE = 1e-9
 BOUNDS = (1.0, 100.0)
 WORLD_SIZES = (1, 2, 3, 4)

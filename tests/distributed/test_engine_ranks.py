@@ -26,6 +26,8 @@ from t4p.config.tasks import PretrainConfig
 from t4p.losses.contrastive import contrastive_loss
 from t4p.losses.logit_scale import clamped_logit_scale
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = (0, 1, 2, 3)
 PATIENCE = timedelta(minutes=4)  # for a rank that waits in a collective

@@ -34,6 +34,8 @@ from t4p.models.clip import ClipTowers
 from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 WORLD_SIZES = (1, 2, 3)
 TOLERANCE = 1e-9
 # Float32 over three steps; 4e-7 was measured.

@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import t4p.models.norm as norm_module
 from t4p.models.norm import NormFactory, Recomputation, SyncRowBatchNorm, build_norm, merge_running_statistics
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 WORLD_SIZES = (1, 2, 3, 4)
 # Relative to the largest entry (at least 1). Features under autocast are bfloat16, and so is their gradient.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "autocast": 1e-5}

@@ -27,6 +27,8 @@ from t4p.distributed import all_reduce_sum
 from t4p.models.prompts import PromptedLabels
 from t4p.tasks.semantic import SemanticModule
 
+pytestmark = pytest.mark.usefixtures("forked_python")
+
 WORLD_SIZES = (1, 2, 3)
 NUM_SAMPLES = 4  # in a world of 3 one rank has two, and sample 3 has no label at all
 TOLERANCE = 1e-9

@@ -25,6 +25,7 @@ from t4p.distributed import rank
 from t4p.errors import RunError
 from t4p.runs.logs import RunLog, StepRecord
 from t4p.tasks import pretrain
+from t4p.train import loop
 from t4p.train.engine import Engine
 from t4p.train.loop import LoopSettings
 
@@ -142,7 +143,7 @@ def killing(name: str) -> Callable[..., None]:
     return save
 
 
-train_unnoted = pretrain.train
+train_unnoted = loop.train
 save_whole = torch.save
 
 
@@ -154,7 +155,7 @@ def main() -> None:
         notes.mkdir(parents=True, exist_ok=True)
         overrides = [override.replace("{rank}", str(own_rank)) for override in run.overrides]
         config = load_config(["configs/smoke.yaml"], overrides)
-        pretrain.train = noting(notes, config, run.last_step)
+        loop.train = noting(notes, config, run.last_step)
         if run.killed_writing and own_rank == 1:
             torch.save = killing(run.killed_writing)
         try:

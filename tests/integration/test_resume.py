@@ -1,20 +1,21 @@
-"""SIGKILL in the middle, start again: the run is the one that was never interrupted, bit for bit."""
+"""SIGKILL in the middle, start again: the run is the one that was never interrupted, bit for bit.
+
+Every run is a process of its own (tests/forks.py).
+"""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from forks import forks, run_python
 from small_model import SMALL
 
 from shards.packing.pack import pack
+
+pytestmark = pytest.mark.usefixtures("forked_python")
 
 FRAMES = Path(__file__).parents[1] / "data" / "tum_rgbd" / "rgbd_dataset_freiburg1_rpy"
 NUM_STEPS = 8
@@ -36,36 +37,24 @@ def shards(tmp_path_factory):
 
 def command(shards, run_dir, *overrides):
     return [
-        *(sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml", *OVERRIDES),
+        *("-m", "commands.main", "pretrain", "configs/smoke.yaml", *OVERRIDES),
         *(f"data.shards=[{shards}]", f"run.dir={run_dir}", *overrides),
     ]
 
 
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1"}
-
-
 def run(shards, run_dir, *overrides):
-    return subprocess.run(
-        command(shards, run_dir, *overrides), env=environment(), capture_output=True, text=True, timeout=300
-    )
+    return run_python(command(shards, run_dir, *overrides), timeout=300)
 
 
 def kill_at(shards, run_dir, step, *overrides):
     """Start a run and SIGKILL it as soon as it has logged `step`."""
-    process = subprocess.Popen(
-        command(shards, run_dir, *overrides),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = forks().start(command(shards, run_dir, *overrides), Path(run_dir).with_suffix(".killed"))
     deadline = time.monotonic() + 240
     while len(metrics(run_dir)) < step:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 
@@ -154,7 +143,7 @@ def test_a_checkpoint_without_its_marker_is_passed_over_and_kept(shards, uninter
 
 @pytest.fixture(scope="module")
 def calls(shards, uninterrupted, tmp_path_factory):
-    """What becomes of calls that must not train, by name: (run folder, result). Two at a time: each has one thread."""
+    """What becomes of calls that must not train, by name: (run folder, result)."""
     folder = tmp_path_factory.mktemp("calls")
     pack("tum", FRAMES, str(folder / "fewer"), frames=slice(0, 3))
     unmarked = folder / "unmarked" / "step_00000003"
@@ -173,8 +162,7 @@ def calls(shards, uninterrupted, tmp_path_factory):
             shutil.copytree(uninterrupted, run_dir)
         return run_dir, run(frames, run_dir, *overrides)
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(planned, pool.map(call, planned), strict=True))
+    return {name: call(name) for name in planned}
 
 
 def test_naming_a_checkpoint_without_its_marker_is_refused(calls):

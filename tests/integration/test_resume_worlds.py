@@ -16,12 +16,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import run_python
 from rank_processes import start_ranks
 from small_model import SMALL
 
 from shards.packing.pack import pack
 from t4p.models.exported import load_exported
 from t4p.runs.checkpoint import MARKER, verify_marker
+
+pytestmark = pytest.mark.usefixtures("forked_python")
 
 STAGES = (0, 1, 2, 3)
 LEGS = ((2, 2), (1, 4), (3, 6), (2, 8))  # (world size, up to this step)
@@ -265,7 +268,8 @@ def test_an_export_holds_the_trained_weights_and_is_read_without_deepspeed(runs,
     calls = [["export", str(checkpoints[stage]), str(path)] for stage, path in files.items()]
     elsewhere = runs / "elsewhere"
     calls.append(["convert", str(checkpoints[2]), "--out", str(elsewhere)])
-    script([EXPORT, json.dumps(calls)], clean_environ)
+    done = run_python(["-c", EXPORT, json.dumps(calls)])
+    assert done.returncode == 0, done.stdout + done.stderr
     reads = [[str(path), str(path.with_suffix(".pt"))] for path in files.values()]
     script([READ, json.dumps(reads)], clean_environ)
     for stage, path in files.items():
