@@ -140,8 +140,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Will it fit? Memory, network, storage and checkpoints of a run at each ZeRO stage, before a node is paid for."""
-    from t4p.config.files import load_for_command
+    from t4p.config.files import command_of, load_for_command
     from t4p.config.tasks import PretrainConfig
+    from t4p.errors import ConfigError
 
     def nodes_of(cluster: ClusterConfig) -> tuple[int, int]:
         """Nodes, and GPUs of each."""
@@ -154,6 +155,8 @@ def plan(
         num_nodes, num_gpus = nodes_of(cluster)
         return num_nodes * max(1, num_gpus)
 
+    if (command := command_of(*split_arguments(arguments))) != "pretrain":
+        raise ConfigError(f"this is a configuration of `t4p {command}`, and `t4p plan` sizes pre-trainings only")
     config = load_for_command("pretrain", *split_arguments(arguments), world)
     assert isinstance(config, PretrainConfig)
     from t4p.plan.job import plan_job

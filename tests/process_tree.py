@@ -10,6 +10,8 @@ orphaned before the first.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import select
 import subprocess
@@ -48,6 +50,8 @@ class TreeAccount:
         self._root = root
         self._last: dict[int, Look] = {}
         self._lost = 0.0
+        # What ended before the last look and whom it was below, with that one's `waited` before.
+        self._pending: dict[int, tuple[float, float]] = {}
 
     @property
     def known(self) -> dict[int, Look]:
@@ -57,7 +61,8 @@ class TreeAccount:
     @property
     def seconds(self) -> float:
         """CPU seconds of the root and of everything that ever was below it."""
-        return self._lost + sum(look.total for look in self._last.values())
+        pending = sum(self._untold(ancestor) for ancestor in self._pending)
+        return self._lost + pending + sum(look.total for look in self._last.values())
 
     def look(self, seen: dict[int, Look]) -> None:
         """Take in who is there now: the root and all that are below it or were."""
@@ -69,11 +74,18 @@ class TreeAccount:
             while ancestor in gone:
                 ancestor = gone[ancestor].parent
             below[ancestor] = below.get(ancestor, 0.0) + look.total
-        for ancestor, seconds in below.items():
-            stayed = ancestor in self._last and ancestor not in gone
-            told = seen[ancestor].waited - self._last[ancestor].waited if stayed else 0.0
-            self._lost += max(0.0, seconds - told)
-        self._last = seen
+        before, self._last = self._last, seen
+        # One look later: a child may have ended between the look at its parent, who had not heard of it, and its own.
+        self._lost += sum(self._untold(ancestor) for ancestor in self._pending)
+        self._pending = {
+            ancestor: (seconds, before[ancestor].waited if ancestor in before and ancestor not in gone else math.inf)
+            for ancestor, seconds in below.items()
+        }
+
+    def _untold(self, ancestor: int) -> float:
+        seconds, waited_before = self._pending[ancestor]
+        told = self._last[ancestor].waited - waited_before if ancestor in self._last else 0.0
+        return max(0.0, seconds - max(0.0, told))
 
 
 # ---- the script ------------------------------------------------------------------------------------------------------
@@ -109,7 +121,8 @@ def watch(root: int) -> None:
 def _look_at_tree(root: int, account: TreeAccount, strangers: set[int]) -> dict[int, Look]:
     everyone = {int(name) for name in os.listdir("/proc") if name.isdigit()}
     strangers &= everyone
-    # Ancestors first: a child that ends meanwhile is then counted in neither, for this one look, instead of in both.
+    # Ancestors first: a child that ends meanwhile is then counted in neither, for this one look, instead of in both;
+    # TreeAccount waits for the next look before it takes such a one for lost.
     looks = {pid: look for pid in sorted(everyone - strangers) if (look := read_look(pid)) is not None}
     seen: dict[int, Look] = {}
     for pid in looks:
@@ -140,6 +153,7 @@ class WatchedTree:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                start_new_session=True,  # Ctrl-C is for the tests
             )
 
     def seconds(self) -> float:
@@ -148,14 +162,18 @@ class WatchedTree:
             return sum(os.times()[:4])
         assert self._watcher.stdin is not None
         assert self._watcher.stdout is not None
-        self._watcher.stdin.write("\n")
-        self._watcher.stdin.flush()
-        return float(self._watcher.stdout.readline())
+        try:
+            self._watcher.stdin.write("\n")
+            self._watcher.stdin.flush()
+            return float(self._watcher.stdout.readline())
+        except (OSError, ValueError):  # somebody ended it: nothing is known any more
+            return math.nan
 
     def close(self) -> None:
         """End the watcher."""
         if self._watcher is not None:
-            self._watcher.communicate()
+            with contextlib.suppress(OSError):
+                self._watcher.communicate()
 
 
 if __name__ == "__main__":

@@ -44,7 +44,13 @@ def _problems_with_clip(config: JobConfig) -> Iterator[Problem]:
         return
     if found is None:
         return
-    if found.kind is not None:
+    if found.kind is None:
+        yield Problem(
+            ("model.clip.name",),
+            f"{model.clip.name} has an image tower without a dense reading (one of timm, or a captioning model's); "
+            "use a plain CLIP such as RN50 or ViT-B-16",
+        )
+    else:
         reading = problem_of_reading(found.kind, model.clip.dense, model.clip.output_stride, found.patch_size or 0)
         if reading is not None:
             yield Problem(("model.clip.dense" if found.kind == "resnet" else "model.clip.output_stride",), reading)

@@ -197,9 +197,13 @@ def _resolved(schema: type[Section], given: _Given, world: World | None, about: 
 def _without_problems(resolved: Resolved) -> Any:
     """The configuration, or one error with every problem."""
     if resolved.problems:
-        problems = "\n".join(f"  {line}" for line in resolved.problems)
-        raise ConfigError(f"{len(resolved.problems)} problem(s) in the configuration\n{problems}")
+        raise _all_of(resolved.problems)
     return resolved.config
+
+
+def _all_of(lines: Sequence[str]) -> ConfigError:
+    problems = "\n".join(f"  {line}" for line in lines)
+    return ConfigError(f"{len(lines)} problem(s) in the configuration\n{problems}")
 
 
 def _as_given(config: Section, given: _Given, repaired: set[KeyPath]) -> dict[str, Any]:
@@ -228,13 +232,17 @@ def _gather(schema: type[AnyConfig], given: _Given) -> tuple[list[str], AnyConfi
         try:
             return lines, schema.model_validate(tree, context=RULES_LATER), repaired
         except ValidationError as error:
+            before = copy.deepcopy(tree)
             for path, text in describe(error, schema, tree):
-                if path not in repaired:  # a required key that was wrong is missing now
+                # A required key that was wrong is missing now, and so is what a section that was wrong requires.
+                if not any(path[:n] in repaired for n in range(1, len(path) + 1)):
                     lines.append(f"{'.'.join(path) or 'configuration'}: {text}{given.origin(path)}")
+            for path, _ in describe(error, schema, tree):
                 if field_at(path, schema) is not None:
                     repaired.add(path)
-            for path, _ in describe(error, schema, tree):
                 _repair(tree, path, schema)
+            if tree == before:  # what stands for a required key is itself refused: no more can be known
+                raise _all_of(lines) from None
 
 
 def _repair(tree: dict[str, Any], path: KeyPath, schema: type[Section]) -> None:
@@ -304,6 +312,10 @@ class _StrictLoader(yaml.SafeLoader):
                     f"{key!r} stands where a key is wanted; put quotes around a value that begins with a bracket",
                     key_node.start_mark,
                 )
+            if not isinstance(key, str):  # YAML 1.1 reads on, off, yes and no as true and false
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is no text; put quotes around it", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands here twice", key_node.start_mark
@@ -348,7 +360,9 @@ def _merge(
     path: tuple[str, ...] = (),
 ) -> None:
     for key, value in tree.items():
-        here = (*path, str(key))
+        if not isinstance(key, str):
+            raise ConfigError(f"the key {key!r} is no text [{origin}]; put quotes around it")
+        here = (*path, key)
         origins[here] = origin
         if isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value, origins, origin, here)

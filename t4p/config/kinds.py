@@ -13,6 +13,7 @@ from typing import Any
 
 from t4p.config.section import Section
 from t4p.config.tasks import EvaluateConfig, FinetuneConfig, JobConfig, PretrainConfig
+from t4p.config.words import as_yaml
 from t4p.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ class Task:
     Attributes:
         name: value of `task` in its configurations.
         schema: what its configurations are read by.
-        command: `t4p COMMAND` and `t4p launch COMMAND` run it; several tasks may share one.
+        command: `t4p COMMAND` and `t4p launch COMMAND` run it, one of those that `commands` has; tasks may share one.
         module: that runs it: functions `run`, `embed_labels`, `voxel_scores`, `problem_of_start` and
             `weights_at_start`, as `t4p.tasks.semantic` has them. Importing it loads torch, and neither DeepSpeed nor
             open_clip.
@@ -80,7 +81,7 @@ def task_named(name: object) -> Task:
     """
     found = TASKS.get(name) if isinstance(name, str) else None
     if found is None:
-        raise ConfigError(f"task is {name!r}; known: {', '.join(TASKS)}")
+        raise ConfigError(f"task is {as_yaml(name)}; known: {', '.join(TASKS)}")
     return found
 
 

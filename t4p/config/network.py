@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from t4p.config.plans import build_plan
+from t4p.config.plans import PLANS, build_plan
 from t4p.config.section import PositiveFloat, PositiveInt, Problem, Section
 
 # The 20 classes of ScanNet's semantic benchmark, in the order of its evaluation script.
@@ -32,7 +32,7 @@ class ClipConfig(Section):
 class UNetConfig(Section):
     """A named plan, cut to `num_strides`; any list given here replaces the plan's."""
 
-    plan: str = Field("Res16UNet34C", description="Widths and depths by name: see t4p/config/plans.py.")
+    plan: str = Field("Res16UNet34C", description=f"Widths and depths by name: {', '.join(PLANS)}.")
     num_strides: PositiveInt = Field(4, description="Halvings of the resolution between the voxels and the bottleneck.")
     stem_channels: PositiveInt | None = Field(None, description="Width of the stem, at full resolution.")
     stem_kernel_size: Literal[3, 5] | None = Field(None, description="Voxels per side of the stem's kernel.")
@@ -111,6 +111,8 @@ class NetworkConfig(Section):
 def problems_of_labels(labels: tuple[str, ...] | str) -> Iterator[Problem]:
     """What is wrong with a list of labels; a file of them is read by the loader."""
     if isinstance(labels, str):
+        if not labels.strip():
+            yield Problem(("labels",), "the name of the file is empty; give a list, or a file with one label per line")
         return
     if not labels:
         yield Problem(("labels",), "the list is empty; at least one label is wanted")

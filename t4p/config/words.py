@@ -116,6 +116,8 @@ def _text(problem: ErrorDetails, path: KeyPath, schema: type[Section]) -> str:
     inside = len(problem["loc"]) > len(path)  # of an entry of a list
     if kind == "extra_forbidden":
         return f"unknown key{_suggest(path, schema)}"
+    if kind == "missing" and not inside and _section_at(path[-1], _schema_of(path, schema)) is not None:
+        return f"missing; set its keys in a file or as {'.'.join(path)}.KEY=VALUE"
     if kind == "missing" and not inside:
         return f"missing; set it in a file or as {'.'.join(path)}=VALUE"
     if kind == "value_error":
@@ -141,11 +143,14 @@ def _text(problem: ErrorDetails, path: KeyPath, schema: type[Section]) -> str:
     return f"wanted {wanted}"
 
 
-def _suggest(path: KeyPath, schema: type[Section]) -> str:
+def _schema_of(path: KeyPath, schema: type[Section]) -> type[Section]:
+    """The section that a key stands in, as far as there are sections."""
     for name in path[:-1]:
-        below = _section_at(name, schema)
-        if below is None:
-            return ""
-        schema = below
+        schema = _section_at(name, schema) or schema
+    return schema
+
+
+def _suggest(path: KeyPath, schema: type[Section]) -> str:
+    schema = _schema_of(path, schema)
     near = difflib.get_close_matches(path[-1], schema.model_fields, n=1)
     return f", did you mean {near[0]!r}?" if near else f"; known here: {', '.join(schema.model_fields)}"

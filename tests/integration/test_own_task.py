@@ -100,4 +100,4 @@ def test_without_its_row_the_task_is_unknown(config: str, tmp_path: Path, clean_
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (2, "error: task is 'planes'; known: pretrain, semantic\n")
+    assert (done.returncode, done.stderr) == (2, "error: task is planes; known: pretrain, semantic\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -49,11 +50,11 @@ def test_files_that_ran_in_part_or_failed_are_not_judged_whichever_process_ran_t
 
 
 def test_written_are_the_lines_of_what_ran_as_on_the_machine_of_the_budget() -> None:
-    text = "# words\n\ncalibration = 0.02\n\n[files]\n"
+    text = "# words\n\ncalibration = 0.02\nslack = 0\n\n[files]\n"
     ran = {"tests/test_b.py": 30.0, "tests/test_a.py": 22.0, "tests/test_c.py": 0.1}
     budget = Budget(0.02, BUDGET.lines | {"tests/test_z.py": 1})
     assert rewritten(text, budget, ran, 2.0, ["tests/test_z.py"]) == (
-        "# words\n\ncalibration = 0.02\n\n[files]\n"
+        "# words\n\ncalibration = 0.02\nslack = 0\n\n[files]\n"
         '"tests/test_a.py" = 10\n'  # 11 was measured: near enough
         '"tests/test_b.py" = 15\n'
         '"tests/test_c.py" = 2\n'
@@ -82,15 +83,39 @@ def test_a_killed_daemon_and_its_workers_that_end_between_two_looks_count_as_las
     assert account.seconds == 1.0 + 3.0 + 4.0 + 0.5
 
 
+def test_a_child_that_ends_between_two_reads_of_one_look_counts_once() -> None:
+    account = TreeAccount(10)
+    account.look({10: Look(1, 1, 1.0, 0.0), 11: Look(10, 2, 100.0, 0.0)})
+    account.look({10: Look(1, 1, 1.0, 0.0)})  # read before the child ended, and the child after
+    assert account.seconds == 101
+    account.look({10: Look(1, 1, 1.0, 100.0)})
+    assert account.seconds == 101
+    account.look({10: Look(1, 1, 1.0, 100.0)})
+    assert account.seconds == 101
+
+
+def test_a_watcher_that_was_ended_makes_nothing_known_and_nothing_fail() -> None:
+    tree = WatchedTree()
+    assert tree._watcher is not None
+    tree._watcher.kill()
+    tree._watcher.wait()
+    assert math.isnan(tree.seconds())
+    tree.close()
+
+
 def test_a_grandchild_whose_parent_is_gone_counts() -> None:
     spin = "import time\nwhile time.process_time() < 1.2: pass"
     # The parent ends while the grandchild still runs: init waits for that, and its time is in nobody's figures here.
-    start = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {spin!r}]); time.sleep(0.8)"
+    start = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {spin!r}]); print(); sys.stdin.read()"
     tree = WatchedTree()
     try:
         before, own = tree.seconds(), sum(os.times()[:4])
-        with subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE) as parent:
+        with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+            assert parent.stdin is not None
             assert parent.stdout is not None
+            parent.stdout.readline()
+            tree.seconds()  # has seen both
+            parent.stdin.close()
             parent.stdout.read()  # ends with the last process that holds it
         tree.seconds()
         seen, told = tree.seconds() - before, sum(os.times()[:4]) - own

@@ -30,7 +30,7 @@ from t4p.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[4]
 NOON = datetime(2026, 11, 22, 12, 0, 7)
-SOURCE = {"t4p/cli.py": b"print()\n", "configs/clip/tiny-vit32.json": b"{}"}
+SOURCE = {"commands/main.py": b"print()\n", "configs/clip/tiny-vit32.json": b"{}"}
 SECRET = "wJalrXUtnFEMI-not-to-be-seen"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from t4p.config.check import check
-from t4p.config.files import load_config, load_for_command
-from t4p.config.tasks import PretrainConfig
+from t4p.config.files import load_config, load_config_of, load_for_command
+from t4p.config.tasks import JobConfig, PretrainConfig
 from t4p.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -209,3 +209,32 @@ def test_a_section_checks_its_own_rules_wherever_it_is_made() -> None:
 def test_a_configuration_of_another_command_names_it(command: str, files: list[str], wanted: str) -> None:
     with pytest.raises(ConfigError, match=wanted):
         load_for_command(command, [ROOT / file for file in files])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("1: 2\n", "the key 1 is no text; put quotes around it"),
+        ("train: {on: 1}\n", "the key True is no text"),
+        ("null: 2\n", "the key None is no text"),
+        ("run: 3\n", "2 problem.*\n  run: wanted keys below it, one a line, got 3 .*\n  data: missing; "),
+        ("", "2 problem.*\n  run: missing; set its keys in a file or as run.KEY=VALUE\n  data: missing; "),
+        ("task: depth\n", "task is depth; known: pretrain, semantic"),
+        ("run: {dir: a}\ndata: {shards: b}\nmodel: {labels: ''}\n", "model.labels: the name of the file is empty"),
+        ("model: {clip: {name: convnext_base}}\n", "model.clip.name: convnext_base has an image tower without a dense"),
+    ],
+)
+def test_what_cannot_be_a_configuration_ends_with_its_problems(tmp_path: Path, text: str, wanted: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=wanted):
+        load_for_command("pretrain", [path])
+
+
+def test_a_required_key_of_another_type_ends_too() -> None:
+    class OwnConfig(JobConfig):
+        task: str = "own"
+        num_queries: int
+
+    with pytest.raises(ConfigError, match=r"1 problem\(s\) in the configuration\n  num_queries: missing"):
+        load_config_of(OwnConfig, [], ["data.shards=[a]", "run.dir=b"])

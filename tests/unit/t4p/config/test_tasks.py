@@ -78,7 +78,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, text, message):
 
 
 def test_a_missing_section_says_how_to_set_it():
-    with pytest.raises(ConfigError, match="data: missing; set it in a file or as data=VALUE"):
+    with pytest.raises(ConfigError, match=r"data: missing; set its keys in a file or as data\.KEY=VALUE"):
         load_config([], ["run.dir=a"])
 
 
