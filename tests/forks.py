@@ -11,6 +11,7 @@ Run as a script, this is the process that is forked: it takes a line of JSON for
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -188,6 +189,8 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # what is printed on the way is no answer
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what was imported stays, and is not searched again in every fork
     if asked := serve(*talk):
         for end in talk:
             end.close()
