@@ -9,6 +9,8 @@ DeepSpeed emptied still looks full (the module's own parameters at stages 1 and 
 those do not exist on a GPU or are part of the plan's reserve there.
 """
 
+from __future__ import annotations
+
 import gc
 import sys
 import time
@@ -26,8 +28,9 @@ import pytest
 import torch
 from rank_processes import run_ranks, write_report
 from torch import Tensor
+from torch._C import _autograd
+from torch._C._profiler import ProfilerActivity, ProfilerConfig, ProfilerState, RecordScope, _ExperimentalConfig
 from torch.distributed import Work
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t4p.config.files import load_config
@@ -41,6 +44,8 @@ from t4p.plan.job import JobPlan, assemble, spread, with_checkpointing
 from t4p.plan.live_memory import LiveMemory
 from t4p.plan.measure import measure_network
 from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
 
 WORLD_SIZE = 2
 TOLERANCE = 0.15
@@ -187,6 +192,22 @@ def last_holders(collectives: CountCollectives) -> Iterator[None]:
         yield
 
 
+class AllocatorEvents:
+    """Every block that torch's CPU allocator gives and takes back, as torch.profiler.profile(profile_memory=True) has
+    it, but without its record of every operation, which took longer than the step.
+    """
+
+    def __enter__(self) -> AllocatorEvents:
+        config = ProfilerConfig(ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
+        _autograd._prepare_profiler(config, {ProfilerActivity.CPU})
+        _autograd._enable_profiler(config, {ProfilerActivity.CPU}, {RecordScope.USER_SCOPE})
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        found = _autograd._disable_profiler().events()
+        self.by_time = sorted((event.start_ns(), event.nbytes()) for event in found if event.name() == "[memory]")
+
+
 def _tensor_bytes(value: Any) -> int:
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
@@ -232,8 +253,8 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
             raise Enough
         collectives.bytes.clear()
 
-    profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-    with last_holders(collectives), profiler, live, collectives:
+    blocks = AllocatorEvents()
+    with last_holders(collectives), blocks, live, collectives:
         towers = load_towers_from(config.model.clip, config.run.seed)
         torch.manual_seed(0)
         module = PretrainModule(config.model, config.loss, towers.embed_dim)
@@ -255,13 +276,8 @@ def train_case(config: PretrainConfig, batch: Batch, checkpoints: Path) -> Seen:
         settings = LoopSettings(0, 0, checkpoints, lambda step: None, on_step)  # type: ignore[arg-type, return-value]
         with pytest.raises(Enough):
             train(engine, task, SameBatch(batch), train_config, settings, None)  # type: ignore[arg-type]
-    events = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    )
-    times = np.array([moment for moment, _ in events])
-    held = np.cumsum([size for _, size in events])
+    times = np.array([moment for moment, _ in blocks.by_time])
+    held = np.cumsum([size for _, size in blocks.by_time])
     rows = np.searchsorted(times, moments).tolist()
     # Between two steps a run holds what it held a step before; what seems to have grown are frees that were not seen.
     unseen = [held[row - 1] - held[rows[0] - 1] for row in rows]
@@ -317,7 +333,6 @@ def plans() -> dict[Case, JobPlan]:
     return plans
 
 
-@pytest.mark.slow
 def test_memory_of_every_stage_is_what_ranks_were_seen_to_hold(seen, plans):
     off = {}
     for case, ranks in seen.items():
@@ -335,13 +350,11 @@ def test_memory_of_every_stage_is_what_ranks_were_seen_to_hold(seen, plans):
     assert not off
 
 
-@pytest.mark.slow
 def test_both_instruments_agree_where_neither_is_misled(seen):
     for rank in seen[Case(0)]:
         assert rank.allocator_peak == pytest.approx(rank.tensor_peak, rel=0.02)
 
 
-@pytest.mark.slow
 def test_recomputed_activations_are_planned_and_seen_to_be_fewer(seen, plans):
     for stage in (1, 3):
         plain, checkpointed = (Case(stage, checkpointing=on) for on in (False, True))
@@ -351,7 +364,6 @@ def test_recomputed_activations_are_planned_and_seen_to_be_fewer(seen, plans):
         assert planned == pytest.approx(saved, rel=0.3)  # a difference of two figures, each good to 15 %
 
 
-@pytest.mark.slow
 def test_what_a_rank_sends_in_a_step_is_what_its_collectives_carried(seen, plans):
     for case, ranks in seen.items():
         sent = sum(
@@ -361,7 +373,6 @@ def test_what_a_rank_sends_in_a_step_is_what_its_collectives_carried(seen, plans
         assert plans[case].configured.sent_bytes == pytest.approx(sent, rel=0.05), (case, ranks[0].collectives)
 
 
-@pytest.mark.slow
 def test_checkpoints_have_the_size_that_was_planned(seen, plans):
     for case, ranks in seen.items():
         assert plans[case].configured.checkpoint_bytes == pytest.approx(ranks[0].checkpoint, rel=0.03), case
