@@ -126,7 +126,7 @@ def export_command(
     export_checkpoint(checkpoint, out, pretrained, finetuned_share)
     typer.echo(
         f"{out}: {out.stat().st_size / 1e6:,.1f} MB; score it with `t4p evaluate model.exported={out}`, read it with "
-        f"t4p.models.exported.load_exported_network({str(out)!r})"
+        f"t4p.load({str(out)!r})"
     )
 
 

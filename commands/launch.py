@@ -83,6 +83,8 @@ def _add_command(name: str, summary: str) -> None:
         num_workers = config.cluster.num_workers if workers is None else workers
         if not on_cluster:
             if dry_run:
+                if address is None:
+                    look_beforehand(config)
                 _show_plan(None, world_sizes(config, num_workers), as_json)
             elif address == IN_CLUSTER:  # the head may see other files than the workers' nodes
                 launch_training(config, num_workers, address=IN_CLUSTER)

@@ -331,11 +331,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if _refers_to_itself(tree):
+        raise ConfigError(f"{path}: an alias (*) stands inside of what its anchor (&) names; write the value out")
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as 'train:' at the top, found a {type(tree).__name__}")
     return tree
+
+
+def _refers_to_itself(value: Any, around: tuple[int, ...] = ()) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    if id(value) in around:
+        return True
+    below = value.values() if isinstance(value, dict) else value
+    return any(_refers_to_itself(each, (*around, id(value))) for each in below)
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -116,6 +116,8 @@ def problems_of_labels(labels: tuple[str, ...] | str) -> Iterator[Problem]:
         return
     if not labels:
         yield Problem(("labels",), "the list is empty; at least one label is wanted")
+    if any(not label.strip() for label in labels):
+        yield Problem(("labels",), f"a label is empty in {list(labels)}; take it out, or give it a name")
     if doubles := sorted({label for label in labels if labels.count(label) > 1}):
         yield Problem(("labels",), f"named twice: {', '.join(doubles)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class StoredFrame(DecodedFrame):
     key: str
 
 
-def frames(url: str) -> Iterator[StoredFrame]:
+def frames(url: str | os.PathLike[str]) -> Iterator[StoredFrame]:
     """The frames of a packed dataset, in the order in which they were packed.
 
     Args:
@@ -37,7 +38,7 @@ def frames(url: str) -> Iterator[StoredFrame]:
         ShardError: the dataset is damaged; while iterating, a frame is.
         StoreError: storage refused or failed.
     """
-    dataset = DatasetReader(url)
+    dataset = DatasetReader(os.fspath(url))
     if dataset.manifest.sample_kind != "frames":
         raise CallError(
             f"{dataset.url}: holds {dataset.manifest.sample_kind}, wanted RGB-D frames; t4p.stream gives their points"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -151,7 +152,7 @@ class PointStream:
 
 
 def stream(
-    urls: str | Sequence[str],
+    urls: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch_size: int,
     seed: int = 0,
@@ -210,5 +211,6 @@ def stream(
         seed=seed,
         max_skip_fraction=max_skip_fraction,
     )
-    catalogue = Catalogue([urls] if isinstance(urls, str) else urls)
+    places = [urls] if isinstance(urls, str | os.PathLike) else urls
+    catalogue = Catalogue([os.fspath(place) for place in places])
     return PointStream(catalogue, PointRecipe(pixel_stride, max_depth, frame == "world"), settings)

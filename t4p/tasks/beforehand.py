@@ -58,6 +58,9 @@ def look_before_evaluation(config: EvaluateConfig) -> None:
 
 
 def _look_at_run_folder(run_dir: Path) -> None:
+    existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"run.dir {run_dir}: {existing} is a file, wanted a folder; choose another run.dir")
     try:
         taken = is_locked(run_dir)
     except OSError:

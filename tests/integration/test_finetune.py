@@ -162,7 +162,7 @@ def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, la
         )
         exported = tmp_path / f"{start.name}.safetensors"
         told = t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000002"), str(exported))
-        assert f"load_exported_network({str(exported)!r})" in told, "the reader that takes a fine-tuning: see below"
+        assert f"t4p.load({str(exported)!r})" in told
         before, after = (
             load_exported_network(path).net.state_dict() for path in (pretrained / "pretrained.safetensors", exported)
         )

@@ -221,6 +221,9 @@ def test_a_configuration_of_another_command_names_it(command: str, files: list[s
         ("", "2 problem.*\n  run: missing; set its keys in a file or as run.KEY=VALUE\n  data: missing; "),
         ("task: depth\n", "task is depth; known: pretrain, semantic"),
         ("run: {dir: a}\ndata: {shards: b}\nmodel: {labels: ''}\n", "model.labels: the name of the file is empty"),
+        ("train: &a\n  b: *a\n", "an alias .* stands inside of what its anchor .* names"),
+        ("run: {dir: a}\ndata: {shards: b}\nmodel: {labels: [a, ' ']}\n", "model.labels: a label is empty in"),
+        ("train: {learning_rate: 1.0e+300}\n", "train.learning_rate: wanted at most 1000, got 1.0e"),
         ("model: {clip: {name: convnext_base}}\n", "model.clip.name: convnext_base has an image tower without a dense"),
     ],
 )

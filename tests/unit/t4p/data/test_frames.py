@@ -18,7 +18,7 @@ OLDER = Path(__file__).resolve().parents[3] / "data" / "older"
 
 def test_every_frame_comes_once_in_the_order_of_packing_with_the_pixels_metres_and_matrices_that_were_packed() -> None:
     dataset = DatasetReader(str(OLDER / "frames"))
-    found = list(frames(str(OLDER / "frames")))
+    found = list(frames(OLDER / "frames"))
     assert [frame.key for frame in found] == list(dataset.index(0).keys)
     for index, frame in enumerate(found):
         stored = dataset.read_frame(0, index)

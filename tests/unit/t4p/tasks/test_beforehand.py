@@ -10,6 +10,7 @@ import pytest
 from shards.errors import CallError, UserError
 from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import EvaluateConfig, FinetuneConfig
+from t4p.errors import ConfigError
 from t4p.runs.checkpoint import MARKER
 from t4p.tasks.beforehand import look_before_evaluation, look_beforehand
 
@@ -71,6 +72,13 @@ def test_labels_and_a_beginning_that_are_not_there_are_refused(tmp_path: Path, o
     with pytest.raises(UserError) as caught:
         finetune(tmp_path, override)
     assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize("below", ["", "x/y"])
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.dir .*file is a file, wanted a folder"):
+        pretrain(tmp_path / "file" / below)
 
 
 def test_a_run_that_goes_on_needs_no_beginning(tmp_path: Path) -> None:
