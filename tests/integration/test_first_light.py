@@ -7,32 +7,33 @@ import sys
 from statistics import fmean
 
 import pytest
-from calibrated_tower import save_calibrated_tower
 
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from t4p.config.packaged import find_packaged
-from t4p.data.decode import decode_frame
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-TOWER = "configs/clip/tiny-rn.json"
 NUM_FRAMES, NUM_TRAIN = 100, 80
 # Top-1 among 256, chance 0.004. Both sides of L_d are trained. The image side of L_e is a frozen tower with random
 # weights, which cannot carry 0.2 here: benchmarks/LOG.md, 2026-11-22, says why and what was tried.
 WANTED = {"retrieval_e": 0.06, "retrieval_d": 0.2}
 # The features of a random tower depend on which way is up in the image and on how large things appear, which no
-# network can know of points that were turned and mirrored at random; with real CLIP weights this matters less.
+# network can know of points that were turned and mirrored at random; with real CLIP weights this matters less. Those of
+# the smoke configuration's ViT, read by its values, are of one patch alone: a network of one stride sees enough.
 SETTINGS = [
-    "train.num_steps=420",
+    "train.num_steps=300",
     "train.global_batch_size=1",
+    "train.learning_rate=4e-3",
     "train.warmup_steps=10",
-    "train.checkpoint_every=420",
-    "data.image_size=[960, 1280]",
+    "train.checkpoint_every=300",
+    "data.image_size=[672, 896]",
     "data.pixel_stride=3",
-    "model.voxel_size=0.02",
+    "model.voxel_size=0.025",
     "model.embed_dim_d=64",
-    "model.unet.encoder_channels=[48, 96]",
+    "model.unet.num_strides=1",
+    "model.unet.stem_channels=24",
+    "model.unet.encoder_channels=[64]",
+    "model.unet.decoder_channels=[32]",
     "model.decoder2d.upsample=2",
     "loss.num_pairs_e=1024",
     "loss.num_pairs_d=2048",
@@ -55,17 +56,11 @@ def datasets(shared_data, module_s3_bucket):
 
 def test_training_lowers_both_losses_and_points_find_their_pixels_on_unseen_frames(datasets, tmp_path):
     train, validation = datasets
-    reader = DatasetReader(train)
-    weights = tmp_path / "tower.pt"
-    images = [decode_frame(reader.read_frame(0, index)).color for index in range(0, 20, 2)]
-    save_calibrated_tower(find_packaged(TOWER), images, weights)
-
     run_dir = tmp_path / "run"
     done = subprocess.run(
         [
             *(sys.executable, "-m", "commands.main", "launch", "pretrain", "configs/smoke.yaml", "--workers", "1"),
             *(f"data.shards=[{train}]", f"data.validation_shards=[{validation}]", f"run.dir={run_dir}"),
-            *(f"model.clip.name={TOWER}", f"model.clip.pretrained={weights}", "model.clip.dense=value"),
             *SETTINGS,
         ],
         env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
