@@ -30,7 +30,7 @@ class TrainConfig(Section):
     grad_accum_steps: PositiveInt = Field(
         1, description="Equal parts of a batch, one after the other; a pair has its negatives in its own part."
     )
-    learning_rate: PositiveFloat = Field(1e-3, le=1e3, description="Step size of AdamW, at the end of the warm-up.")
+    learning_rate: PositiveFloat = Field(1e-3, lt=1e38, description="Step size of AdamW, at the end of the warm-up.")
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up, then a cosine to zero.")
     weight_decay: float = Field(0.01, ge=0, description="Decay of matrices; biases, norms and temperatures have none.")
     gradient_clipping: float = Field(1.0, ge=0, description="Largest gradient norm; 0 is off.")

@@ -94,7 +94,7 @@ def test_a_config_with_three_mistakes_names_all_three(t4p, tmp_path):
         result,
         2,
         "3 problem(s)",
-        "model.voxel_size: Input should be greater than 0, got -1 [mine.yaml]",
+        "model.voxel_size: wanted more than 0, got -1 [mine.yaml]",
         "model.voxel_sise: unknown key, did you mean 'voxel_size'? [mine.yaml]",
         "train.zero_stage",
     )
@@ -118,7 +118,7 @@ def test_more_workers_than_frames_in_a_batch_are_refused_before_ray_starts(t4p, 
         *("launch", "pretrain", "configs/smoke.yaml", f"data.shards=[{shards}]", f"run.dir={tmp_path}/run"),
         *("--workers", "3"),
     )
-    assert_refused(result, 2, "--workers is 3", "train.global_batch_size is 2")
+    assert_refused(result, 2, "train.global_batch_size: 2, and there are 3 workers (--workers, or the section cluster)")
     assert time.monotonic() - started < 30
     assert not (tmp_path / "run").exists()
 
@@ -152,8 +152,8 @@ def test_a_bucket_that_does_not_exist_says_so(t4p, tmp_path, s3_server, clean_en
         ("model.clip.pretrained=/nowhere/weights.pt", "/nowhere/weights.pt"),
         ("model.unet.plan=Res99", "known: Res16UNet14A"),
         ("data.image_size=[100,100]", "multiples of 32"),
-        ("model.text_query.num_heads=3", "model.text_query.num_heads is 3"),
-        ("model.text_query.mlp_ratio=1e-4", "model.text_query.mlp_ratio is 0.0001"),
+        ("model.text_query.num_heads=3", "model.text_query.num_heads: 3 does not divide 64"),
+        ("model.text_query.mlp_ratio=1e-4", "model.text_query.mlp_ratio: 0.0001 leaves the MLP no hidden channel"),
         ("model.labels=configs", "model.labels: configs cannot be read"),
         ("run.dir={{ x }}", "stands where a key is wanted"),
         ("run.dir=s3://bucket/run", "not supported yet"),
@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_built_is_a_wrong_call(t4p, tmp_path, shards, ove
 
 
 @pytest.mark.parametrize("command", [("pretrain",), ("launch", "pretrain")])
-def test_a_run_folder_that_cannot_be_written_says_so(t4p, tmp_path, shards, command):
+def test_a_run_folder_that_cannot_be_says_so(t4p, tmp_path, shards, command):
     blocker = tmp_path / "file"
     blocker.write_text("")
     result = t4p(
@@ -177,7 +177,7 @@ def test_a_run_folder_that_cannot_be_written_says_so(t4p, tmp_path, shards, comm
         f"data.shards=[{shards}]",
         f"run.dir={blocker}/run",
     )
-    assert_refused(result, 2, f"run.dir {blocker}/run: cannot be written")
+    assert_refused(result, 2, f"run.dir {blocker}/run: {blocker} is a file, wanted a folder")
 
 
 def test_a_flipped_byte_stops_the_run_and_names_the_sample(t4p, tmp_path, shards):
