@@ -23,7 +23,7 @@ from small_model import SMALL
 
 from launch.processes.caretaker import processes_of
 
-EVERY = 4  # steps between checkpoints; the run takes some 35 on its way through all faults
+EVERY = 8  # steps between checkpoints; the run takes some 70 on its way through all faults
 IMPORTS = "import torch, deepspeed, ray, open_clip"
 SLOW_STARTS = 5  # Ray gives a node of its own 30 s: on a busy machine that is a loss, too
 

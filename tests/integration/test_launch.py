@@ -39,8 +39,9 @@ from t4p.errors import ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone]
 
-# Steps of some 60 ms: half of them are needed, the others are for when this process gets no turn for seconds.
-SHORT = Road(num_steps=64, rounds=1)
+# Steps of some 100 ms: a quarter of them is needed, the others are for when this process gets no turn for seconds or
+# finds the workers late: once 64 steps were over before the first fault.
+SHORT = Road(num_steps=256, rounds=1)
 # CPU seconds of all that a job starts until its first step, as a multiple of what one interpreter takes to import what
 # a worker imports: two workers, the driver, Ray's controller and six actors of its own.
 STARTUP_LIMIT = 14.0  # 7.1 and 8.4 were seen, on a busy machine

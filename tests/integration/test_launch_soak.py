@@ -19,7 +19,7 @@ from shards.packing.pack import pack
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone, pytest.mark.soak]
 
-ROAD = Road(num_steps=320, rounds=3)
+ROAD = Road(num_steps=1000, rounds=3)
 
 
 def test_a_long_run_that_suffers_every_fault_three_times_is_the_uninterrupted_one(
