@@ -37,6 +37,7 @@ from typing import Annotated, Any
 from unittest.mock import patch
 
 import typer
+from frames import pack_frames
 from record import REPOSITORY, record
 
 FRAMES_PER_STEP = 4  # all that the repository carries
@@ -205,15 +206,6 @@ def seconds_of_other_threads() -> float:
         if thread.name != str(threading.get_native_id()) and not name.startswith(("gloo", "pt_gloo", "pt_tcpstore")):
             seconds += int((thread / "schedstat").read_text().split()[0]) / 1e9
     return seconds
-
-
-def pack_frames(folder: Path) -> str:
-    """The real frames that the repository carries, packed."""
-    from shards.packing.pack import pack
-
-    shards = str(folder / "shards")
-    pack("tum", REPOSITORY / "tests" / "data" / "tum_rgbd", shards)
-    return shards
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Annotated, Any
 
 import typer
+from frames import pack_frames
 from record import REPOSITORY, record
 
 LOOK_EVERY = 0.03  # seconds
@@ -223,15 +224,6 @@ def _has_line(path: Path) -> bool:
         return path.stat().st_size > 0
     except FileNotFoundError:
         return False
-
-
-def pack_frames(folder: Path) -> str:
-    """The real frames that the repository carries, packed."""
-    from shards.packing.pack import pack
-
-    shards = str(folder / "shards")
-    pack("tum", REPOSITORY / "tests" / "data" / "tum_rgbd", shards)
-    return shards
 
 
 if __name__ == "__main__":

@@ -233,11 +233,12 @@ def _gather(schema: type[AnyConfig], given: _Given) -> tuple[list[str], AnyConfi
             return lines, schema.model_validate(tree, context=RULES_LATER), repaired
         except ValidationError as error:
             before = copy.deepcopy(tree)
-            for path, text in describe(error, schema, tree):
+            found = dict(describe(error, schema, tree))
+            for path, text in found.items():
                 # A required key that was wrong is missing now, and so is what a section that was wrong requires.
                 if not any(path[:n] in repaired for n in range(1, len(path) + 1)):
                     lines.append(f"{'.'.join(path) or 'configuration'}: {text}{given.origin(path)}")
-            for path, _ in describe(error, schema, tree):
+            for path in found:
                 if field_at(path, schema) is not None:
                     repaired.add(path)
                 _repair(tree, path, schema)

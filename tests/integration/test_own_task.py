@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Told, call_in_turn
 from small_model import TINY_NETWORK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,34 +33,9 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-# Runs commands one after the other in one process that knows the task; prints the exit status and output of each.
-CALL = """
-import io, json, sys
-from contextlib import redirect_stderr, redirect_stdout
-sys.path.insert(0, "tests")
-import planes_task
-from commands.main import main
-told = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["t4p", *arguments]
-    said = io.StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
-        try:
-            main()
-        except SystemExit as end:
-            told.append((end.code, said.getvalue()))
-print("TOLD" + json.dumps(told))
-"""
-
-
-def call(environ: dict[str, str], **calls: list[str]) -> dict[str, tuple[int, str]]:
-    """Exit status and output of each call, all in one process."""
-    arguments = json.dumps(list(calls.values()))
-    done = subprocess.run(
-        [sys.executable, "-c", CALL, arguments], cwd=ROOT, env=environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(zip(calls, json.loads(done.stdout.rpartition("TOLD")[2]), strict=True))
+def call(environ: dict[str, str], **calls: list[str]) -> dict[str, Told]:
+    """What each call tells, all in one process that knows the task."""
+    return dict(zip(calls, call_in_turn(list(calls.values()), environ, ["planes_task"]), strict=True))
 
 
 def test_a_task_of_one_file_and_one_row_goes_the_whole_road(
@@ -78,18 +54,18 @@ def test_a_task_of_one_file_and_one_row_goes_the_whole_road(
         scored=[*evaluate, "--json"],
         shown=evaluate,
     )
-    assert {name: status for name, (status, _) in told.items() if status} == {"mistaken": 2, "changed": 1}, told
-    assert "loss.wait: unknown key, did you mean 'weight'?" in told["mistaken"][1]
-    assert "model.text_query.num_heads: 3 does not divide 16" in told["mistaken"][1]
-    assert "loss.weight: 2.0 -> 1.0" in told["changed"][1]
-    assert [entry["step"] for entry in json.loads(told["listed"][1])["checkpoints"]] == [15, 30, 31]
+    assert {name: status for name, (status, _, _) in told.items() if status} == {"mistaken": 2, "changed": 1}, told
+    assert "loss.wait: unknown key, did you mean 'weight'?" in told["mistaken"].output
+    assert "model.text_query.num_heads: 3 does not divide 16" in told["mistaken"].output
+    assert "loss.weight: 2.0 -> 1.0" in told["changed"].output
+    assert [entry["step"] for entry in json.loads(told["listed"].output)["checkpoints"]] == [15, 30, 31]
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(1, 32))
     assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
-    scores = json.loads(told["scored"][1].splitlines()[-1])
+    scores = json.loads(told["scored"].output.splitlines()[-1])
     assert scores["task"] == "planes"
     assert scores["miou"] > 0.9
-    assert "Planes" in told["shown"][1]
+    assert "Planes" in told["shown"].output
 
 
 def test_without_its_row_the_task_is_unknown(config: str, tmp_path: Path, clean_environ: dict[str, str]) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import Told, call_in_turn
 
 from t4p.config.check import check
 from t4p.config.files import load_config, load_config_of, load_for_command
@@ -48,27 +46,9 @@ COMMANDS = (
     (["evaluate"], OF_EVALUATE),
 )
 
-# Runs commands one after the other in one process and prints, of each, the exit status, whether torch was loaded, and
-# what it said.
-CALL = """
-import io, json, sys
-from contextlib import redirect_stderr, redirect_stdout
-from commands.main import main
-told = []
-for arguments in json.loads(sys.argv[1]):
-    sys.argv = ["t4p", *arguments]
-    said = io.StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
-        try:
-            main()
-        except SystemExit as end:
-            told.append((end.code, "torch" in sys.modules, said.getvalue()))
-print(json.dumps(told))
-"""
-
 
 @pytest.fixture(scope="module")
-def told(clean_environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, bool, str]]:
+def told(clean_environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[Told]:
     """Exit status, torch loaded, output of each of COMMANDS with all of its mistakes."""
     folder = tmp_path_factory.mktemp("check")
     given = [f"data.shards=[{folder}/none]", f"run.dir={folder}/run", "train.global_batch_size=4"]
@@ -76,18 +56,13 @@ def told(clean_environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     for command, mistakes in COMMANDS:
         own = ["model.exported=x", given[0]] if command == ["evaluate"] else given
         calls.append([*command, *own, *(override for override, _ in mistakes)])
-    done = subprocess.run(
-        [sys.executable, "-c", CALL, json.dumps(calls)], cwd=ROOT, env=clean_environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    answers = call_in_turn(calls, clean_environ)
     assert not (folder / "run").exists()
-    return json.loads(done.stdout)
+    return answers
 
 
 @pytest.mark.parametrize("index", range(len(COMMANDS)), ids=lambda index: " ".join(COMMANDS[index][0]))
-def test_every_command_tells_all_its_mistakes_at_once_without_torch(
-    told: list[tuple[int, bool, str]], index: int
-) -> None:
+def test_every_command_tells_all_its_mistakes_at_once_without_torch(told: list[Told], index: int) -> None:
     status, torch_loaded, output = told[index]
     mistakes = COMMANDS[index][1]
     assert (status, torch_loaded) == (2, False), output
