@@ -157,6 +157,8 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody scrapes them
+        "RAY_prestart_worker_first_driver": "0",  # a worker in advance, for work of the driver, which has none
         # Ray's own 15 leaves training 3 % of a core beside anything else: a start of 12 s takes minutes.
         "RAY_worker_niceness": environment.get("RAY_worker_niceness", "0"),
     }

@@ -25,7 +25,8 @@ from launch.outcome import (
     write_outcome,
 )
 from launch.placement import WorkerResources, describe_shortage
-from launch.ray_package import load_ray, load_ray_train
+from launch.ray_package import load_ray, load_ray_train, load_trainer
+from launch.rendezvous import rendezvous_config
 from launch.worker import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
 
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics goes through it
@@ -154,30 +155,41 @@ def describe_no_places(attempt: Attempt, patience: str) -> str:
 
 def _start_private_ray(job: WorkerJob, folder: Path) -> bool:
     """Returns whether the workers have a GPU each."""
-    import torch
-
     ray = load_ray()
-    use_gpu = torch.cuda.is_available()
-    if use_gpu and torch.cuda.device_count() < job.num_workers:
-        raise LaunchError(
-            f"{job.num_workers} workers want a GPU each, this machine has {torch.cuda.device_count()}; "
-            "use fewer workers, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
-        )
-    if not use_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.num_workers)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     ray.init(
         address="local",
         num_cpus=job.num_workers,  # slots, not cores: more workers than cores run, slower
-        num_gpus=job.num_workers if use_gpu else 0,
-        include_dashboard=True,  # without it Ray waits for its autoscaler and prints tracebacks
+        include_dashboard=os.environ.get("XDASH")
+        != "0",  # without it Ray waits for its autoscaler and prints tracebacks
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level="ERROR",
         _temp_dir=str(folder),
     )
-    return use_gpu
+    return _usable_gpus(int(ray.cluster_resources().get("GPU", 0)), job.num_workers)
+
+
+def _usable_gpus(found: int, num_workers: int) -> bool:
+    """Whether the workers of a private Ray have a GPU each.
+
+    Args:
+        found: GPUs that Ray sees on this machine.
+
+    Raises:
+        LaunchError: there are some, and fewer than workers.
+    """
+    if found:
+        import torch  # which a machine without a GPU is spared
+
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if 0 < found < num_workers:
+        raise LaunchError(
+            f"{num_workers} workers want a GPU each, this machine has {found}; "
+            "use fewer workers, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    return found > 0
 
 
 def _join_cluster(attempt: Attempt, folder: Path) -> bool:
@@ -238,7 +250,7 @@ def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[Wo
     train = load_ray_train()
     job = attempt.job
     resources = {"CPU": float(job.cpus_per_worker)} | ({"GPU": 1.0} if use_gpu else {})
-    trainer = train.torch.TorchTrainer(
+    trainer = load_trainer()(
         _train_loop,
         train_loop_config={
             "job": vars(job),
@@ -252,7 +264,7 @@ def _run_worker_group(attempt: Attempt, folder: Path, use_gpu: bool) -> tuple[Wo
             # A world on CPUs is one worker per node. One on GPUs fills its nodes, whose GPUs are close to each other.
             placement_strategy="PACK" if use_gpu else "SPREAD",
         ),
-        torch_config=train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        backend_config=rendezvous_config(),
         run_config=train.RunConfig(
             name="job",
             storage_path=str(folder / "train"),

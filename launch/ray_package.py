@@ -28,11 +28,24 @@ def load_ray() -> ModuleType:
 
 
 def load_ray_train() -> ModuleType:
-    """`ray.train`, with `ray.train.torch`."""
+    """`ray.train`, without `ray.train.torch`: that one imports torch."""
     with needs_extra("launch", "ray", "launching"):
         import ray.train
-        import ray.train.torch
     return ray.train
+
+
+def load_trainer() -> Any:
+    """The class of trainers that run a function on every rank, of which TorchTrainer is one."""
+    with needs_extra("launch", "ray", "launching"):
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    return DataParallelTrainer
+
+
+def load_backend() -> tuple[Any, Any]:
+    """The classes Backend and BackendConfig: how the ranks of a worker group are brought together."""
+    with needs_extra("launch", "ray", "launching"):
+        from ray.train.backend import Backend, BackendConfig
+    return Backend, BackendConfig
 
 
 def load_job_client() -> Any:

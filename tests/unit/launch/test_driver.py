@@ -8,6 +8,7 @@ import pytest
 from launch.driver import (
     UNWRITABLE,
     _run_worker_group,
+    _usable_gpus,
     check_reachable,
     describe_no_cluster,
     describe_no_places,
@@ -86,14 +87,32 @@ def test_ray_train_says_by_its_class_that_no_places_were_free(
 ) -> None:
     """Against the installed Ray, whose class is private and may be renamed."""
     from ray.train import ControllerError
-    from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    def fit(trainer: TorchTrainer) -> None:
+    def fit(trainer: DataParallelTrainer) -> None:
         raise ControllerError(ValueError("another") if in_time else WorkerGroupStartupTimeoutError(1))
 
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "7")
-    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    monkeypatch.setattr(DataParallelTrainer, "fit", fit)
     attempt = Attempt(WorkerJob("module:function", {}, 1), 1, None, tmp_path)
     with pytest.raises(ControllerError if in_time else LaunchError, match="another" if in_time else "within 7 s"):
         _run_worker_group(attempt, tmp_path, use_gpu=False)
+
+
+@pytest.mark.parametrize(("found", "num_workers", "wanted"), [(0, 4, False), (4, 4, True), (8, 4, True), (2, 4, None)])
+def test_workers_of_a_private_ray_have_a_gpu_each_or_none(
+    monkeypatch: pytest.MonkeyPatch, found: int, num_workers: int, wanted: bool | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    if wanted is None:
+        with pytest.raises(LaunchError, match="4 workers want a GPU each, this machine has 2; use fewer workers"):
+            _usable_gpus(found, num_workers)
+    else:
+        assert _usable_gpus(found, num_workers) is wanted
+
+
+def test_gpus_that_torch_was_not_built_for_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert not _usable_gpus(8, 4)
