@@ -2,15 +2,17 @@
 
 Tensors: the module's parameters (fp32) and buffers under their own names (`net.`; after pre-training `decoder2d.` and
 both temperatures, after fine-tuning `prompt_tokens`, and `voxels_seen` of a head of words), and `label_embeddings`. The
-header holds the resolved configuration and where the weights come from, as JSON. Nothing here needs DeepSpeed, the
-towers or the dataset.
+header holds the resolved configuration and where the weights come from, as JSON, and a hash over all of that and the
+tensors: safetensors has none, and a flipped bit would be another weight. Nothing here needs DeepSpeed, the towers or
+the dataset.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,9 +31,11 @@ from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import Text4Point, build_text4point
 
 FORMAT = "text4point-export-1"
+CONTENT_HASH = "content_sha256"  # entry of the header; files of version 0.1.0 have none
 LABEL_EMBEDDINGS = "label_embeddings"
 TEMPERATURES = ("log_logit_scale_e", "log_logit_scale_d")
 Model = TypeVar("Model", bound=NetworkConfig)
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def write_exported(
     # Copies: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     tensors[LABEL_EMBEDDINGS] = label_embeddings.detach().cpu().float().contiguous()
+    header[CONTENT_HASH] = _hash_content(header, tensors)
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, header)
@@ -136,9 +141,13 @@ def load_exported(path: Path | str, device: torch.device | str = "cpu") -> Expor
         )
     decoder = config.model.decoder2d
     clip_dim = common.label_embeddings.shape[1]
-    decoder2d = Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample)
     scales = [tensors.pop(name, None) for name in TEMPERATURES]
-    _load_strictly(path, torch.nn.ModuleDict({"decoder2d": decoder2d}), tensors)
+    decoder2d = _build_and_load(
+        path,
+        lambda: Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample),
+        "decoder2d",
+        tensors,
+    )
     scale_e, scale_d = (
         float(clamped_logit_scale(scale, 1.0, config.loss.logit_scale_max)) if scale is not None else None
         for scale in scales
@@ -171,12 +180,13 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
         towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
         finetuned_share = float(header.get("finetuned_share", 1.0))  # older files have none
     # A ValidationError is a ValueError.
-    except (ConfigError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ConfigError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise _damaged(path, error) from error
     model = for_one_process(config.model)
-    net = build_text4point(model, clip_dim, task_named(config.task).out_dim(config))
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("net.")}
-    _load_strictly(path, torch.nn.ModuleDict({"net": net}), own)
+    net = _build_and_load(
+        path, lambda: build_text4point(model, clip_dim, task_named(config.task).out_dim(config)), "net", own
+    )
     net.to(device).eval().requires_grad_(False)
     return ExportedNetwork(config, step, net, labels, embeddings, towers_sha256, versions, finetuned_share), tensors
 
@@ -186,28 +196,58 @@ def for_one_process(model: Model) -> Model:
     return model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
 
 
-def _load_strictly(path: Path | str, parts: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        parts.load_state_dict(tensors, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights are not those of its configuration: {error}") from error
+def _build_and_load(
+    path: Path | str, build: Callable[[], AnyModule], name: str, tensors: Mapping[str, Tensor]
+) -> AnyModule:
+    """A module with the tensors of its name. Its shapes are compared before it takes any memory: a header may lie."""
+    with torch.device("meta"):
+        wanted = torch.nn.ModuleDict({name: build()}).state_dict()
+    misfits = sorted(
+        key
+        for key in wanted.keys() | tensors.keys()
+        if key not in wanted or key not in tensors or wanted[key].shape != tensors[key].shape
+    )
+    if misfits:
+        raise CheckpointError(
+            f"{path}: its weights are not those of its configuration: {len(misfits)} do not fit, the first is "
+            f"{misfits[0]}; export it again with this version"
+        )
+    module = build()
+    torch.nn.ModuleDict({name: module}).load_state_dict(tensors, strict=True)
+    return module
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, and the header's entries parsed."""
     wanted = f"wanted a file that `t4p checkpoint export` wrote ({FORMAT})"
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}; {wanted}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {wanted}") from error
+    noted = metadata.pop(CONTENT_HASH, None)
+    if noted is not None and noted != _hash_content(metadata, tensors):
+        raise CheckpointError(
+            f"{path}: is not what was written: its header and weights do not have the sha256 that its header notes; "
+            "copy it again from where it came, or export it again"
+        )
     try:
-        return tensors, {name: json.loads(text) for name, text in metadata.items() if name != "format"}
-    except ValueError as error:
+        header = {name: json.loads(text) for name, text in metadata.items() if name != "format"}
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, header
+
+
+def _hash_content(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over the entries of a header, and name, dtype, shape and bytes of every tensor, in the order of names."""
+    digest = hashlib.sha256(json.dumps(sorted(header.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _damaged(path: Path | str, error: Exception) -> CheckpointError:

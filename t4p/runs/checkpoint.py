@@ -2,7 +2,8 @@
 
 A checkpoint is a directory `step_00000120`. DeepSpeed's save is not atomic, so a directory counts only once
 `COMPLETE.json`, written last, lists every file with its size and hash. What has no marker is never resumed from, and
-never deleted: it is moved aside when its name is needed.
+never deleted: it is moved aside when its name is needed. A file that the marker does not list is never opened: reading
+one could make objects of it that nobody saved, so the whole checkpoint is refused instead.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from t4p.errors import CheckpointError
@@ -23,6 +25,10 @@ from t4p.errors import CheckpointError
 MARKER = "COMPLETE.json"
 STATE = "state.json"
 FORMAT_VERSION = 1
+# What DeepSpeed names its files: the module's state, and at stages 1 to 3 each rank's part of the optimizer.
+MODEL_STATES = "*_model_states.pt"
+OPTIMIZER_STATES = "*_optim_states.pt"
+UNIVERSAL_STATES = "zero/*"
 # Seconds that a rank waits for a file of another one to show up: a network file system may be slow to.
 SHARED_FOLDER_PATIENCE = 10.0
 
@@ -72,11 +78,32 @@ def read_state(directory: Path) -> CheckpointState:
     path = directory / STATE
     try:
         fields = json.loads(path.read_text())
-        return CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        state = CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+        _check_kinds(state)
+        return state
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error}); wanted the state of a checkpoint of this version, name an older one"
         ) from error
+
+
+def _check_kinds(state: CheckpointState) -> None:
+    """Refuse values that a state never has, before somebody computes with them.
+
+    Raises:
+        ValueError: names the first.
+    """
+    for name, least in (("step", 0), ("world_size", 1)):
+        value = getattr(state, name)
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name} is {value!r}, wanted a whole number of at least {least}")
+    texts = {"towers_sha256": (state.towers_sha256,), "shards_sha256": state.shards_sha256}
+    for name, values in texts.items():
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{name} is {getattr(state, name)!r}, wanted text")
+    for name in ("config", "versions"):
+        if not isinstance(getattr(state, name), dict):
+            raise ValueError(f"{name} is {getattr(state, name)!r}, wanted a mapping")
 
 
 def await_files(directory: Path, wanted: Mapping[str, int]) -> None:
@@ -119,8 +146,9 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
         The sha256 that each file should have.
 
     Raises:
-        CheckpointError: there is no marker or one of another format, or a file is missing, cannot be looked at or is
-            not as long as the marker says.
+        CheckpointError: there is no marker or one of another format, a file is missing, cannot be looked at or is not
+            as long as the marker says, the folder holds something that the marker does not list, or what it lists is
+            not all that such a checkpoint consists of.
     """
     try:
         if not directory.is_dir():
@@ -136,13 +164,14 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
         ) from None
     except OSError as error:
         raise _unreadable(directory / MARKER, error) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{directory / MARKER}: not a marker ({error}); name an older checkpoint") from error
     if found_version != FORMAT_VERSION:
         raise CheckpointError(
             f"{directory / MARKER}: its format_version is {found_version}, wanted {FORMAT_VERSION}; "
             "use the version of text4point that wrote it, or name another checkpoint"
         )
+    _refuse_unlisted(directory, sizes)
     for name, wanted in sizes.items():
         path = directory / name
         try:
@@ -152,7 +181,70 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
         if size != wanted:
             found = "missing" if size is None else f"{size} bytes"
             raise CheckpointError(f"{path}: {found}, wanted {wanted} bytes; name an older checkpoint")
+    _require_parts(directory, sizes)
     return digests
+
+
+def parts_of_ranks(zero_stage: int, world_size: int) -> Mapping[str, int]:
+    """How many files of each pattern a checkpoint has where each rank writes its own part."""
+    parts = {1: [OPTIMIZER_STATES], 2: [OPTIMIZER_STATES], 3: [OPTIMIZER_STATES, MODEL_STATES]}
+    return dict.fromkeys(parts.get(zero_stage, []), world_size)
+
+
+def _refuse_unlisted(directory: Path, listed: Collection[str]) -> None:
+    """Refuse what lies in a checkpoint and is none of the files that its marker lists, and lists of other places.
+
+    Raises:
+        CheckpointError: names it, or it cannot be looked for.
+    """
+    for name in listed:
+        if (path := PurePosixPath(name)).is_absolute() or ".." in path.parts:
+            raise CheckpointError(
+                f"{directory / MARKER}: lists {name!r}, which is not inside of it; name another checkpoint"
+            )
+    folders = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
+
+    def fail(error: OSError) -> None:
+        raise _unreadable(Path(error.filename or directory), error) from error
+
+    for folder, subfolders, files in os.walk(directory, onerror=fail):
+        here = Path(folder).relative_to(directory)
+        for name in (*files, *subfolders):
+            found = (here / name).as_posix()
+            if found not in (folders if name in subfolders else {MARKER, *listed}):
+                raise CheckpointError(
+                    f"{directory / found}: lies in the checkpoint, and {MARKER} does not list it, so the run that "
+                    "wrote the checkpoint did not save it; move it away, or name another checkpoint"
+                )
+
+
+def _require_parts(directory: Path, listed: Collection[str]) -> None:
+    """Refuse a marker that lists less than what such a checkpoint consists of.
+
+    Raises:
+        CheckpointError: names what it does not list, or the state cannot be read.
+    """
+    wanted = {STATE: 1, MODEL_STATES: 1}
+    if STATE in listed:
+        state = read_state(directory)
+        if any(fnmatchcase(name, UNIVERSAL_STATES) for name in listed):
+            wanted[UNIVERSAL_STATES] = 1
+        else:
+            try:
+                wanted |= parts_of_ranks(int(state.config["train"]["zero_stage"]), state.world_size)
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{directory / STATE}: its configuration is of another version of text4point "
+                    f"({type(error).__name__}: {error}); use the version that wrote it "
+                    f"({state.versions.get('text4point')}), or name another checkpoint"
+                ) from error
+    for pattern, count in wanted.items():
+        found = sum(fnmatchcase(name, pattern) for name in listed)
+        if found < count:
+            raise CheckpointError(
+                f"{directory / MARKER}: lists {found} file(s) {pattern}, wanted {count}: the checkpoint is not all "
+                "there; name an older checkpoint"
+            )
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:

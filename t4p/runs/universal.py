@@ -79,7 +79,7 @@ def make_universal(
         say: told what happens before it does, since a large model takes minutes.
 
     Raises:
-        CheckpointError: the files cannot be written, or the checkpoint cannot be converted.
+        CheckpointError: the files cannot be written, or the checkpoint cannot be converted or holds what none does.
     """
     if destination.exists():
         problem = _problem(destination, checkpoint)
@@ -105,6 +105,9 @@ def make_universal(
             _remove(destination)
             made.rename(destination)
         _remove(partial)
+    except CheckpointError:  # says itself what is wrong
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except Exception as error:  # whatever DeepSpeed raises: every rank waits to be told
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(

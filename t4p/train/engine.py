@@ -33,16 +33,26 @@ with needs_extra("train", "deepspeed", "training, and reading the checkpoints of
     import deepspeed.utils
     from deepspeed.checkpoint import ds_to_universal
     from deepspeed.runtime import compiler
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+from t4p.errors import CheckpointError
+from t4p.runs.checkpoint import first_line, parts_of_ranks
 from t4p.train.adamw import AdamW
 from t4p.train.buckets import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
+from t4p.train.safe_reading import reading_is_not_running
 
 # Whenever it makes an engine or reduces gradients, DeepSpeed asks whether the optimizer is its Muon. Importing Muon
 # hands its functions to torch.compile, whose inductor takes 2 CPU seconds to import, 5 where nothing else has imported
 # torch's compiler. Imported here without that: the same class, of which nobody makes one.
 with patch.object(compiler, "compile", lambda: lambda function: function):
     import deepspeed.runtime.zero.muon.muon_optimizer
+
+# What the optimizer's part of a checkpoint was seen to hold beside tensors and plain values: all three at stages 1 and
+# 2, the first two at stage 3 and in universal checkpoints, none at stage 0. They are plain records.
+SEEN_IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)
 
 ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], torch.optim.Optimizer]
@@ -218,18 +228,21 @@ class Engine:
 
     def num_part_files(self, world_size: int) -> Mapping[str, int]:
         """How many files of each pattern `save` writes where each rank writes its own part."""
-        parts = {1: ["*_optim_states.pt"], 2: ["*_optim_states.pt"], 3: ["*_optim_states.pt", "*_model_states.pt"]}
-        return dict.fromkeys(parts.get(self._zero_stage, []), world_size)
+        return parts_of_ranks(self._zero_stage, world_size)
 
     def load(self, checkpoints: Path, name: str) -> None:
         """Restore module and optimizer. Collective.
 
         The world size must be the saved one, unless the checkpoint is universal or of stage 0.
+
+        Raises:
+            CheckpointError: it holds objects that no checkpoint of ours does; they are not made.
         """
         groups = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
-        self._engine.load_checkpoint(str(checkpoints), tag=name)
-        if self._load_universal:
-            self._mend_universal_load(groups, checkpoints / name)
+        with reading_is_not_running(checkpoints / name, SEEN_IN_CHECKPOINTS):
+            self._engine.load_checkpoint(str(checkpoints), tag=name)
+            if self._load_universal:
+                self._mend_universal_load(groups, checkpoints / name)
 
     def _mend_universal_load(self, groups: Sequence[dict[str, Any]], checkpoint: Path) -> None:
         """What DeepSpeed 0.19.8 leaves out or gets wrong when it loads a universal checkpoint.
@@ -256,6 +269,9 @@ def convert_to_universal(checkpoint: Path, destination: Path) -> None:
     """Write the universal form of a checkpoint of stage 1, 2 or 3 into a folder. One process alone; not atomic.
 
     Leaves a file `latest_universal` beside the destination, which nobody here reads.
+
+    Raises:
+        CheckpointError: as `Engine.load`.
     """
     arguments = Namespace(
         input_folder=str(checkpoint),
@@ -266,7 +282,7 @@ def convert_to_universal(checkpoint: Path, destination: Path) -> None:
         strict=True,
         inject_missing_state=True,
     )
-    with _silence():
+    with _silence(), reading_is_not_running(checkpoint, SEEN_IN_CHECKPOINTS):
         ds_to_universal.main(arguments)
 
 
@@ -275,22 +291,31 @@ def saved_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
 
     Args:
         zero_stage: that wrote it.
+
+    Raises:
+        CheckpointError: as `Engine.load`, or it is not of this stage.
     """
-    saved = _saved_states(checkpoint)
-    if zero_stage == 0:
-        return saved["module"]
-    with _silence():
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    # The buffers as they are: DeepSpeed makes them fp32.
-    return {**weights, **{name: saved["module"][name] for name in saved["buffer_names"]}}
+    with reading_is_not_running(checkpoint, SEEN_IN_CHECKPOINTS):
+        try:
+            saved = _saved_states(checkpoint)
+            if zero_stage == 0:
+                return saved["module"]
+            with _silence():
+                weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+            # The buffers as they are: DeepSpeed makes them fp32.
+            return {**weights, **{name: saved["module"][name] for name in saved["buffer_names"]}}
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{checkpoint}: its files are not those of a checkpoint of ZeRO stage {zero_stage} "
+                f"({type(error).__name__}: {first_line(error)}); name another checkpoint"
+            ) from error
 
 
 def _saved_states(directory: Path) -> dict[str, Any]:
     """What rank 0 wrote of the module: its buffers at least, and its parameters unless stage 3 keeps them apart."""
     files = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")  # stages 0 to 2, stage 3
     path = next(directory / name for name in files if (directory / name).is_file())
-    # Not weights_only: DeepSpeed keeps objects of its own in there. What has a marker of ours is ours.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 @contextmanager

@@ -4,14 +4,16 @@ Converting and exporting real ones is in test_resume_worlds.py.
 """
 
 import json
+import os
 import shutil
 
 import pytest
+from saved_checkpoint import MODEL, save_checkpoint
 from typer.testing import CliRunner
 
 from commands.checkpoint import app
 from t4p.errors import CheckpointError, ConfigError
-from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
+from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker
 
 
 def call(*arguments):
@@ -24,14 +26,9 @@ def call(*arguments):
 
 
 def make(run_dir, step, *, marker=True, stage=1, name=None):
+    state = CheckpointState(step, 2, {"train": {"zero_stage": stage}}, (), "f" * 64, {})
     directory = run_dir / "checkpoints" / (name or checkpoint_name(step))
-    directory.mkdir(parents=True)
-    (directory / "model.pt").write_bytes(bytes(2_000_000))
-    config = {"train": {"zero_stage": stage}}
-    write_state(directory, CheckpointState(step, 2, config, (), "f" * 64, {}))
-    if marker:
-        write_marker(directory)
-    return directory
+    return save_checkpoint(directory, state, bytes(1_000_000), marker=marker)
 
 
 @pytest.fixture
@@ -39,13 +36,14 @@ def run_dir(tmp_path):
     make(tmp_path, 10)
     make(tmp_path, 20, marker=False)
     make(tmp_path, 30, stage=3)
-    (make(tmp_path, 40) / "model.pt").write_bytes(b"short")
+    (make(tmp_path, 40) / MODEL).write_bytes(b"short")
     make(tmp_path, 50, name="step_00000050.incomplete-0")
     make(tmp_path, 5, name="step_00000005.deleted")
     (tmp_path / "checkpoints" / "step_00000060").mkdir()
     universal = tmp_path / "checkpoints" / "step_00000030.universal"
     shutil.copytree(tmp_path / "checkpoints" / "step_00000010", universal)
     (universal / "zero").mkdir()
+    (universal / "zero" / "optimizer_state.pt").touch()
     (universal / MARKER).unlink()
     write_marker(universal)
     return tmp_path
@@ -68,7 +66,7 @@ def test_list_tells_what_counts_and_why_the_others_do_not(run_dir):
     assert first["size_bytes"] > 2_000_000
     assert [name for name, entry in entries.items() if entry["universal"]] == ["step_00000030"]
     assert "no COMPLETE.json" in entries["step_00000020"]["problem"]
-    assert "model.pt: 5 bytes, wanted 2000000 bytes" in entries["step_00000040"]["problem"]
+    assert "model_states.pt: 5 bytes, wanted 1000000 bytes" in entries["step_00000040"]["problem"]
     assert "no COMPLETE.json" in entries["step_00000060"]["problem"]
     assert "moved aside" in entries["step_00000050.incomplete-0"]["problem"]
     assert "being deleted" in entries["step_00000005.deleted"]["problem"]
@@ -78,7 +76,7 @@ def test_list_tells_what_counts_and_why_the_others_do_not(run_dir):
 def test_list_as_a_table_has_a_row_for_each(run_dir):
     rows = call("list", run_dir).splitlines()
     assert len(rows) == 8
-    assert rows[2].split() == ["step_00000010", "10", "2", "1", "2.0", "whole"]
+    assert rows[2].split() == ["step_00000010", "10", "2", "1", "3.0", "whole"]
     assert rows[4].rstrip().endswith("whole, and universal")
 
 
@@ -91,12 +89,12 @@ def test_list_of_something_else_is_a_wrong_call(tmp_path):
 
 def test_verify_reads_every_byte(run_dir):
     directory = run_dir / "checkpoints" / "step_00000010"
-    assert "whole; checkpoint of 2 rank(s), step 10, 2.0 MB" in call("verify", directory)
-    content = bytearray((directory / "model.pt").read_bytes())
+    assert "whole; checkpoint of 2 rank(s), step 10, 3.0 MB" in call("verify", directory)
+    content = bytearray((directory / MODEL).read_bytes())
     content[12345] ^= 1
-    (directory / "model.pt").write_bytes(content)
+    (directory / MODEL).write_bytes(content)
     assert json.loads(call("list", run_dir, "--json"))["checkpoints"][1]["problem"] is None
-    with pytest.raises(CheckpointError, match=r"model.pt: its sha256 is not the one in COMPLETE.json"):
+    with pytest.raises(CheckpointError, match=r"model_states.pt: its sha256 is not the one in COMPLETE.json"):
         call("verify", directory)
 
 
@@ -120,3 +118,12 @@ def test_export_refuses_a_path_that_cannot_be_a_file_and_a_checkpoint_that_is_no
         call("export", run_dir / "checkpoints" / "step_00000010", run_dir / "nowhere" / "out.safetensors")
     with pytest.raises(CheckpointError, match=r"no COMPLETE\.json"):
         call("export", run_dir / "checkpoints" / "step_00000020", run_dir / "out.safetensors")
+
+
+@pytest.mark.parametrize("command", ["verify", "export", "convert"])
+def test_a_file_that_is_not_in_the_marker_is_refused_before_it_is_opened(run_dir, command):
+    checkpoint = run_dir / "checkpoints" / "step_00000010"
+    os.mkfifo(checkpoint / "zero_pp_rank_2_mp_rank_00_optim_states.pt")  # whoever opened it would wait for ever
+    out = [run_dir / "out.safetensors"] if command == "export" else []
+    with pytest.raises(CheckpointError, match=r"rank_2.*: lies in the checkpoint, and COMPLETE\.json does not list it"):
+        call(command, checkpoint, *out)

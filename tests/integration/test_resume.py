@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from forks import forks, run_python
+from saved_checkpoint import Touches
 from small_model import SMALL
 
 from shards.packing.pack import pack
+from t4p.runs.checkpoint import write_marker
 
 pytestmark = pytest.mark.usefixtures("forked_python")
 
@@ -91,6 +93,21 @@ def test_a_run_leaves_what_the_readme_says(uninterrupted):
         "step_00000006",
         "step_00000008",
     }
+
+
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+def test_going_on_from_a_checkpoint_of_somebody_else_runs_nothing_that_is_in_it(shards, uninterrupted, tmp_path, name):
+    run_dir = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    checkpoint = run_dir / "checkpoints" / "step_00000008"
+    content = torch.load(checkpoint / name, weights_only=False)
+    torch.save({**content, "evil": Touches(tmp_path / "proof")}, checkpoint / name)
+    (checkpoint / "COMPLETE.json").unlink()
+    write_marker(checkpoint)
+    result = run(shards, run_dir, "train.num_steps=9")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert f"{name}: names posix.system, which no checkpoint of this program does" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "proof").exists()
 
 
 def test_no_tower_weight_is_in_a_checkpoint(uninterrupted):

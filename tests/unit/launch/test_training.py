@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from saved_checkpoint import save_checkpoint
 
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure
@@ -16,7 +17,7 @@ from t4p.config.data import DataConfig
 from t4p.config.run import ClusterConfig, RunConfig, TrainConfig
 from t4p.config.tasks import PretrainConfig
 from t4p.errors import ClipError, ConfigError, RunError
-from t4p.runs.checkpoint import write_marker
+from t4p.runs.checkpoint import CheckpointState
 from t4p.runs.lock import is_locked
 from t4p.runs.universal import universal_of
 
@@ -195,11 +196,8 @@ def test_the_story_tells_every_attempt_of_every_launch(tmp_path: Path) -> None:
 
 
 def checkpoint_at(step: int, checkpoints: Path) -> Path:
-    folder = checkpoints / f"step_{step:08d}"
-    folder.mkdir(parents=True)
-    (folder / "state.json").write_text("{}")
-    write_marker(folder)
-    return folder
+    state = CheckpointState(step, 1, {"train": {"zero_stage": 0}}, (), "", {})
+    return save_checkpoint(checkpoints / f"step_{step:08d}", state)
 
 
 def config_that_resumes(resume: str, run_dir: Path) -> PretrainConfig:

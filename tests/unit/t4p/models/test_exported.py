@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from t4p.config.files import load_config
 from t4p.errors import CheckpointError
 from t4p.models.decoder2d import Decoder2d
-from t4p.models.exported import load_exported, write_exported
+from t4p.models.exported import CONTENT_HASH, load_exported, write_exported
 from t4p.models.text4point import build_text4point
 
 CLIP_DIM = 16
@@ -70,6 +70,30 @@ def test_what_goes_in_comes_out_ready_for_inference(path, parts, config):
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
 
 
+def flip_bit(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_one_flipped_bit_anywhere_in_the_weights_or_the_header_is_refused(path):
+    whole = path.read_bytes()
+    header_end = 8 + int.from_bytes(whole[:8], "little")
+    step = whole.index(b'"step"')
+    for position in (header_end, header_end + 12345, len(whole) - 1, whole.index(b"120", step)):
+        flip_bit(path, position)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: is not what was written: .*; copy it again"):
+            load_exported(path)
+        path.write_bytes(whole)
+    load_exported(path)
+
+
+def rewrite(path, tensors, metadata):
+    """As version 0.1.0 wrote it: without a hash of what is in it."""
+    metadata.pop(CONTENT_HASH)
+    save_file(tensors, path, metadata)
+
+
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_weights_that_are_not_those_of_the_configuration_are_refused(path, change):
     with safe_open(path, framework="pt") as file:
@@ -81,8 +105,8 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(path, chang
         tensors["net.head.weights"] = torch.zeros(1)
     else:
         tensors["net.head.weight"] = torch.zeros(1, 1)
-    save_file(tensors, path, metadata)
-    with pytest.raises(CheckpointError, match=r"not those of its configuration(.|\n)*net\.head\.weight"):
+    rewrite(path, tensors, metadata)
+    with pytest.raises(CheckpointError, match=r"not those of its configuration.*net\.head\.weight"):
         load_exported(path)
 
 
@@ -92,7 +116,9 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(path, chang
         ("config", "{", "JSONDecodeError"),
         ("config", '{"model": 3}', "ValidationError"),
         ("config", None, "KeyError: 'config'"),
+        ("config", "[" * 100_000, "RecursionError"),
         ("step", '"many"', "ValueError"),
+        ("step", "1e999", "OverflowError"),
         ("labels", "3", "TypeError"),
         ("towers_sha256", None, "KeyError"),
         ("versions", "[1]", "TypeError"),
@@ -106,7 +132,7 @@ def test_a_damaged_header_is_named(path, key, text, cause):
     tensors = load_file(path)
     part = tensors if key in tensors else metadata
     part.pop(key) if text is None else part.update({key: text})
-    save_file(tensors, path, metadata)
+    rewrite(path, tensors, metadata)
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: its header is damaged .*{cause}.*export it again"):
         load_exported(path)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from saved_checkpoint import MODEL, save_checkpoint
 
 from t4p.config.files import load_config
 from t4p.errors import CheckpointError
@@ -15,16 +16,17 @@ from t4p.runs.checkpoint import (
     MARKER,
     CheckpointState,
     await_files,
+    check_sizes,
     checkpoint_name,
     make_room,
     newest_checkpoint,
     read_state,
     verify_marker,
     write_marker,
-    write_state,
 )
 from t4p.runs.compatibility import refuse_changes
 
+OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 STATE = CheckpointState(
     step=3,
     world_size=1,
@@ -38,12 +40,8 @@ STATE = CheckpointState(
 def make_checkpoint(folder, step, marker=True):
     directory = folder / checkpoint_name(step)
     (directory / "sub").mkdir(parents=True)
-    (directory / "model.pt").write_bytes(os.urandom(1000))
     (directory / "sub" / "optimizer.pt").write_bytes(os.urandom(500))
-    write_state(directory, STATE)
-    if marker:
-        write_marker(directory)
-    return directory
+    return save_checkpoint(directory, STATE, os.urandom(1000), marker=marker)
 
 
 def test_a_whole_checkpoint_passes_and_its_state_comes_back(tmp_path):
@@ -51,7 +49,7 @@ def test_a_whole_checkpoint_passes_and_its_state_comes_back(tmp_path):
     verify_marker(directory)
     assert read_state(directory) == STATE
     listed = json.loads((directory / MARKER).read_text())["files"]
-    assert set(listed) == {"model.pt", "sub/optimizer.pt", "state.json"}
+    assert set(listed) == {MODEL, OPTIMIZER, "sub/optimizer.pt", "state.json"}
 
 
 def test_the_newest_whole_one_is_chosen_and_the_others_are_named(tmp_path):
@@ -59,13 +57,13 @@ def test_the_newest_whole_one_is_chosen_and_the_others_are_named(tmp_path):
     whole = make_checkpoint(tmp_path, 10)
     make_checkpoint(tmp_path, 100_000_000, marker=False)
     damaged = make_checkpoint(tmp_path, 20)
-    (damaged / "model.pt").write_bytes(b"short")
+    (damaged / MODEL).write_bytes(b"short")
     (tmp_path / "step_00000010.incomplete-0").mkdir()
     chosen, passed_over = newest_checkpoint(tmp_path)
     assert chosen == whole
     assert len(passed_over) == 2
     assert f"no {MARKER}" in passed_over[0]
-    assert "step_00000020/model.pt: 5 bytes, wanted 1000 bytes" in passed_over[1]
+    assert "step_00000020/mp_rank_00_model_states.pt: 5 bytes, wanted 1000 bytes" in passed_over[1]
 
 
 def test_no_checkpoint_at_all_is_none(tmp_path):
@@ -97,7 +95,7 @@ def test_a_missing_directory_is_no_checkpoint(tmp_path):
         verify_marker(tmp_path / "step_00000001")
 
 
-@pytest.mark.parametrize("victim", ["model.pt", MARKER])
+@pytest.mark.parametrize("victim", [MODEL, MARKER])
 @pytest.mark.parametrize("moment", ["open", "stat"])
 def test_a_file_that_cannot_be_read_is_damage_and_is_passed_over(tmp_path, monkeypatch, victim, moment):
     older, newer = make_checkpoint(tmp_path, 3), make_checkpoint(tmp_path, 5)
@@ -120,6 +118,105 @@ def test_a_file_that_cannot_be_read_is_damage_and_is_passed_over(tmp_path, monke
     assert "cannot be read ([Errno 5] Input/output error" in passed_over[0]
 
 
+def refused(directory):
+    """What is said of a checkpoint, by the quick look and by the whole one."""
+    said = []
+    for look in (check_sizes, verify_marker):
+        with pytest.raises(CheckpointError) as caught:
+            look(directory)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    return said[0]
+
+
+def put_file(path):
+    path.write_bytes(b"")
+
+
+def put_link_to_file(path):
+    path.symlink_to(__file__)
+
+
+def put_link_to_folder(path):
+    path.symlink_to(Path(__file__).parent)
+
+
+@pytest.mark.parametrize("put", [put_file, put_link_to_file, put_link_to_folder, os.mkfifo, Path.mkdir])
+@pytest.mark.parametrize("name", ["zero_pp_rank_1_mp_rank_00_optim_states.pt", "zero", "sub/latest"])
+def test_what_the_marker_does_not_list_is_refused_by_name(tmp_path, put, name):
+    directory = make_checkpoint(tmp_path, 3)
+    put(directory / name)
+    assert refused(directory).startswith(f"{directory / name}: lies in the checkpoint, and {MARKER} does not list it")
+    assert newest_checkpoint(tmp_path)[0] is None
+
+
+def relist(directory, files):
+    marker = json.loads((directory / MARKER).read_text())
+    (directory / MARKER).write_text(json.dumps(marker | {"files": files(marker["files"])}))
+
+
+@pytest.mark.parametrize("name", ["state.json", MODEL, OPTIMIZER])
+def test_a_marker_without_a_part_is_refused(tmp_path, name):
+    directory = make_checkpoint(tmp_path, 3)
+    (directory / name).unlink()
+    relist(directory, lambda files: {listed: file for listed, file in files.items() if listed != name})
+    assert "lists 0 file(s) " in (said := refused(directory))
+    assert ", wanted 1: the checkpoint is not all there" in said
+
+
+def test_a_marker_of_nothing_is_refused(tmp_path):
+    directory = tmp_path / checkpoint_name(3)
+    directory.mkdir()
+    write_marker(directory)
+    assert "lists 0 file(s) state.json, wanted 1" in refused(directory)
+
+
+@pytest.mark.parametrize(("stage", "world_size"), [(0, 3), (1, 2), (2, 3), (3, 2)])
+def test_every_rank_has_its_part(tmp_path, stage, world_size):
+    config = {**STATE.config, "train": {**STATE.config["train"], "zero_stage": stage}}
+    directory = tmp_path / checkpoint_name(3)
+    save_checkpoint(directory, changed(config=config, world_size=world_size))
+    verify_marker(directory)
+    for part in sorted(directory.glob("*_rank_*.pt")):
+        content = part.read_bytes()
+        part.unlink()
+        (directory / MARKER).unlink()
+        write_marker(directory)
+        assert "file(s) *_" in refused(directory)
+        part.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["../../../etc/hostname", "/etc/hostname", "sub/../../x", ".."])
+def test_a_marker_that_lists_other_places_is_refused(tmp_path, name):
+    directory = make_checkpoint(tmp_path, 3)
+    relist(directory, lambda files: files | {name: {"size_bytes": 1, "sha256": ""}})
+    assert f"lists {name!r}, which is not inside of it" in refused(directory)
+
+
+def test_a_marker_without_end_is_none(tmp_path):
+    directory = make_checkpoint(tmp_path, 3)
+    (directory / MARKER).write_text("[" * 100_000)
+    assert "not a marker" in refused(directory)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("step", value) for value in ("twelve", -5, 1.5, True, None)),
+        *(("world_size", value) for value in (0, "2")),
+        *(("config", value) for value in ([], None)),
+        *(("versions", value) for value in ([],)),
+        *(("shards_sha256", value) for value in ([1],)),
+        *(("towers_sha256", value) for value in (None,)),
+    ],
+)
+def test_a_value_that_no_state_has_is_named(tmp_path, field, value):
+    directory = make_checkpoint(tmp_path, 3)
+    (directory / "state.json").write_text(json.dumps(vars(STATE) | {field: value}))
+    with pytest.raises(CheckpointError, match=rf"state\.json: cannot be read \({field} is "):
+        read_state(directory)
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_a_marker_of_another_format_is_refused(tmp_path, version):
     directory = make_checkpoint(tmp_path, 3)
@@ -129,7 +226,7 @@ def test_a_marker_of_another_format_is_refused(tmp_path, version):
         verify_marker(directory)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"shards_sha256": []}', None])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"shards_sha256": []}', "[" * 100_000, None])
 def test_a_state_that_is_none_is_named(tmp_path, content):
     directory = make_checkpoint(tmp_path, 3)
     (directory / "state.json").unlink()
@@ -163,7 +260,7 @@ def test_leftovers_are_moved_aside_and_never_deleted(tmp_path):
         directory = make_checkpoint(tmp_path, 7, marker=False)
         aside = make_room(directory)
         assert aside == tmp_path / f"step_00000007.incomplete-{number}"
-        assert (aside / "model.pt").is_file()
+        assert (aside / MODEL).is_file()
     assert make_room(tmp_path / checkpoint_name(7)) is None
 
 

@@ -4,8 +4,9 @@ import itertools
 import shutil
 
 import pytest
+from saved_checkpoint import MODEL, save_checkpoint
 
-from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
+from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name
 from t4p.runs.retention import delete_expired, expired
 
 STEPS = (1, 2, 3, 5, 8, 13)
@@ -35,11 +36,8 @@ def test_the_order_and_repetitions_do_not_matter():
 def make(folder, step, marker=True, universal=False):
     directory = folder / checkpoint_name(step)
     for path in [directory, *([directory.with_name(directory.name + ".universal")] if universal else [])]:
-        path.mkdir(parents=True)
-        (path / "model.pt").write_bytes(bytes(100))
-        write_state(path, CheckpointState(step, 1, {}, (), "", {}))
-        if marker:
-            write_marker(path)
+        state = CheckpointState(step, 1, {"train": {"zero_stage": 0}}, (), "", {})
+        save_checkpoint(path, state, bytes(100), marker=marker)
     return directory
 
 
@@ -51,7 +49,7 @@ def test_what_has_no_marker_is_damaged_or_comes_later_is_neither_counted_nor_del
     for step in (10, 20, 30, 50, 60):
         make(tmp_path, step, universal=step == 10)
     make(tmp_path, 15, marker=False)
-    (make(tmp_path, 40) / "model.pt").write_bytes(b"short")
+    (make(tmp_path, 40) / MODEL).write_bytes(b"short")
     make(tmp_path, 5).rename(tmp_path / "step_00000005.incomplete-0")
     make(tmp_path, 900)  # of a run that was resumed from 50, since this one was damaged
     assert delete_expired(tmp_path, written=60, keep=2) == []

@@ -1,27 +1,26 @@
 """Universal checkpoints as files: made once, never used half-made, replaced when damaged."""
 
+import shutil
+
 import pytest
+from saved_checkpoint import MODEL, save_checkpoint
 
 from t4p.errors import CheckpointError
-from t4p.runs.checkpoint import CheckpointState, newest_checkpoint, read_state, verify_marker, write_marker, write_state
+from t4p.runs.checkpoint import CheckpointState, newest_checkpoint, read_state, verify_marker, write_marker
 from t4p.runs.universal import is_universal, leftovers_of, made_from, make_universal, universal_of
 
-STATE = CheckpointState(120, 2, {}, (), "", {})
+STATE = CheckpointState(120, 2, {"train": {"zero_stage": 1}}, (), "", {})
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    directory = tmp_path / "step_00000120"
-    directory.mkdir()
-    (directory / "model.pt").write_bytes(b"weights")
-    write_state(directory, STATE)
-    write_marker(directory)
-    return directory
+    return save_checkpoint(tmp_path / "step_00000120", STATE)
 
 
 def convert(source, destination):
     (destination / "zero" / "layer.weight").mkdir(parents=True)
-    (destination / "zero" / "layer.weight" / "fp32.pt").write_bytes((source / "model.pt").read_bytes())
+    (destination / "zero" / "layer.weight" / "fp32.pt").write_bytes((source / MODEL).read_bytes())
+    shutil.copy(source / MODEL, destination / MODEL)
     (destination.parent / "latest_universal").write_text(destination.name)
 
 
@@ -70,7 +69,7 @@ def test_an_interrupted_conversion_is_not_used_and_is_made_again(checkpoint):
 def test_one_of_an_earlier_save_of_the_step_is_made_again(checkpoint):
     universal = universal_of(checkpoint)
     make_universal(checkpoint, universal, convert, print)
-    (checkpoint / "model.pt").write_bytes(b"Weights")
+    (checkpoint / MODEL).write_bytes(b"Weights")
     (checkpoint / "COMPLETE.json").unlink()
     write_marker(checkpoint)
     assert not made_from(universal, checkpoint)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from saved_checkpoint import save_checkpoint
 
 from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import FinetuneConfig
@@ -18,11 +19,8 @@ def checkpoint(tmp_path):
 
 
 def make(directory, config):
-    config = config.model_dump(mode="json")
-    directory.mkdir()
-    write_state(directory, CheckpointState(120, 2, config, (), "f" * 64, {"text4point": "0.1.0"}))
-    write_marker(directory)
-    return directory
+    state = CheckpointState(120, 2, config.model_dump(mode="json"), (), "f" * 64, {"text4point": "0.1.0"})
+    return save_checkpoint(directory, state)
 
 
 def test_other_towers_are_refused(checkpoint, tmp_path):

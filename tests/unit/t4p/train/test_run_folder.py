@@ -5,25 +5,23 @@ import shutil
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+from saved_checkpoint import MODEL, save_checkpoint
 
 from t4p.errors import CheckpointError, ConfigError
-from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker, write_state
+from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker
 from t4p.runs.universal import make_universal
 from t4p.train import run_folder
 from t4p.train.run_folder import choose_checkpoint, installed_versions
 
 
 def make(checkpoints, step):
-    directory = checkpoints / checkpoint_name(step)
-    directory.mkdir(parents=True)
-    (directory / "model.pt").write_bytes(b"weights")
-    write_state(directory, CheckpointState(step, 2, {}, (), "", {}))
-    write_marker(directory)
-    return directory
+    state = CheckpointState(step, 2, {"train": {"zero_stage": 1}}, (), "", {})
+    return save_checkpoint(checkpoints / checkpoint_name(step), state)
 
 
 def convert(source, destination):
     shutil.copytree(source, destination / "zero")
+    shutil.copy(source / MODEL, destination / MODEL)
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ def test_auto_takes_the_newest_whole_one_and_never_a_universal_one(checkpoints):
     newest = checkpoints / "step_00000002"
     make_universal(newest, checkpoints / "step_00000002.universal", convert, print)
     assert choose_checkpoint("auto", checkpoints) == newest
-    (newest / "model.pt").write_bytes(b"Weights")
+    (newest / MODEL).write_bytes(b"Weights")
     assert choose_checkpoint("auto", checkpoints) == checkpoints / "step_00000001"
     assert choose_checkpoint("auto", checkpoints / "nothing") is None
 
@@ -57,7 +55,7 @@ def test_the_newest_may_be_named_also_in_its_universal_form_elsewhere(checkpoint
 def test_a_universal_one_of_an_earlier_save_is_not_the_newest(checkpoints, tmp_path_factory):
     newest, elsewhere = checkpoints / "step_00000002", tmp_path_factory.mktemp("other") / "converted"
     make_universal(newest, elsewhere, convert, print)
-    (newest / "model.pt").write_bytes(b"Weights")
+    (newest / MODEL).write_bytes(b"Weights")
     (newest / MARKER).unlink()
     write_marker(newest)
     with pytest.raises(ConfigError, match="holds step_00000002: going on from another one would mix two runs"):
@@ -65,8 +63,8 @@ def test_a_universal_one_of_an_earlier_save_is_not_the_newest(checkpoints, tmp_p
 
 
 def test_what_is_not_whole_cannot_be_named(checkpoints):
-    (checkpoints / "step_00000002" / "model.pt").unlink()
-    with pytest.raises(CheckpointError, match=r"model\.pt: missing"):
+    (checkpoints / "step_00000002" / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=r"model_states\.pt: missing"):
         choose_checkpoint(str(checkpoints / "step_00000002"), checkpoints)
     with pytest.raises(ConfigError, match=r"train.resume is 'never', but .* holds step_00000001"):
         choose_checkpoint("never", checkpoints)
@@ -75,7 +73,7 @@ def test_what_is_not_whole_cannot_be_named(checkpoints):
 @pytest.mark.parametrize("resume", ["auto", "never"])
 def test_only_damaged_checkpoints_begin_no_run_and_are_all_named(checkpoints, resume):
     for step in (1, 2):
-        (checkpoints / checkpoint_name(step) / "model.pt").write_bytes(b"Weights")
+        (checkpoints / checkpoint_name(step) / MODEL).write_bytes(b"Weights")
     make(checkpoints, 3)
     (checkpoints / "step_00000003" / MARKER).unlink()
     with pytest.raises(CheckpointError, match="no whole one to resume from") as caught:
