@@ -12,7 +12,7 @@ from t4p.data.order import steps_per_epoch
 from t4p.errors import ConfigError
 from t4p.models.towers import zero_towers_of
 from t4p.plan.frames import FrameFigures, look_at_frames
-from t4p.plan.measure import NetworkFigures, PassBytes, drawn_ends, drawn_pairs, measure_network
+from t4p.plan.measure import NetworkFigures, PassBytes, drawn_ends, drawn_pairs, frozen_part, measure_network
 from t4p.plan.pairs import PairGather, norm_bytes, pair_gather
 from t4p.plan.zero import (
     STAGES,
@@ -196,8 +196,9 @@ def plan_job(
         except ValueError as error:
             raise ConfigError(str(error)) from error
     checkpointing = config.model.unet.activation_checkpointing
+    task = frozen_part(config, towers)
     network, other = (
-        measure_network(with_checkpointing(config, on), towers, settings, frames.largest)
+        measure_network(with_checkpointing(config, on), towers, task, settings, frames.largest)
         for on in (checkpointing, not checkpointing)
     )
     return assemble(config, world, device_memory, hours, frames, network, other, towers.embed_dim)

@@ -134,12 +134,39 @@ def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
     return x.new_zeros(*x.shape[:dim], len(index), *x.shape[dim:][1:])
 
 
-_STAND_INS: dict[Any, Callable[..., Tensor]] = {
+def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **settings: Any) -> Tensor:
+    if settings.get("device") not in (None, x.device) or not (
+        x.is_floating_point() and (dtype or x.dtype).is_floating_point
+    ):
+        return aten._to_copy.default(x, dtype=dtype, **settings)
+    return torch.zeros_like(x, dtype=dtype)
+
+
+def _batch_norm(x: Tensor, weight: Tensor | None, *settings: Any) -> tuple[Tensor, ...]:
+    if weight is None or not settings[3]:  # in evaluation it keeps no statistics
+        return aten.native_batch_norm.default(x, weight, *settings)
+    return torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+
+
+def _batch_norm_backward(grad: Tensor, x: Tensor, weight: Tensor | None, *settings: Any) -> tuple[Tensor | None, ...]:
+    wanted = settings[-1]
+    if weight is None:
+        return aten.native_batch_norm_backward.default(grad, x, weight, *settings)
+    return tuple(
+        torch.zeros_like(of) if needed else None for of, needed in zip((x, weight, weight), wanted, strict=True)
+    )
+
+
+_STAND_INS: dict[Any, Callable[..., Any]] = {
     aten.mm.default: lambda x, y: x.new_zeros(x.shape[0], y.shape[1]),
     aten.mm.out: lambda x, y, *, out: out.zero_(),
     aten.addmm.default: lambda _, x, y, **scales: x.new_zeros(x.shape[0], y.shape[1]),
     aten.addmm_.default: lambda total, x, y, **scales: total,
+    aten.bmm.default: lambda x, y: x.new_zeros(*x.shape[:2], y.shape[2]),
     aten.convolution.default: _convolution,
+    aten._to_copy.default: _to_copy,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
     aten.index_add_.default: _index_add_,
     aten.index_select.default: _index_select,
 }

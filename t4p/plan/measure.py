@@ -21,7 +21,7 @@ from t4p.data.sample import FrameSample, SampleSettings
 from t4p.losses.contrastive_tiles import COLUMN_CHUNK, ROW_CHUNK
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm
-from t4p.models.sparse.native_functions import few_blocks
+from t4p.models.sparse.native_functions import widest_turns_only
 from t4p.models.zeros import with_zeros
 from t4p.plan.live_memory import SizesOnly
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
@@ -113,13 +113,21 @@ class NetworkFigures:
         )
 
 
+def frozen_part(config: PretrainConfig, towers: ClipTowers) -> PretrainTask:
+    """What stands beside the network. The text tower sees zeros: multiplying what nobody reads takes a second."""
+    with SizesOnly():
+        return PretrainTask(towers, config.model, torch.device("cpu"), None, config.train.precision)
+
+
 def measure_network(
-    config: PretrainConfig, towers: ClipTowers, settings: SampleSettings, sample: FrameSample
+    config: PretrainConfig, towers: ClipTowers, task: PretrainTask, settings: SampleSettings, sample: FrameSample
 ) -> NetworkFigures:
-    """Run the network of a configuration on one frame, forward and backward, on the CPU."""
+    """Run the network of a configuration on one frame, forward and backward, on the CPU.
+
+    Args:
+        task: frozen_part of the same towers.
+    """
     module = with_zeros(lambda: PretrainModule(config.model, config.loss, towers.embed_dim))
-    with SizesOnly():  # the text tower too would take a second to multiply what nobody reads
-        task = PretrainTask(towers, config.model, torch.device("cpu"), None, config.train.precision)
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
     ends_e, ends_d = drawn_ends(config.loss, sample)
     tiled = ends_d if config.loss.weight_d else ends_e
@@ -159,7 +167,7 @@ def _measure_pass(
 ) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
-    with few_blocks(), SizesOnly() as live:
+    with widest_turns_only(), SizesOnly() as live:
         moments = []
         last_called = module.net if module.untrained else module.decoder2d
         hook = last_called.register_forward_hook(lambda *_: moments.append(live.now))

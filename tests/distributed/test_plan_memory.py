@@ -42,7 +42,7 @@ from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, with_checkpointing
 from t4p.plan.live_memory import LiveMemory
-from t4p.plan.measure import measure_network
+from t4p.plan.measure import frozen_part, measure_network
 from t4p.tasks.pretrain import PretrainModule, PretrainTask, build_sample_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
@@ -325,7 +325,11 @@ def plans() -> dict[Case, JobPlan]:
             key = (case.precision, checkpointing)
             if key not in measured:
                 measured[key] = measure_network(
-                    with_checkpointing(config, checkpointing), towers, settings, frames.largest
+                    with_checkpointing(config, checkpointing),
+                    towers,
+                    frozen_part(config, towers),
+                    settings,
+                    frames.largest,
                 )
         network, other = (measured[case.precision, on] for on in (case.checkpointing, not case.checkpointing))
         world = spread(config, WORLD_SIZE, 0)

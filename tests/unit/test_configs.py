@@ -12,7 +12,7 @@ from t4p.config.tasks import FinetuneConfig
 from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing
-from t4p.plan.measure import drawn_pairs, measure_network
+from t4p.plan.measure import drawn_pairs, frozen_part, measure_network
 from t4p.tasks.pretrain import build_sample_settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -84,7 +84,9 @@ def plans() -> dict[str, JobPlan]:
         towers = load_towers_from(config.model.clip, 0)
         settings = build_sample_settings(config, towers)
         frames = look_at_frames(config.data.shards, settings)
-        network = network or measure_network(with_checkpointing(config, False), towers, settings, frames.largest)
+        network = network or measure_network(
+            with_checkpointing(config, False), towers, frozen_part(config, towers), settings, frames.largest
+        )
         world = spread(config, config.cluster.num_nodes, config.cluster.gpus_per_node)
         plans[overlay] = assemble(
             config, world, 80 * GIB, usual_hours(config, world.size), frames, network, network, towers.embed_dim

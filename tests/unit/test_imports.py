@@ -91,7 +91,7 @@ import sys
 from pathlib import Path
 import commands
 import torch
-from t4p.models.clip import load_towers
+from t4p.models.clip import build_zero_towers, load_towers
 from t4p.train.engine import Engine, EngineSettings, start_process_group
 
 class Losses(torch.nn.Module):
@@ -101,6 +101,7 @@ class Losses(torch.nn.Module):
     def forward(self, x):
         return self.layer(x).sum(), x.sum()
 
+build_zero_towers("configs/clip/tiny-rn.json")
 load_towers("configs/clip/tiny-rn.json", "random").dense_features(torch.zeros(1, 3, 64, 64))
 start_process_group()
 engine = Engine(Losses(), EngineSettings(1, "fp32", 1.0, 0.1, 1), 1)

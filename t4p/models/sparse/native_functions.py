@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -29,20 +29,23 @@ IM2COL_ROWS_DEVICE = 2**15
 # Res16UNet14A on frames seen once, 1.3 to 1.7 times faster (no difference for 34C, no AMX on that machine).
 HALF_BLOCK_ROWS = 256
 HALF_TAIL_STEP = 32
-_joins_blocks = ContextVar("_joins_blocks", default=False)
+Pairs = tuple[tuple[Tensor, Tensor] | None, ...]  # by offset: rows that give, rows that get; None is the centre
+_widest_only = ContextVar("_widest_only", default=False)
 
 
 @contextmanager
-def few_blocks() -> Iterator[None]:
-    """Join all blocks of HALF_BLOCK_ROWS but the last: as many bytes at a time, in a third of the operations.
+def widest_turns_only() -> Iterator[None]:
+    """Of a convolution's turns only the one that holds most memory: the same bytes at most, in fewer operations.
 
-    For those who count the bytes and leave the multiplying out (t4p.plan).
+    The result is wrong. For those who count bytes and leave the multiplying out (t4p.plan). Left out are all offsets of
+    a kernel but the one with the most pairs, and all blocks of im2col but the first; the blocks of HALF_BLOCK_ROWS but
+    the last are joined.
     """
-    before = _joins_blocks.set(True)
+    before = _widest_only.set(True)
     try:
         yield
     finally:
-        _joins_blocks.reset(before)
+        _widest_only.reset(before)
 
 
 def submanifold_conv(features: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
@@ -92,13 +95,14 @@ class _SubmanifoldConv(Function):
                 grad_features = _convolve_back(grad, w, ctx.map).to(ctx.features_dtype)
             if ctx.needs_input_grad[1]:
                 grad_weight = x.new_empty(w.shape, dtype=ctx.weight_dtype)
-                for k, pairs in enumerate(ctx.map.pairs):
-                    if pairs is None:
+                for k in _turns(ctx.map.pairs):
+                    if (pairs := ctx.map.pairs[k]) is None:
                         grad_weight[k] = _outer(x, grad, ctx.weight_dtype)
                     else:
-                        source, target = pairs
-                        met = x.index_select(0, source), grad.index_select(0, target)
-                        grad_weight[k] = _outer(*met, ctx.weight_dtype)
+                        source, target = pairs  # what is gathered has no name: it would live on in the next turn
+                        grad_weight[k] = _outer(
+                            x.index_select(0, source), grad.index_select(0, target), ctx.weight_dtype
+                        )
         return grad_features, grad_weight, None, None
 
 
@@ -167,7 +171,7 @@ def _needs_fixed_shapes(x: Tensor) -> bool:
 def _fixed_blocks(x: Tensor) -> tuple[Tensor, ...]:
     """Rows in blocks of HALF_BLOCK_ROWS, the last padded with zeros to a multiple of HALF_TAIL_STEP."""
     whole = (len(x) - 1) // HALF_BLOCK_ROWS * HALF_BLOCK_ROWS
-    *blocks, tail = x.split((whole, len(x) - whole)) if _joins_blocks.get() else x.split(HALF_BLOCK_ROWS)
+    *blocks, tail = x.split((whole, len(x) - whole)) if _widest_only.get() else x.split(HALF_BLOCK_ROWS)
     return (*blocks, F.pad(tail, (0, 0, 0, -len(tail) % HALF_TAIL_STEP)))
 
 
@@ -219,7 +223,7 @@ def _by_im2col(x: Tensor, flat_weight: Tensor, kernel_map: KernelMap) -> Tensor:
     output = x.new_empty(num_voxels, flat_weight.shape[1])
     rows_per_block = min(num_voxels, IM2COL_ROWS_CPU if x.device.type == "cpu" else IM2COL_ROWS_DEVICE)
     buffer = x.new_empty(rows_per_block * num_offsets, num_channels)
-    for start in range(0, num_voxels, max(rows_per_block, 1)):
+    for start in range(0, rows_per_block if _widest_only.get() else num_voxels, max(rows_per_block, 1)):
         neighbours = kernel_map.neighbours[start : start + rows_per_block]
         gathered = buffer[: neighbours.numel()]
         torch.index_select(padded, 0, neighbours.reshape(-1), out=gathered)
@@ -232,14 +236,22 @@ def _by_im2col(x: Tensor, flat_weight: Tensor, kernel_map: KernelMap) -> Tensor:
     return output
 
 
-def _by_pairs(x: Tensor, w: Tensor, pairs: tuple[tuple[Tensor, Tensor] | None, ...]) -> Tensor:
+def _by_pairs(x: Tensor, w: Tensor, pairs: Pairs) -> Tensor:
     """x (V, C), w (K^3, C, Cout), to (V, Cout): per offset gather, multiply and add; at the centre only multiply."""
     output = _times(x, w[len(w) // 2]).to(_sum_dtype(x.dtype))
-    for offset_weight, rows in zip(w, pairs, strict=True):
-        if rows is not None:
+    for k in _turns(pairs):
+        if (rows := pairs[k]) is not None:
             source, target = rows
-            output.index_add_(0, target, _times(x.index_select(0, source), offset_weight).to(output.dtype))
+            output.index_add_(0, target, _times(x.index_select(0, source), w[k]).to(output.dtype))
     return output.to(x.dtype)
+
+
+def _turns(pairs: Pairs) -> Sequence[int]:
+    """The offsets of a kernel that are gone through: all of them."""
+    if not _widest_only.get():
+        return range(len(pairs))
+    widest = max(range(len(pairs)), key=lambda k: 0 if (rows := pairs[k]) is None else len(rows[0]))
+    return sorted({widest, len(pairs) // 2})
 
 
 def _sum_children(fine: Tensor, w: Tensor, stride_map: StrideMap) -> Tensor:

@@ -2,16 +2,21 @@
 
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from commands.main import app
 from t4p.config.files import load_config
 from t4p.errors import ConfigError
+from t4p.models.sparse.layers import SubmanifoldConv
+from t4p.models.sparse.native_functions import widest_turns_only
+from t4p.models.sparse.pyramid import build_pyramid
 from t4p.plan.frames import look_at_frames, room_frame
 from t4p.plan.job import RUNTIME_BYTES, needs_of, rank_memory, spread, usual_hours, with_checkpointing
 from t4p.plan.live_memory import LiveMemory, SizesOnly
@@ -194,6 +199,47 @@ def test_products_are_zeros_of_their_true_size():
     assert weight.grad.shape == (8, 16)
     assert live.timeline([product])[-1] == 4 * 4 * 16
     assert live.timeline([out])[-1] == 0  # it was there before
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_widest_turn_of_a_convolution_holds_as_much_as_all_of_them(precision):
+    rng = random.Random(2)
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        xyz = torch.randint(0, rng.choice([4, 9]), (rng.choice([30, 900]), 3), generator=generator)
+        coords = torch.unique(torch.cat([torch.zeros(len(xyz), 1), xyz], 1).int(), dim=0)
+        widths = rng.choice([(8, 16), (128, 96), (32, 128)])
+        peaks = []
+        for context in (nullcontext, widest_turns_only):
+            layer = SubmanifoldConv(*widths, 3)
+            pyramid = build_pyramid("native", coords, 1)
+            features = torch.ones(len(coords), widths[0], requires_grad=True)
+            with context(), SizesOnly() as live, torch.autocast("cpu", enabled=precision == torch.bfloat16):
+                layer(pyramid, features, 0).sum().backward()
+            peaks.append((live.timeline().max(), live.timeline()[-1], live.now))
+        (whole, kept, turns), (widest, kept_by_widest, fewer) = peaks
+        assert (whole, kept) == (widest, kept_by_widest)
+        assert fewer < turns
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stand_ins_hold_what_the_real_operations_hold(dtype):
+    """Casts, norms in training and in evaluation, their gradients, batched products."""
+
+    def program() -> torch.Tensor:
+        x = torch.rand(64, 16, requires_grad=True)
+        norms = nn.BatchNorm1d(16), nn.BatchNorm1d(16, affine=False), nn.BatchNorm1d(16).eval()
+        y = sum(norm(x.to(dtype).float()) for norm in norms)
+        z = torch.bmm(y.view(4, 16, 16), y.view(4, 16, 16)).to(torch.float64)
+        z.sum().backward()
+        return y.detach().long().sum()
+
+    timelines = []
+    for instrument in (LiveMemory, SizesOnly):
+        with instrument() as live:
+            program()
+        timelines.append(live.timeline().tolist())
+    assert timelines[0] == timelines[1]
 
 
 # -- frames --------------------------------------------------------------------------------------------------------
