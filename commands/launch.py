@@ -11,7 +11,7 @@ import typer
 
 from commands.arguments import ConfigArguments, split_arguments
 from launch.jobs.client import ADDRESS_VARIABLE, Cluster, JobState
-from launch.jobs.jobs import connect, exit_status, follow, our_jobs, plan_job, stop, submit
+from launch.jobs.jobs import connect, exit_status, follow, our_jobs, plan_job, progress_of, stop, submit
 from launch.jobs.spec import METADATA_KEYS, RUN_DIR_KEY, WORKERS_KEY, JobSpec, WorldSizes, world_sizes
 from launch.training import launch_training
 from t4p.config.files import load_for_command
@@ -128,12 +128,14 @@ def list_jobs(address: AddressOption = None, as_json: JsonOption = False) -> Non
 
 @app.command("status")
 def status(job_id: JobArgument, address: AddressOption = None, as_json: JsonOption = False) -> None:
-    """How one job stands. Exit status 0 whenever that could be found out."""
-    job = connect(address, os.environ).job(job_id)
+    """How one job stands, and how far its training is. Exit status 0 whenever that could be found out."""
+    cluster = connect(address, os.environ)
+    job = cluster.job(job_id)
+    progress = progress_of(cluster, job)
     if as_json:
-        _print_json(_record(job))
+        _print_json(_record(job) | {"progress": None if progress is None else progress.to_json()})
         return
-    for name, value in _record(job).items():
+    for name, value in (_record(job) | {"progress": progress}).items():
         if value not in (None, ""):
             typer.echo(f"{name:13}  {str(value).splitlines()[0]}")  # Ray's message may hold the whole log
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -174,12 +176,21 @@ def plan(
 def _train(command: str, arguments: list[str]) -> None:
     """Be one worker of a training, to its end or to Ctrl-C."""
     config = load_worker_config(command, arguments)
+    from rich.console import Console
+
+    from launch.progress import show_trainings
     from t4p.config.kinds import task_named
+    from t4p.tasks.afterwards import look_afterwards
     from t4p.train.engine import stop_process_group
 
+    console = Console()
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
-        task_named(config.task).load().run(config)
+        with show_trainings([""], console, "starting") if is_first else nullcontext({"": None}) as shows:
+            task_named(config.task).load().run(config, show=shows[""])
         stop_process_group()
+        for line in look_afterwards(config) if is_first else ():
+            typer.echo(line)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
         raise typer.Exit(130) from None

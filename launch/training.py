@@ -15,14 +15,15 @@ from launch.jobs.spec import world_sizes
 from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
 from launch.placement import worker_resources
 from launch.processes.stop_signals import Stopped
-from launch.progress import RunProgress
+from launch.progress import follow_trainings
 from launch.ray_package import require_ray
 from launch.worker import Report, WorkerJob
 from t4p.config.kinds import config_of_task, task_named
 from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
-from t4p.runs.checkpoint import MARKER, checkpoints_in, newest_checkpoint, step_of
+from t4p.runs.checkpoint import newest_checkpoint, step_of
 from t4p.runs.lock import describe_taken, is_locked
+from t4p.tasks.afterwards import look_afterwards, newest_marked, random_towers
 
 QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
 PROOF_BYTES = 8192  # more than one block
@@ -62,12 +63,13 @@ def launch_training(
         return job_of(config_of_restart(config), num_workers)
 
     say(f"run folder: {config.run.dir}")
+    if (sentence := random_towers(config)) is not None:
+        say(sentence)
     try:
-        runs = {"training": run_dir / "metrics.jsonl"}
-        with RunProgress(runs, config.train.num_steps, console, "starting Ray") as progress:
+        with follow_trainings({"": config}, console, "starting Ray") as update:
             outcome = run_job(
                 job_of(config, num_workers),
-                progress.update,
+                update,
                 keep_logs=run_dir / "logs",
                 address=address,
                 max_restarts=max_restarts,
@@ -78,6 +80,8 @@ def launch_training(
         say(f"stopped by {stop}; the same command resumes from the last checkpoint")
         raise SystemExit(128 + stop.signal_number) from None
     raise_failure(outcome, num_workers, run_dir)
+    for line in look_afterwards(config):
+        say(line)
 
 
 def check_call(config: JobConfig, num_workers: int, address: str | None = None) -> None:
@@ -135,8 +139,9 @@ def config_of_restart(config: JobConfig) -> JobConfig:
 
 
 def newest_step(checkpoints: Path) -> int:
-    """The step of the newest checkpoint with a marker, 0 without any. Its files are not read: that is for the ranks."""
-    return max((step_of(folder) for folder in checkpoints_in(checkpoints) if (folder / MARKER).exists()), default=0)
+    """The step of the newest checkpoint with a marker, 0 without any."""
+    newest = newest_marked(checkpoints)
+    return 0 if newest is None else step_of(newest)
 
 
 def training_worker(worker_config: dict[str, Any], report: Report) -> None:

@@ -61,7 +61,7 @@ class PlanesTask:
         return {}
 
 
-def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None) -> None:
+def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None, show: Any = None) -> None:
     start_worker(config.train)
     towers = load_towers_from(config.model.clip, config.run.seed)
     catalogue = Catalogue(config.data.shards)
@@ -76,7 +76,7 @@ def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None) -> N
     def wrap(checkpoint: Path | None) -> Any:
         return build_engine(module, config.train, checkpoint)
 
-    run_training(config, wrap, PlanesTask(), stream, catalogue.shards_sha256, towers.sha256, on_step)
+    run_training(config, wrap, PlanesTask(), stream, catalogue.shards_sha256, towers.sha256, on_step, show)
 
 
 def embed_labels(config: PlanesConfig, towers: Any, weights: Mapping[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from commands.quickstart.report import QuickstartReport, RoomScores, read_lines
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
 from launch.processes.side_by_side import Command, run_side_by_side
 from launch.processes.stop_signals import Stopped
-from launch.progress import RunProgress
+from launch.progress import follow_trainings
 from launch.training import launch_training
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
@@ -109,7 +109,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         f"{head_scales[1]} times; of these weights the mean before and after fine-tuning was taken. Then both were "
         "scored on the same held-out points.",
     ):
-        finetune_side_by_side(arguments, out, console)
+        finetune_side_by_side(arguments, tuned, out, console)
         for name, each in tuned.items():
             exported[name] = export_last(each, FINETUNED_SHARES[name])
             scores[name] = score(exported[name], held_out)
@@ -180,11 +180,14 @@ def finetune_arguments(rooms: Rooms, run_dir: Path, start: Path | None) -> list[
     ]
 
 
-def finetune_side_by_side(arguments: Mapping[str, Sequence[str]], out: Path, console: Console) -> None:
+def finetune_side_by_side(
+    arguments: Mapping[str, Sequence[str]], configs: Mapping[str, FinetuneConfig], out: Path, console: Console
+) -> None:
     """Fine-tune with each of these arguments, at once.
 
     Args:
         arguments: command line of `t4p finetune`, by the name of the run folder in `out`.
+        configs: what they say.
 
     Raises:
         LaunchError: one of them failed.
@@ -198,10 +201,10 @@ def finetune_side_by_side(arguments: Mapping[str, Sequence[str]], out: Path, con
         )
         for name, given in arguments.items()
     }
-    metrics = {f"from {STARTS[name]}": out / name / "metrics.jsonl" for name in arguments}
+    followed = {f"from {STARTS[name]}": config for name, config in configs.items()}
     try:
-        with RunProgress(metrics, FINETUNE_STEPS, console, "starting") as progress:
-            run_side_by_side(commands, progress.update)
+        with follow_trainings(followed, console, "starting") as update:
+            run_side_by_side(commands, update)
     except Stopped as stop:
         console.print(f"stopped by {stop}")
         raise SystemExit(128 + stop.signal_number) from None

@@ -28,6 +28,7 @@ from launch.jobs.versions import version_problem
 from launch.placement import describe_shortage
 from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
+from t4p.runs.progress import Progress, last_in
 
 # Seconds between two looks at a log, growing while nothing is new.
 POLL_SHORTEST, POLL_LONGEST = 0.5, 4.0
@@ -149,6 +150,18 @@ def follow(cluster: Cluster, job_id: str, write: Callable[[str], None]) -> JobSt
             return job
         time.sleep(pause)
         pause = min(1.5 * pause, POLL_LONGEST)
+
+
+def progress_of(cluster: Cluster, job: JobState) -> Progress | None:
+    """How far the training of a job is, by the last such line of its log: nobody here sees its run folder.
+
+    Returns:
+        None where there is no line yet, or the log is gone with its node.
+    """
+    try:
+        return last_in(cluster.log(job.job_id)) if job.started else None
+    except LaunchError:
+        return None
 
 
 def exit_status(job: JobState) -> int:

@@ -31,6 +31,7 @@ class Task:
         any_words: whether an export can be asked words that it was not trained with.
         scored: what the scores of `t4p evaluate` are of, as the title of a table.
         out_dim: channels of the network's second output, in its export.
+        scores: which of the scores of a validation a line of progress shows.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Task:
     any_words: bool
     scored: str
     out_dim: Callable[[Any], int]
+    scores: tuple[str, ...] = ()
 
     def load(self) -> ModuleType:
         """The module that runs it."""
@@ -58,6 +60,7 @@ TASKS: dict[str, Task] = {
             True,
             "Zero-shot, nearest text embedding",
             lambda config: config.model.embed_dim_d,
+            ("retrieval_e", "retrieval_d"),
         ),
         Task(
             "semantic",
@@ -67,6 +70,7 @@ TASKS: dict[str, Task] = {
             False,
             "Fine-tuned head",
             lambda config: len(config.model.label_names),
+            ("miou",),
         ),
     )
 }

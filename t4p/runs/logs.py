@@ -12,6 +12,7 @@ from typing import Any
 from shards.errors import needs_extra
 from t4p.errors import RunError
 from t4p.runs.checkpoint import write_atomically
+from t4p.runs.progress import Tracker
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,12 @@ class StepRecord:
 class RunLog:
     """Writes `metrics.jsonl`, `validation.jsonl` and `tensorboard/` of a run folder. Rank 0 alone has one."""
 
-    def __init__(self, run_dir: Path, start_step: int) -> None:
-        """Open the logs, cut back to `start_step`: what a killed run wrote after its last checkpoint is taken again."""
+    def __init__(self, run_dir: Path, start_step: int, tracker: Tracker | None = None) -> None:
+        """Open the logs, cut back to `start_step`: what a killed run wrote after its last checkpoint is taken again.
+
+        Args:
+            tracker: told of every step, validation and checkpoint.
+        """
         with needs_extra("train", "tensorboard", "the log of a run"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -58,17 +63,30 @@ class RunLog:
         self._validation_path = run_dir / "validation.jsonl"
         cut_back(self._metrics_path, start_step)
         cut_back(self._validation_path, start_step if start_step else -1)  # a run that begins anew validates anew
+        self._tracker = tracker
+        if tracker is not None and (scores := last_line(self._validation_path)) is not None:
+            tracker.validated(scores)
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._validation = self._validation_path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
     def step(self, record: StepRecord) -> None:
         """Log one step; the line is on disk for other readers when this returns."""
-        self._write(self._metrics, "train", record.step, record.as_dict())
+        metrics = record.as_dict()
+        self._write(self._metrics, "train", record.step, metrics)
+        if self._tracker is not None:
+            self._tracker.step(metrics)
 
     def validation(self, step: int, scores: Mapping[str, float]) -> None:
         """Log the scores after `step` steps."""
         self._write(self._validation, "validation", step, {"step": step, **scores})
+        if self._tracker is not None:
+            self._tracker.validated(scores)
+
+    def checkpoint(self, step: int) -> None:
+        """Take note of a checkpoint that is whole."""
+        if self._tracker is not None:
+            self._tracker.saved(step)
 
     def close(self) -> None:
         """Close everything, whatever the disk still takes: a line that it did not take was told when it was written."""
@@ -88,6 +106,12 @@ class RunLog:
                 f"{file.name}: cannot be written ({error}); make room and start again: the run resumes from its last "
                 "checkpoint"
             ) from error
+
+
+def last_line(path: Path) -> dict[str, float] | None:
+    """The last record of a JSON-lines file; None where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return json.loads(lines[-1]) if lines else None
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -17,7 +17,9 @@ from t4p.distributed import rank, world_size
 from t4p.errors import ConfigError
 from t4p.models.text4point import Text4Point
 from t4p.runs.logs import StepRecord
+from t4p.runs.progress import PlainLines, Show, print_line
 from t4p.runs.universal import is_universal
+from t4p.tasks.afterwards import random_towers
 
 if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
     from t4p.train.engine import Engine
@@ -111,6 +113,7 @@ def run_training(
     shards_sha256: tuple[str, ...],
     towers_sha256: str,
     on_step: Callable[[StepRecord], None] | None,
+    show: Show | None = None,
 ) -> None:
     """Train from the newest checkpoint of the run folder, or from the beginning, to the last step. Collective.
 
@@ -121,9 +124,13 @@ def run_training(
         shards_sha256: hashes of the shard tables that it is read from.
         towers_sha256: hash of the frozen towers' weights.
         on_step: called on every rank after every step.
+        show: told on rank 0 how it goes; by default plain lines are printed.
     """
     from t4p.train.loop import train
     from t4p.train.run_folder import open_run
 
-    with open_run(config, wrap, shards_sha256, towers_sha256, on_step) as (engine, settings, log):
+    if rank() == 0 and (sentence := random_towers(config)) is not None:
+        print_line(sentence)
+    show = show or PlainLines(print_line)
+    with open_run(config, wrap, shards_sha256, towers_sha256, on_step, show) as (engine, settings, log):
         train(engine, task, stream, config.train, settings, log)

@@ -32,6 +32,7 @@ from t4p.models.score_map import compare_with_text
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
+from t4p.runs.progress import Show
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, run_training, start_worker
 
 if TYPE_CHECKING:
@@ -223,11 +224,12 @@ class PretrainTask:
         return scores
 
 
-def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = None) -> None:
+def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
     """Pre-train as one worker of those that the environment describes; alone without one. Collective.
 
     Args:
         on_step: called on every rank after every step.
+        show: told on rank 0 how it goes; by default plain lines are printed.
 
     Raises:
         ConfigError, ClipError: the configuration cannot work; nothing has been written.
@@ -247,7 +249,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
         return build_engine(module, config.train, checkpoint, undecayed=module.untrained)
 
     task = PretrainTask(towers, config.model, device, validation, config.train.precision)
-    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step)
+    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step, show)
 
 
 def embed_labels(config: PretrainConfig, towers: ClipTowers, weights: Mapping[str, Tensor]) -> Tensor:

@@ -31,6 +31,7 @@ from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
+from t4p.runs.progress import Show
 from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, run_training, start_worker
 from t4p.tasks.starting_weights import load_starting_weights, read_starting_weights
 
@@ -197,11 +198,12 @@ class SemanticTask:
         return {name: value for name, value in named.items() if math.isfinite(value)}  # nan: absent from the data
 
 
-def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = None) -> None:
+def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
     """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
 
     Args:
         on_step: called on every rank after every step.
+        show: told on rank 0 how it goes; by default plain lines are printed.
 
     Raises:
         ConfigError, ClipError: the configuration cannot work; no step has been taken.
@@ -236,7 +238,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
         )
 
     task = SemanticTask(model.label_names, device, validation)
-    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step)
+    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step, show)
 
 
 def build_module(config: FinetuneConfig, towers: ClipTowers) -> SemanticModule:

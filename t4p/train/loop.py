@@ -130,6 +130,8 @@ def train(
             _validate(engine, task, step, log)
         if last or step % config.checkpoint_every == 0:
             save_checkpoint(engine, settings.checkpoints, settings.describe(step), config.keep_checkpoints)
+            if log is not None:
+                log.checkpoint(step)
 
 
 def scheduled_learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import torch
 
 from t4p.config.files import dump_config
+from t4p.config.kinds import task_named
 from t4p.config.tasks import JobConfig
 from t4p.distributed import all_reduce_sum, broadcast_object, rank, world_size
 from t4p.errors import CheckpointError, ConfigError, RunError
@@ -30,6 +31,7 @@ from t4p.runs.checkpoint import (
 from t4p.runs.compatibility import refuse_changes
 from t4p.runs.lock import describe_taken, take_lock
 from t4p.runs.logs import RunLog, StepRecord
+from t4p.runs.progress import Show, Tracker
 from t4p.runs.universal import is_universal, made_from, make_universal, universal_of
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.loop import LoopSettings
@@ -44,11 +46,13 @@ def open_run(
     shards_sha256: tuple[str, ...],
     towers_sha256: str,
     on_step: Callable[[StepRecord], None] | None,
+    show: Show,
 ) -> Iterator[tuple[Engine, LoopSettings, RunLog | None]]:
     """Begin or resume a run in `run.dir`. Collective.
 
     Args:
         build_engine: given the checkpoint that the engine will load; None begins.
+        show: told on rank 0 how the training goes.
 
     Yields:
         The engine in the state to go on from, where the loop starts, and rank 0's log (None on the others), which is
@@ -81,11 +85,13 @@ def open_run(
     if rank() == 0:
         try:
             write_atomically(run_dir / "config.yaml", dump_config(config))
-            log = RunLog(run_dir, start_step)
+            tracker = Tracker(config.train.num_steps, task_named(config.task).scores, start_step or None, show)
+            log = RunLog(run_dir, start_step, tracker)
         except OSError as error:
             raise _unwritable(run_dir, error) from error
         share = f"{config.train.global_batch_size / world_size() / config.train.grad_accum_steps:g}"
-        say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, steps {start_step + 1} on")
+        left = f"steps {start_step + 1} on" if start_step < config.train.num_steps else "every step is taken already"
+        say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, {left}")
     try:
         yield engine, LoopSettings(start_step, config.run.seed, checkpoints, describe, on_step), log
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from shards.reader import DatasetReader
 from t4p.config.files import load_config_of
 from t4p.config.tasks import FinetuneConfig
 from t4p.models.exported import load_exported_network
+from t4p.runs.progress import last_in, parse_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
 
@@ -51,7 +53,15 @@ def labels(rooms: str) -> tuple[str, ...]:
 def pretrained(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a pre-training of three steps, with four labels, and its export."""
     run_dir = tmp_path_factory.mktemp("pretrained")
-    t4p(
+    (export,) = next_commands(t4p(*pretraining(rooms, run_dir)))
+    assert "Traceback" not in t4p(*export)
+    (run_dir / "step_00000003.safetensors").rename(run_dir / "pretrained.safetensors")
+    return run_dir
+
+
+def pretraining(rooms: str, run_dir: Path) -> list[str]:
+    """The command line."""
+    return [
         "pretrain",
         "configs/pretrain/rooms.yaml",
         "data.num_workers=0",
@@ -62,9 +72,13 @@ def pretrained(rooms: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train.checkpoint_every=3",
         f"data.shards=[{rooms}]",
         f"run.dir={run_dir}",
-    )
-    t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000003"), str(run_dir / "pretrained.safetensors"))
-    return run_dir
+    ]
+
+
+def next_commands(output: str) -> list[list[str]]:
+    """What the output of a training that is over tells to do next, without the name of the program."""
+    found = [line.partition("next: t4p ")[2] for line in output.splitlines() if "next: t4p " in line]
+    return [shlex.split(line) for line in found]
 
 
 RUN_ALL = """
@@ -136,11 +150,15 @@ def test_four_rooms_are_learnt_by_heart_and_the_export_knows_them_without_clip(r
     assert before["miou"] < 0.1
     assert after["miou"] > 0.95, (output, after)
 
-    exported = tmp_path / "model.safetensors"
-    t4p("checkpoint", "export", str(run_dir / "checkpoints" / "step_00000180"), str(exported))
-    scores = json.loads(
-        t4p("evaluate", f"model.exported={exported}", f"data.shards=[{rooms}]", "data.pixel_stride=3", "--json")
-    )
+    last = last_in(output)
+    assert last is not None
+    assert (last.step, last.checkpoint) == (180, 180)
+    assert list(last.losses) == ["loss", "loss_task", "loss_aux"]
+    assert last.scores == {"miou": pytest.approx(after["miou"], abs=1e-4)}
+
+    export, evaluate = next_commands(output)
+    t4p(*export)
+    scores = json.loads(t4p(*evaluate, "--json"))
     assert scores["task"] == "semantic"
     assert scores["miou"] == pytest.approx(after["miou"], abs=1e-6)
     assert scores["iou"].keys() == set(labels)
@@ -235,6 +253,19 @@ def test_an_export_with_no_share_of_the_fine_tuning_is_zero_shot_and_half_of_it_
     assert nothing_learnt["iou"] == pytest.approx(zero_shot["iou"], abs=1e-3)
 
 
+def test_a_run_that_is_over_tells_again_what_is_next(rooms, pretrained):
+    output = t4p(*pretraining(rooms, pretrained), f"data.validation_shards=[{rooms}]")
+    assert "every step is taken already" in output
+    assert last_in(output) is None, "no step was taken"
+    export, evaluate = next_commands(output)
+    t4p(*export)
+    assert json.loads(t4p(*evaluate, "--json"))["iou"].keys() == {"wall", "floor", "ceiling", "chair"}
+    assert next_commands(t4p(*pretraining(rooms, pretrained))) == [
+        ["checkpoint", "verify", str(pretrained / "checkpoints" / "step_00000003")]
+    ], "the export is there"
+    (pretrained / "step_00000003.safetensors").unlink()
+
+
 def test_a_pre_training_is_scored_zero_shot_on_frames_and_scenes(rooms, scenes, pretrained):
     exported = f"model.exported={pretrained / 'pretrained.safetensors'}"
     for shards in (rooms, scenes):
@@ -250,7 +281,7 @@ def test_a_pre_training_is_scored_zero_shot_on_frames_and_scenes(rooms, scenes, 
 @pytest.mark.ray
 def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained, tmp_path):
     run_dir = tmp_path / "run"
-    t4p(
+    output = t4p(
         "launch",
         "finetune",
         CONFIG,
@@ -269,6 +300,13 @@ def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained,
     losses = [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 4
     assert losses[-1] < losses[0]
+    first, last = (line for line in map(parse_line, output.splitlines()) if line is not None)
+    assert (first.step, last.step, last.checkpoint, list(last.scores)) == (1, 4, 4, ["miou"])
+    assert last.losses["loss"] == pytest.approx(losses[-1], rel=1e-4)
+    logged = last_in((run_dir / "logs" / "rank-0.log").read_text())
+    assert logged is not None
+    assert logged.is_last, "the same lines in the log of rank 0"
+    assert next_commands(output)[0][:2] == ["checkpoint", "export"]
     assert load_config_of(FinetuneConfig, [run_dir / "config.yaml"]).model.labels == labels
 
 

@@ -36,6 +36,7 @@ from launch.jobs.spec import REQUIREMENTS_FILE, JobSpec
 from shards.packing.pack import pack
 from t4p.config.files import load_config
 from t4p.errors import ConfigError
+from t4p.runs.progress import last_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.kill, pytest.mark.alone]
 
@@ -128,8 +129,22 @@ def test_a_job_that_loses_a_node_goes_on_with_another_to_its_end(as_jobs: AsJobs
     assert_every_loss_was_told(as_jobs.losses_of_last)
     assert "submitted job run-" in said
     assert "versions fit: python" in said, "the log of the job itself"
+    told = last_in(said)
+    assert told is not None
+    assert told.is_last, "the followed log shows how the training goes"
+    assert "next: t4p checkpoint export" in said
     assert "runtime_resources/working_dir_files" in said, "the source that was shipped is what runs"
     assert "is SUCCEEDED" in said
+
+
+def test_the_status_of_a_job_tells_how_far_its_training_is(as_jobs: AsJobs, site: Site) -> None:
+    """By its log, over HTTP: a laptop does not see the run folder."""
+    job_id = re.search(r"submitted job (\S+),", as_jobs.last.output())
+    assert job_id is not None
+    progress = site.ask("status", job_id[1])["progress"]
+    assert progress == last_in(as_jobs.last.output()).to_json()
+    assert (progress["step"], progress["seconds_left"]) == (SHORT.num_steps, 0)
+    assert list(progress["losses"]) == ["loss", "loss_e", "loss_d"]
 
 
 def test_the_run_that_suffered_everything_is_the_uninterrupted_one_bit_for_bit(

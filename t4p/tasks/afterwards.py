@@ -1,0 +1,82 @@
+"""What is said of a training when it is over, and before it begins where it learns from random towers. No torch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from shards.errors import UserError
+from t4p.config.data import EvaluatedDataConfig, LabelledDataConfig
+from t4p.config.tasks import JobConfig
+from t4p.data.fetch import Catalogue
+from t4p.runs.checkpoint import MARKER, checkpoints_in, step_of
+
+ANY_OTHER = "*"  # of data.ignored_labels
+
+
+def random_towers(config: JobConfig) -> str | None:
+    """One sentence where a training learns from a CLIP that has random weights; None where it has learnt ones."""
+    if config.model.clip.pretrained != "random":
+        return None
+    return (
+        "random towers: model.clip.pretrained is random, so this CLIP knows colour and texture and no words; it shows "
+        "that everything works. For results name a real CLIP: model.clip.name=RN50 model.clip.pretrained=openai"
+    )
+
+
+def newest_marked(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that has a marker, None without any. Its files are not read: that is for the ranks."""
+    whole = [folder for folder in checkpoints_in(checkpoints) if (folder / MARKER).exists()]
+    return max(whole, key=step_of, default=None)
+
+
+def look_afterwards(config: JobConfig) -> tuple[str, ...]:
+    """Lines on what a training has left: its folder, its newest checkpoint, and the commands that go on from there."""
+    run_dir = Path(config.run.dir)
+    checkpoint = newest_marked(run_dir / "checkpoints")
+    if checkpoint is None:
+        return (f"run folder: {run_dir}, without a whole checkpoint",)
+    return (
+        f"finished at step {step_of(checkpoint)} of {config.train.num_steps}",
+        f"  run folder: {run_dir}",
+        f"  checkpoint: {checkpoint}",
+        *(f"  next: {command}" for command in next_commands(config, checkpoint)),
+    )
+
+
+def next_commands(config: JobConfig, checkpoint: Path) -> tuple[str, ...]:
+    """Commands that work as they are, in this order: export the network, and score it where there are labels.
+
+    Args:
+        checkpoint: a whole checkpoint of the run.
+    """
+    exported = Path(config.run.dir) / f"{checkpoint.name}.safetensors"
+    commands = []
+    if not exported.exists():
+        commands.append(["checkpoint", "export", str(checkpoint), str(exported)])
+    if (scored := _scored_data(config)) is not None:
+        commands.append(["evaluate", f"model.exported={exported}", *scored])
+    if not commands:
+        commands.append(["checkpoint", "verify", str(checkpoint)])
+    return tuple(shlex.join(["t4p", *command]) for command in commands)
+
+
+def _scored_data(config: JobConfig) -> Sequence[str] | None:
+    """Overrides of `t4p evaluate` for the validation data, where it has labels of the run; else None."""
+    urls, labels = config.data.validation_shards, config.model.label_names
+    usual = EvaluatedDataConfig(shards=("",))
+    ignored = config.data.ignored_labels if isinstance(config.data, LabelledDataConfig) else usual.ignored_labels
+    try:
+        names_of_datasets = Catalogue(urls).label_names if urls else ()
+    except UserError:  # what is said of a run that is over must not make it fail
+        return None
+    names = {name for names in names_of_datasets for name in names}
+    if names.isdisjoint(labels):
+        return None
+    if not names <= {*labels, *ignored} and ANY_OTHER not in ignored:
+        ignored = (ANY_OTHER,)
+    wanted = {"ignored_labels": ignored, "pixel_stride": config.data.pixel_stride, "max_depth": config.data.max_depth}
+    given = {name: value for name, value in wanted.items() if value != getattr(usual, name)}
+    return [f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in {"shards": urls, **given}.items()]
