@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -109,6 +109,7 @@ def pack_command(
             f"terms of the data: {report.licence}\n"
             f"next: t4p shards verify {report.url}"
         )
+        _tell_faults(report.storage_faults)
 
 
 @app.command("verify")
@@ -129,6 +130,7 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
                     "bytes": report.size_bytes,
                     "broken_keys": list(report.broken_keys),
                     "problems": [problem.__dict__ for problem in report.problems],
+                    "storage_faults": dict(report.storage_faults),
                 }
             )
         elif not report.problems:
@@ -136,6 +138,7 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
                 f"{report.url}: all {report.num_samples} samples in {report.num_shards} shards are whole "
                 f"({report.size_bytes / 1e6:.1f} MB)"
             )
+        _tell_faults(report.storage_faults)
         if report.problems:
             for problem in report.problems if not as_json else ():
                 typer.echo(f"{problem.object_name}: {problem.key or 'the object'}: {problem.message}", err=True)
@@ -152,6 +155,7 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
     """Say what a dataset is."""
     with _user_errors():
         from shards.reader import DatasetReader
+        from shards.stores.store import take_faults
 
         dataset = DatasetReader(url)
         manifest = dataset.manifest
@@ -167,11 +171,13 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
             "provenance": dict(manifest.provenance),
             "shards_sha256": manifest.shards_sha256,
         }
+        faults = take_faults(dataset.store)
         if as_json:
-            _echo_json(facts)
+            _echo_json({**facts, "storage_faults": faults})
         else:
             for name, value in facts.items():
                 typer.echo(f"{name:15} {value if isinstance(value, str | int) else json.dumps(value)}")
+        _tell_faults(faults)
 
 
 @app.command("show")
@@ -241,6 +247,13 @@ def _parse_frames(text: str | None) -> slice | None:
 
 def _default_workers() -> int:
     return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_WORKERS)
+
+
+def _tell_faults(faults: Mapping[str, int]) -> None:
+    """What the storage did wrong, where a person looks; nothing where it did nothing."""
+    if faults:
+        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(faults.items()))
+        typer.echo(f"storage: {sum(faults.values())} answers failed and were asked for again ({causes})", err=True)
 
 
 def _echo_json(value: object) -> None:

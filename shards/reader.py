@@ -1,5 +1,7 @@
 """Samples of a packed dataset by position: sliced out of the tars by the index, length and checksum checked."""
 
+import hashlib
+from functools import partial
 from typing import Any
 
 import google_crc32c
@@ -22,6 +24,7 @@ from shards.scene import Scene, scene_from_members
 from shards.schema import Frame, escape_id, frame_from_members
 from shards.slices import archive_end, members_of_slice
 from shards.stores.place import open_store
+from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
 
 _MAX_CACHED_INDEXES = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB of index
@@ -29,6 +32,8 @@ _MAX_CACHED_INDEXES = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB
 
 class DatasetReader:
     """Random access to the samples of one dataset. Picklable and fork-safe.
+
+    Nothing is called damaged, and nothing that the shard table lists is called missing, before it was read again.
 
     Attributes:
         url: folder or s3:// prefix.
@@ -47,7 +52,8 @@ class DatasetReader:
         self.store: Store = open_store(url)
         self.url = self.store.url
         self.manifest = _read_manifest(self.store)
-        self.table = ShardTable.decode(self.store.read(TABLE_NAME), self.manifest, f"{self.url}/{TABLE_NAME}")
+        table = believed(self.store, partial(self.store.read, TABLE_NAME), self._is_table)
+        self.table = ShardTable.decode(table, self.manifest, f"{self.url}/{TABLE_NAME}")
         self._indexes: dict[int, ShardIndex] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +81,8 @@ class DatasetReader:
         where = f"{self.url}/{index_name(shard_index)}"
         if not 0 <= shard_index < self.manifest.num_shards:
             raise ShardError(f"{self.url}: no shard {shard_index}, the dataset has {self.manifest.num_shards}")
-        index = ShardIndex.decode(self.store.read(index_name(shard_index)), where)
+        read = partial(self.store.read, index_name(shard_index))
+        index = ShardIndex.decode(believed(self.store, read, ShardIndex.is_whole), where)
         if len(index.keys) != self.table.num_samples[shard_index]:
             raise ShardError(
                 f"{where}: {len(index.keys)} samples, the shard table says {self.table.num_samples[shard_index]}; "
@@ -98,13 +105,23 @@ class DatasetReader:
             ShardError: the bytes are not those that were packed.
         """
         index = self.index(shard_index)
-        key = index.keys[sample_index]
-        data = self.store.read_range(
-            shard_name(shard_index), int(index.offsets[sample_index]), int(index.lengths[sample_index])
-        )
+        key, offset = index.keys[sample_index], int(index.offsets[sample_index])
+        length, crc32c = int(index.lengths[sample_index]), int(index.crc32c[sample_index])
+        read = partial(self.store.read_range, shard_name(shard_index), offset, length)
+        data = believed(self.store, read, partial(_is_slice, length, crc32c))
         where = f"{self.url}/{shard_name(shard_index)}, sample {key}"
-        check_slice(data, int(index.lengths[sample_index]), int(index.crc32c[sample_index]), where)
+        check_slice(data, length, crc32c, where)
         return members_of_slice(data, where)
+
+    def read_shard(self, shard_index: int) -> bytes:
+        """The whole tar, or what there is instead of it: only its hash in the shard table tells which.
+
+        Raises:
+            MissingObjectError: there is none.
+        """
+        wanted = self.table.sha256[shard_index].tobytes()
+        read = partial(self.store.read, shard_name(shard_index))
+        return believed(self.store, read, lambda data: hashlib.sha256(data).digest() == wanted)
 
     def read_frame(self, shard_index: int, sample_index: int) -> Frame:
         """The sample as a Frame; its images stay encoded. Raises as `read_members`; CallError where it is a scene."""
@@ -142,6 +159,9 @@ class DatasetReader:
             f"{self.index(last).keys[-1]}"
         )
 
+    def _is_table(self, data: bytes) -> bool:
+        return hashlib.sha256(data).hexdigest() == self.manifest.shards_sha256
+
     def _require_kind(self, kind: SampleKind) -> None:
         if self.manifest.sample_kind != kind:
             source_format = self.manifest.provenance.get("source_format")
@@ -172,6 +192,10 @@ def check_slice(data: bytes, length: int, crc32c: int, where: str) -> None:
         raise ShardError(f"{where}: crc32c is {found:08x}, wanted {crc32c:08x}; the bytes are damaged, pack it again")
 
 
+def _is_slice(length: int, crc32c: int, data: bytes) -> bool:
+    return len(data) == length and google_crc32c.value(data) == crc32c
+
+
 def _spellings(key: str) -> set[str]:
     """The keys that ids joined by "/" may have: the ids themselves may hold a "/", so every one can be the border."""
     cuts = [i for i, letter in enumerate(key) if letter == "/" and 0 < i < len(key) - 1]
@@ -180,7 +204,7 @@ def _spellings(key: str) -> set[str]:
 
 def _read_manifest(store: Store) -> Manifest:
     try:
-        data = store.read(MANIFEST_NAME)
+        data = believed(store, partial(store.read, MANIFEST_NAME), None)
     except MissingObjectError as error:
         if store.exists(PACKING_NAME):
             raise CallError(

@@ -11,7 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import google_crc32c
@@ -24,7 +24,8 @@ from shards.ordered_map import ordered_map
 from shards.reader import DatasetReader, check_slice
 from shards.sample import check_sample, sample_from_members
 from shards.slices import archive_end, members_of_slice, samples_of_tar
-from shards.stores.store import MissingObjectError, StoreError
+from shards.stores.second_look import believed
+from shards.stores.store import MissingObjectError, StoreError, take_faults
 
 _MemberChecksums = dict[str, tuple[int, int]]  # size in bytes and crc32c, by member name
 
@@ -54,6 +55,7 @@ class VerifyReport:
         num_shards: that the manifest promises.
         size_bytes: that the manifest promises.
         problems: in the order of the shards; none means that every byte is as packed and every sample usable.
+        storage_faults: what storage did wrong on the way and was put right by asking again, by cause.
     """
 
     url: str
@@ -61,6 +63,7 @@ class VerifyReport:
     num_shards: int
     size_bytes: int
     problems: tuple[Problem, ...]
+    storage_faults: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def broken_keys(self) -> tuple[str, ...]:
@@ -86,17 +89,20 @@ def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], 
     problems: list[Problem] = []
     fingerprints: list[NDArray[np.uint64]] = []
     rebuilt_keys: dict[int, tuple[str, ...]] = {}
-    with closing(ordered_map(partial(_verify_shard, dataset), range(num_shards), num_workers)) as results:
+    faults = take_faults(dataset.store)
+    with closing(ordered_map(partial(_check_shard, dataset), range(num_shards), num_workers)) as results:
         for done, result in enumerate(results, start=1):
             problems.extend(result.problems)
+            faults.update(result.faults)
             fingerprints.append(result.key_fingerprints)
             if result.rebuilt_keys:
                 rebuilt_keys[done - 1] = result.rebuilt_keys
             if on_progress is not None:
                 on_progress(done, num_shards)
     problems.extend(_repeated_keys(dataset, fingerprints, rebuilt_keys))
+    faults.update(take_faults(dataset.store))
     manifest = dataset.manifest
-    return VerifyReport(dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems))
+    return VerifyReport(dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems), faults)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +110,19 @@ class _ShardResult:
     problems: tuple[Problem, ...]
     key_fingerprints: NDArray[np.uint64]  # 8 bytes a key: a hundred million keys must fit in memory to be compared
     rebuilt_keys: tuple[str, ...] = ()  # where the index is damaged and cannot be asked for a key again
+    faults: Counter[str] = field(default_factory=Counter)  # of the storage, in this worker
+
+
+def _check_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
+    result = _verify_shard(dataset, shard_index)
+    return replace(result, faults=take_faults(dataset.store))
 
 
 def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
     tar, idx = shard_name(shard_index), index_name(shard_index)
     problems: list[Problem] = []
     try:
-        data = dataset.store.read(tar)
+        data = dataset.read_shard(shard_index)
     except MissingObjectError as error:
         data = b""
         problems.append(Problem(tar, None, str(error)))
@@ -214,7 +226,8 @@ def _rebuild_index(data: bytes) -> ShardIndex:
 def _altered_lines(dataset: DatasetReader, idx: str, rebuilt: ShardIndex) -> list[Problem]:
     """The samples whose line is not in a damaged index as it should be."""
     try:
-        found = set(dataset.store.read(idx).splitlines())
+        data = believed(dataset.store, partial(dataset.store.read, idx), ShardIndex.is_whole)
+        found = set(data.splitlines())
     except MissingObjectError:
         found = set()
     wanted = rebuilt.encode().splitlines()[:-1]

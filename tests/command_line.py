@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from forks import run_python
+
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "TOLD"  # before the answers: libraries print on the way
 
@@ -47,12 +49,19 @@ def call_in_turn(calls: Sequence[Sequence[str]], environ: Mapping[str, str], imp
     Args:
         imports: modules of tests/ to import first.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", CALLS, MARK, json.dumps([list(call) for call in calls]), *imports],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-    )
+    program = [sys.executable, *_program(calls, imports)]
+    return _told(subprocess.run(program, cwd=ROOT, env=environ, capture_output=True, text=True))
+
+
+def call_in_a_fork(calls: Sequence[Sequence[str]], environ: Mapping[str, str]) -> list[Told]:
+    """The same in a process that begins with everything imported (tests/forks.py)."""
+    return _told(run_python(_program(calls, ()), environ))
+
+
+def _program(calls: Sequence[Sequence[str]], imports: Sequence[str]) -> list[str]:
+    return ["-c", CALLS, MARK, json.dumps([list(call) for call in calls]), *imports]
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> list[Told]:
     assert done.returncode == 0, done.stderr
     return [Told(*each) for each in json.loads(done.stdout.rpartition(MARK)[2])]

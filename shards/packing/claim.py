@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME, PACKING_NAME, Manifest
+from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
 
 SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|idx|source)|shards\.bin")
@@ -33,7 +35,7 @@ class Claim:
         Between this look and the change another packer may step in. What it then finds changed under its hands are
         whole objects of the same options: of the same source these are the same bytes.
         """
-        found = _read_fields(self.store).get("owner")
+        found = _read_fields(self.store, self.owner).get("owner")
         if found != self.owner or self.store.exists(MANIFEST_NAME):
             raise ShardError(
                 f"{self.store.url}: another packer has taken over or published here since this one started; leave it "
@@ -77,7 +79,8 @@ def published_before(store: Store, provenance: Mapping[str, Any]) -> Manifest | 
     """The dataset of a call with these options that was stopped after it had published and before it had cleaned up."""
     if not (store.exists(MANIFEST_NAME) and _is_same(_read_fields(store), provenance)):
         return None
-    manifest = Manifest.decode(store.read(MANIFEST_NAME), f"{store.url}/{MANIFEST_NAME}")
+    data = believed(store, partial(store.read, MANIFEST_NAME), None)
+    manifest = Manifest.decode(data, f"{store.url}/{MANIFEST_NAME}")
     return manifest if _is_same(manifest.provenance, provenance) else None
 
 
@@ -90,11 +93,27 @@ def release(store: Store) -> None:
     store.delete(PACKING_NAME)
 
 
-def _read_fields(store: Store) -> dict[str, Any]:
-    """What packing.json says; empty when it is missing or not ours to read."""
+def _read_fields(store: Store, owner: str | None = None) -> dict[str, Any]:
+    """What packing.json says; empty when it is missing or not ours to read.
+
+    Args:
+        owner: who is expected there: what names it needs no second look.
+    """
     try:
-        fields = json.loads(store.read(PACKING_NAME))
-    except (MissingObjectError, ValueError):
+        read = partial(store.read, PACKING_NAME)
+        return _fields(believed(store, read, None if owner is None else partial(_names, owner)))
+    except MissingObjectError:
+        return {}
+
+
+def _names(owner: str, data: bytes) -> bool:
+    return _fields(data).get("owner") == owner
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(data)
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from shards.schema import FORMAT_VERSION
 from shards.sources.formats import SourceFormat, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.stores.place import open_store
+from shards.stores.second_look import believed
 
 DEFAULT_SHARD_SIZE_BYTES = 256 << 20
 MAX_SHARD_SIZE_BYTES = 4 << 30  # one PUT takes at most 5 GiB
@@ -49,6 +51,7 @@ class PackReport:
         size_bytes: bytes of all tars.
         seconds: this run took.
         licence: one line on the terms of the raw data.
+        storage_faults: what storage did wrong on the way and was put right by asking again, by cause.
     """
 
     url: str
@@ -58,6 +61,7 @@ class PackReport:
     size_bytes: int
     seconds: float
     licence: str
+    storage_faults: Mapping[str, int]
 
 
 def pack(
@@ -129,6 +133,7 @@ def pack(
         size_bytes=manifest.size_bytes,
         seconds=time.monotonic() - start,
         licence=chosen.licence,
+        storage_faults=Counter(store.faults),
     )
 
 
@@ -245,8 +250,11 @@ def _publish(
     ours.require()
     store.write(TABLE_NAME, table)
     ours.require()
-    # A lost answer makes boto3 ask again and find its own manifest there: equal bytes are success.
-    if not store.write_if_absent(MANIFEST_NAME, manifest.encode()) and store.read(MANIFEST_NAME) != manifest.encode():
+    encoded = manifest.encode()
+    # Two calls of one pack that race to the end publish equal bytes: that is success for both.
+    if not store.write_if_absent(MANIFEST_NAME, encoded) and encoded != believed(
+        store, partial(store.read, MANIFEST_NAME), lambda found: found == encoded
+    ):
         raise ShardError(
             f"{store.url}: somebody else published another dataset here in the meantime; its shards may be overwritten "
             "by ours, so verify it, and pack to another place"

@@ -1,6 +1,7 @@
 """What an interrupted pack left: finished shards that are whole and of the source as it is now need no packing."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from shards.ordered_map import ordered_map
 from shards.packing.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, fingerprint_of_task
 from shards.reader import check_layout, check_slice
 from shards.slices import archive_end, sample_slice
-from shards.stores.store import MissingObjectError, Store
+from shards.stores.second_look import believed
+from shards.stores.store import MissingObjectError, Store, take_faults
 
 
 def kept_shards(
@@ -37,8 +39,9 @@ def kept_shards(
         finished += 1
     rows: list[ShardRow] = []
     length = done = 0
-    with closing(ordered_map(partial(_read_back, store), range(finished), num_workers)) as results:
-        for shard in results:
+    with closing(ordered_map(partial(_look_back, store), range(finished), num_workers)) as results:
+        for shard, faults in results:
+            store.faults.update(faults)
             if shard is None or done == len(tasks):
                 break
             of_shard = tasks[done : done + len(shard.index.keys)]
@@ -63,28 +66,38 @@ class _StoredShard:
     fingerprint: bytes
 
 
+def _look_back(store: Store, shard_index: int) -> tuple[_StoredShard | None, Counter[str]]:
+    """A finished shard, and the faults of the storage on the way. Runs in a worker, with a store of its own."""
+    return _read_back(store, shard_index), take_faults(store)
+
+
 def _read_back(store: Store, shard_index: int) -> _StoredShard | None:
     """A finished shard; None when it is damaged or half-written, and so to be packed again. Runs in a worker."""
     try:
-        fingerprint = store.read(source_name(shard_index))
-        encoded = store.read(index_name(shard_index))
-        data = store.read(shard_name(shard_index))
+        fingerprint = believed(store, partial(store.read, source_name(shard_index)), None)
+        encoded = believed(store, partial(store.read, index_name(shard_index)), ShardIndex.is_whole)
+        data = believed(store, partial(store.read, shard_name(shard_index)), partial(_is_shard, encoded))
     except MissingObjectError:
         return None
-    where = f"{store.url}/{index_name(shard_index)}"
+    if not _is_shard(encoded, data):
+        return None
+    index = ShardIndex.decode(encoded, "")
+    return _StoredShard(ShardRow(len(index.keys), len(data), hashlib.sha256(data).digest()), index, fingerprint)
+
+
+def _is_shard(encoded: bytes, data: bytes) -> bool:
+    """Whether the bytes are the whole tar of an index."""
     try:
-        index = ShardIndex.decode(encoded, where)
-        check_layout(index, len(data), where)
+        index = ShardIndex.decode(encoded, "")
+        check_layout(index, len(data), "")
         for offset, length, crc in zip(
             index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True
         ):
-            check_slice(data[offset : offset + length], length, crc, where)
+            check_slice(data[offset : offset + length], length, crc, "")
     except ShardError:
-        return None
+        return False
     end = int(index.offsets[-1] + index.lengths[-1])
-    if data[end:] != archive_end(end):
-        return None
-    return _StoredShard(ShardRow(len(index.keys), len(data), hashlib.sha256(data).digest()), index, fingerprint)
+    return data[end:] == archive_end(end)
 
 
 def _require_same_source(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+from shards.stores.patience import Patience
 from shards.stores.store import CHUNK_BYTES, MissingObjectError, StoreError
 
 _TEMPORARY_PREFIX = ".incoming-"
+# A disk says the same twice; what lies behind a network file system is read once more as well.
+_PATIENCE = Patience(looks=2, looks_for_missing=2, first_pause=0.0)
 
 
 class FolderStore:
@@ -21,6 +26,11 @@ class FolderStore:
         """Hold the files of `folder`."""
         self.folder = folder
         self.url = str(folder)
+        self.patience = _PATIENCE
+        self.faults: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "faults": Counter()}
 
     def read(self, name: str) -> bytes:
         with self._explained(name):
@@ -62,6 +72,9 @@ class FolderStore:
         with self._explained(""):
             for path in self.folder.glob(f"{_TEMPORARY_PREFIX}*"):
                 path.unlink(missing_ok=True)
+
+    def reconnect(self) -> None:
+        """Nothing to do: every read opens the file anew."""
 
     @contextmanager
     def _incoming(self, data: bytes | Path) -> Iterator[Path]:

@@ -27,6 +27,7 @@ def open_store(url: str) -> Store:
     bucket, _, prefix = rest.partition("/")
     if not bucket:
         raise CallError(f"{url}: names no bucket, wanted s3://bucket/prefix")
-    from shards.stores.s3 import S3Store  # boto3 takes a third of a second, and a folder needs none
+    from shards.stores.patient import PatientStore
+    from shards.stores.s3 import S3Client  # boto3 takes a third of a second, and a folder needs none
 
-    return S3Store(bucket, prefix.strip("/"))
+    return PatientStore(S3Client(bucket, prefix.strip("/")))

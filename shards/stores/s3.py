@@ -1,4 +1,4 @@
-"""Folders and s3:// behind one small interface; the only importer of boto3.
+"""One request at a time to S3; the only importer of boto3. `shards.stores.patient` decides what is asked again.
 
 The S3 endpoint and credentials come from boto3's usual environment variables and files (AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ...).
@@ -6,26 +6,27 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ...).
 
 from __future__ import annotations
 
+import http.client
 import os
-import time
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import needs_extra
-from shards.stores.store import CHUNK_BYTES, MissingBucketError, MissingObjectError, StoreError
+from shards.stores.client import Part
+from shards.stores.store import CHUNK_BYTES, FaultError, MissingBucketError, MissingObjectError, StoreError
 
 with needs_extra("storage", "boto3", "object storage (s3://)"):
     import boto3
     import botocore.config
     import botocore.exceptions
-    from urllib3.exceptions import SSLError
+    import botocore.parsers
+    import urllib3.exceptions
 
-_MAX_REQUESTS = 3  # per call, the first one included
-_MAX_CUTS = 5  # bodies that may break off in the middle of one read
-_CONNECT_TIMEOUT = 3.0  # seconds; three tries at an address that does not answer end in about ten
-_READ_TIMEOUT = 60.0
+_CONNECT_TIMEOUT = 3.0  # seconds
+_READ_TIMEOUT = 20.0  # seconds without a byte
 _CREDENTIAL_CODES = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key; check AWS_SECRET_ACCESS_KEY",
     "InvalidAccessKeyId": "the server does not know this access key; check AWS_ACCESS_KEY_ID",
@@ -33,16 +34,31 @@ _CREDENTIAL_CODES = {
     "ExpiredToken": "the session token has expired; fetch new credentials",
     "InvalidToken": "the session token is not valid; fetch new credentials",
 }
-_BODY_CUT = (
+# Answers that say "not now", or "not as it arrived", with a status that does not: a body altered on its way there.
+_FAULT_CODES = {
+    "BadDigest",
+    "IncompleteBody",
+    "InvalidDigest",
+    "OperationAborted",
+    "ConditionalRequestConflict",
+    "RequestTimeout",
+    "SlowDown",
+    "Throttling",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
+_FAULT_STATUS = {408, 409, 425, 429}
+_CUT_OFF = (
+    botocore.exceptions.HTTPClientError,  # timeouts, connections closed, answers cut short; TLS
+    botocore.exceptions.ConnectionError,
     botocore.exceptions.IncompleteReadError,
-    botocore.exceptions.ResponseStreamingError,
-    botocore.exceptions.ReadTimeoutError,
-    botocore.exceptions.ConnectionClosedError,
-    SSLError,  # boto3 lets this one of urllib3 through
+    urllib3.exceptions.HTTPError,  # boto3 lets some of these through
+    http.client.HTTPException,
+    OSError,
 )
 
 
-class S3Store:
+class S3Client:
     """Objects under one prefix of a bucket. One client per process: boto3's clients do not survive a fork."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
@@ -56,34 +72,49 @@ class S3Store:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_client": None, "_client_pid": 0}
 
-    def read(self, name: str) -> bytes:
-        return self._read(name, 0, None)
+    def fetch(self, name: str, part: Part) -> None:
+        # Always a range: the answer then says the size of the whole beside its own length, and a short one is noticed.
+        end = "" if part.length is None else part.offset + part.length - 1
+        request = {"Range": f"bytes={part.position}-{end}"}
+        if part.version is not None:
+            request["IfMatch"] = part.version
+        with self._explained(name):
+            try:
+                answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name), **request)
+            except botocore.exceptions.ClientError as error:
+                if _code(error) not in ("InvalidRange", "416"):
+                    raise
+                part.size_bytes = part.position  # there is nothing from here on
+                return
+            with closing(answer["Body"]) as body:
+                self._understand(answer, name, part)
+                try:
+                    while (remaining := part.remaining) and (chunk := body.read(min(CHUNK_BYTES, remaining))):
+                        part.received += chunk
+                except _CUT_OFF as error:
+                    raise FaultError(
+                        f"{self._where(name)}: the answer broke off after {len(part.received)} bytes, {part.remaining} "
+                        f"were missing ({error}); check the network and try again",
+                        "answer cut off",
+                    ) from error
 
-    def read_range(self, name: str, offset: int, length: int) -> bytes:
-        return self._read(name, offset, length) if length > 0 else b""
-
-    def write(self, name: str, data: bytes | Path) -> None:
+    def put(self, name: str, data: bytes | Path) -> None:
         with self._explained(name):
             if isinstance(data, Path):
-                with data.open("rb") as file:
+                with self._opened(data) as file:
                     self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
             else:
                 self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
 
-    def write_if_absent(self, name: str, data: bytes) -> bool:
+    def put_if_absent(self, name: str, data: bytes) -> bool:
         with self._explained(name):
-            for attempt in range(_MAX_CUTS):
-                try:
-                    self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
-                    return True
-                except botocore.exceptions.ClientError as error:
-                    code = _code(error)
-                    if code in ("PreconditionFailed", "412"):
-                        return False
-                    if code not in ("ConditionalRequestConflict", "409"):
-                        raise
-                time.sleep(0.1 * 2**attempt)  # another writer is at it: ask again who won
-        raise StoreError(f"{self._where(name)}: another writer kept it busy; try again")
+            try:
+                self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+            except botocore.exceptions.ClientError as error:
+                if _code(error) in ("PreconditionFailed", "412"):
+                    return False
+                raise
+        return True
 
     def exists(self, name: str) -> bool:
         try:
@@ -97,56 +128,45 @@ class S3Store:
             return False
         return True
 
-    def list(self) -> tuple[str, ...]:
+    def list_page(self, token: str | None) -> tuple[list[str], str | None]:
         prefix = self._key("")
-        names: list[str] = []
-        with self._explained(""):
-            pages = self._connected().get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/"):
-                names.extend(entry["Key"].removeprefix(prefix) for entry in page.get("Contents", ()))
-        return tuple(sorted(filter(None, names)))
+        following = {} if token is None else {"ContinuationToken": token}
+        try:
+            with self._explained(""):
+                page = self._connected().list_objects_v2(Bucket=self.bucket, Prefix=prefix, Delimiter="/", **following)
+        except MissingObjectError as error:  # nobody answers a listing with that who means it
+            raise FaultError(str(error), "404 of what is there") from error
+        names = [entry["Key"].removeprefix(prefix) for entry in page.get("Contents", ())]
+        return list(filter(None, names)), page.get("NextContinuationToken")
 
     def delete(self, name: str) -> None:
         with self._explained(name):
             self._connected().delete_object(Bucket=self.bucket, Key=self._key(name))
 
-    def remove_leftovers(self) -> None:
-        """Nothing to do: a put that ends early leaves nothing."""
+    def reconnect(self) -> None:
+        if self._client is not None and self._client_pid == os.getpid():
+            self._client.close()  # its connections; it opens others when it is used again
 
-    def _read(self, name: str, offset: int, length: int | None) -> bytes:
-        """One object or a range of it. boto3 retries a request but never a body that breaks off: that is done here."""
-        received = bytearray()
-        request: dict[str, str] = {}
-        expected = length
-        for cuts in range(_MAX_CUTS + 1):
-            start = offset + len(received)
-            if length is not None:
-                request["Range"] = f"bytes={start}-{offset + length - 1}"
-            elif received:
-                request["Range"] = f"bytes={start}-"
-            with self._explained(name):
-                try:
-                    answer = self._connected().get_object(Bucket=self.bucket, Key=self._key(name), **request)
-                except botocore.exceptions.ClientError as error:
-                    if _code(error) in ("InvalidRange", "416") and length is not None and not received:
-                        return b""  # the range starts past the end
-                    raise
-            if "IfMatch" not in request:  # from here on, the rest of exactly this version
-                request["IfMatch"] = answer["ETag"]
-                expected = int(answer["ContentLength"])
-            try:
-                for chunk in iter(lambda body=answer["Body"]: body.read(CHUNK_BYTES), b""):  # type: ignore[misc]
-                    received += chunk
-            except _BODY_CUT as error:
-                if cuts == _MAX_CUTS:
-                    raise StoreError(
-                        f"{self._where(name)}: the answer broke off {cuts + 1} times, at last after {len(received)} of "
-                        f"{expected} bytes ({error}); check the network and try again"
-                    ) from error
-                time.sleep(0.1 * 2**cuts)
-            if len(received) == expected:
-                return bytes(received)
-        raise StoreError(f"{self._where(name)}: received {len(received)} of {expected} bytes; try again")
+    def _understand(self, answer: dict[str, Any], name: str, part: Part) -> None:
+        """Note version and size of the object; FaultError where the answer is not the range that was asked for."""
+        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", str(answer.get("ContentRange", "")))
+        start, size = (int(told[1]), int(told[2])) if told else (0, int(answer["ContentLength"]))
+        if start != part.position or (part.size_bytes is not None and size != part.size_bytes):
+            raise FaultError(
+                f"{self._where(name)}: asked for bytes from {part.position} on, {self._endpoint()} answers with bytes "
+                f"from {start} on, of {size}; is a proxy in between that does not know ranges?",
+                "another range",
+            )
+        part.version, part.size_bytes = answer.get("ETag"), size
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[IO[bytes]]:
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+        with file:
+            yield file
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -159,7 +179,7 @@ class S3Store:
             config = botocore.config.Config(
                 connect_timeout=_CONNECT_TIMEOUT,
                 read_timeout=_READ_TIMEOUT,
-                retries={"mode": "standard", "total_max_attempts": _MAX_REQUESTS},
+                retries={"mode": "standard", "total_max_attempts": 1},  # what is repeated is PatientStore's to say
                 # Samples carry a crc32c that the reader checks; a second one over every answer costs time.
                 response_checksum_validation="when_required",
             )
@@ -181,22 +201,30 @@ class S3Store:
             raise StoreError(
                 f"{where}: no S3 credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             ) from error
-        except (botocore.exceptions.HTTPClientError, botocore.exceptions.ConnectionError) as error:
-            raise StoreError(
-                f"{where}: cannot reach {self._endpoint()} ({error}); is the server up, and AWS_ENDPOINT_URL right?"
+        except botocore.parsers.ResponseParserError as error:
+            raise FaultError(
+                f"{where}: {self._endpoint()} gives an answer that cannot be read ({error})", "altered bytes"
+            ) from error
+        except _CUT_OFF as error:
+            raise FaultError(
+                f"{where}: cannot reach {self._endpoint()} ({error}); is the server up, and AWS_ENDPOINT_URL right?",
+                "no answer",
             ) from error
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
             raise StoreError(f"{where}: {error}; check the bucket name and the AWS_* settings") from error
 
     def _explain(self, where: str, error: botocore.exceptions.ClientError) -> StoreError:
         code, endpoint = _code(error), self._endpoint()
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if status >= 500 or status in _FAULT_STATUS or code in _FAULT_CODES:
+            return FaultError(f"{where}: {endpoint} answers {error}; see the server's log for the cause", str(status))
         if code == "NoSuchBucket":
             return MissingBucketError(
                 f"{where}: there is no bucket {self.bucket!r} at {endpoint}; create it, or correct the name"
             )
-        if code in ("NoSuchKey", "404"):
+        if status == 404:
             return MissingObjectError(f"{where}: no such object at {endpoint}")
-        if code in ("PreconditionFailed", "412"):
+        if status == 412:
             return StoreError(f"{where}: the object was replaced while it was being read; try again")
         if code in _CREDENTIAL_CODES:
             return StoreError(f"{where}: {endpoint} refuses ({code}): {_CREDENTIAL_CODES[code]}")

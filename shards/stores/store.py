@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
 from shards.errors import CallError, ShardError
+from shards.stores.patience import Patience
 
 CHUNK_BYTES = 1 << 20
 
 
 class StoreError(ShardError):
-    """Storage refused or failed; the message says where, why, and the next move."""
+    """Storage refused or failed; the message says where, why, and the next move. Says nothing about the data."""
 
 
 class MissingObjectError(StoreError):
@@ -22,13 +24,43 @@ class MissingBucketError(StoreError, CallError):
     """There is no such bucket."""
 
 
+class FaultError(StoreError):
+    """Storage failed this once, and may do what was asked when it is asked again.
+
+    Attributes:
+        cause: in a word or two, as faults are counted.
+    """
+
+    def __init__(self, message: str, cause: str) -> None:
+        """Say `message`, counted as `cause`."""
+        super().__init__(message, cause)  # both are arguments, so that it survives pickling
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def take_faults(store: Store) -> Counter[str]:
+    """What was put right by asking again since the last call."""
+    faults = Counter(store.faults)
+    store.faults.clear()
+    return faults
+
+
 class Store(Protocol):
     """A flat set of named objects. Implementations are picklable and survive a fork.
 
-    Every method raises StoreError when the storage refuses or fails.
+    Every method raises StoreError when the storage refuses, or fails for longer than `patience` lasts.
+
+    Attributes:
+        url: where it is.
+        patience: how long it is asked again, and how often what looks damaged or missing is looked at.
+        faults: what went wrong and was put right by asking again, counted by cause; a copy begins with none.
     """
 
     url: str
+    patience: Patience
+    faults: Counter[str]
 
     def read(self, name: str) -> bytes:
         """The whole object; MissingObjectError when there is none."""
@@ -44,7 +76,7 @@ class Store(Protocol):
         """Create or replace an object from bytes or a local file; it appears whole or not at all."""
 
     def write_if_absent(self, name: str, data: bytes) -> bool:
-        """Create an object unless there is one; of racing writers exactly one gets True."""
+        """Create an object unless there is one; of racing writers of different bytes exactly one gets True."""
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of that name."""
@@ -57,3 +89,6 @@ class Store(Protocol):
 
     def remove_leftovers(self) -> None:
         """Remove what writes left that were killed; for the one writer of a store only."""
+
+    def reconnect(self) -> None:
+        """Whatever is asked next goes over a new connection."""

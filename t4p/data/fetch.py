@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from shards.errors import CallError
 from shards.reader import DatasetReader
 from shards.sample import Sample, sample_from_members
+from shards.stores.store import take_faults
 
 
 class Catalogue:
@@ -67,6 +69,10 @@ class Catalogue:
         reader, local_shard = self._locate(shard_index)
         key, members = reader.key(local_shard, sample_index), reader.read_members(local_shard, sample_index)
         return sample_from_members(reader.manifest.sample_kind, key, members)
+
+    def take_faults(self) -> Counter[str]:
+        """What the storages did wrong since the last call, in this process, and was put right by asking again."""
+        return sum((take_faults(reader.store) for reader in self._readers), Counter())
 
     def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
         dataset_index = self.dataset_index(shard_index)

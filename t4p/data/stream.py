@@ -64,6 +64,7 @@ class SampleRef:
 class BrokenSample:
     """A sample that could not be used, and why."""
 
+    key: str
     cause: str
     message: str
 
@@ -103,6 +104,12 @@ class TrainingStream(Generic[Sample, Batch]):
         rank_positions(0, settings.global_batch_size, settings.grad_accum_steps, 0, settings.rank, settings.world_size)
         self._skipped: Counter[str] = Counter()
         self._num_read = 0
+        self._faults: Counter[str] = Counter()
+
+    @property
+    def storage_faults(self) -> Counter[str]:
+        """What the storage did wrong so far and was put right by asking again, by cause, on this rank."""
+        return self._faults
 
     @property
     def num_skipped(self) -> int:
@@ -117,7 +124,7 @@ class TrainingStream(Generic[Sample, Batch]):
             StoreError: the storage failed.
         """
         sampler = _StepSampler(self._catalogue, self._settings, start_step, end_step)
-        for samples in _load(self._catalogue, self._recipe, sampler, self._settings.num_workers):
+        for samples in _load(self._catalogue, self._recipe, sampler, self._settings.num_workers, self._faults):
             yield self._join(samples)
 
     def _join(self, samples: Sequence[Sample | BrokenSample]) -> Batch:
@@ -133,6 +140,8 @@ class TrainingStream(Generic[Sample, Batch]):
                 f"({causes}), and data.max_skip_fraction is {self._settings.max_skip_fraction:g}: repack what "
                 "`t4p shards verify` names, or raise it"
             )
+        for sample in broken:
+            print(f"left out: sample {sample.key}: {sample.message}", flush=True)  # noqa: T201
         return self._recipe.join([sample for sample in samples if not isinstance(sample, BrokenSample)])
 
 
@@ -157,7 +166,7 @@ class ValidationStream(Generic[Sample, Batch]):
         Raises:
             DataError: a sample is broken; validation drops nothing.
         """
-        for samples in _load(self._catalogue, self._recipe, self._refs, self._num_workers):
+        for samples in _load(self._catalogue, self._recipe, self._refs, self._num_workers, Counter()):
             for sample in samples:
                 if isinstance(sample, BrokenSample):
                     raise DataError(sample.message)
@@ -204,20 +213,31 @@ class _SampleDataset(Dataset[Sample | BrokenSample | StoreError]):
         self._recipe = recipe
 
     def __getitem__(self, ref: SampleRef) -> Sample | BrokenSample | StoreError:
+        key = f"number {ref.sample_index} of shard {ref.shard_index}"
         try:
             key = self._catalogue.key(ref.shard_index, ref.sample_index)
             stored = self._catalogue.fetch(ref.shard_index, ref.sample_index)
             return self._recipe.make(stored, self._catalogue.dataset_index(ref.shard_index), key, ref.epoch)
         except MissingObjectError as error:
-            return BrokenSample("missing", str(error))
+            return BrokenSample(key, "missing", str(error))
         except StoreError as error:
             return (
                 error  # the storage failed, not the sample: raised in the training process, without a second traceback
             )
         except ShardError as error:
-            return BrokenSample("damaged", str(error))
+            return BrokenSample(key, "damaged", str(error))
         except ValueError as error:
-            return BrokenSample("unusable", f"sample {key}: {error}")
+            return BrokenSample(key, "unusable", f"sample {key}: {error}")
+
+
+@dataclass(frozen=True)
+class _Collect:
+    """What a loader process hands over: samples, and what the storage did wrong there meanwhile."""
+
+    catalogue: Catalogue
+
+    def __call__(self, samples: list[Any]) -> tuple[list[Any], Counter[str]]:
+        return samples, self.catalogue.take_faults()
 
 
 def _load(
@@ -225,16 +245,20 @@ def _load(
     recipe: Recipe[Sample, Any],
     refs: Sampler[list[SampleRef]] | list[list[SampleRef]],
     num_workers: int,
+    faults: Counter[str],
 ) -> Iterator[list[Sample | BrokenSample]]:
+    """The samples of each batch; adds to `faults` what the storage did wrong on the way."""
+    faults.update(catalogue.take_faults())  # so that forks begin with none
     loader: DataLoader[Any] = DataLoader(
         _SampleDataset(catalogue, recipe),
         batch_sampler=refs,
         num_workers=num_workers,
-        collate_fn=list,
+        collate_fn=_Collect(catalogue),
         worker_init_fn=_begin_worker,
         prefetch_factor=2 if num_workers else None,
     )
-    for samples in loader:
+    for samples, met in loader:
+        faults.update(met)
         for sample in samples:
             if isinstance(sample, StoreError):
                 raise sample

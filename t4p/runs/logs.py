@@ -29,6 +29,7 @@ class StepRecord:
         samples_per_second: frames over all ranks in this step.
         seconds: wall time of the step.
         data_wait: seconds of it that rank 0 waited for its batches.
+        storage_faults: answers of the storage that failed and were asked for again, over all ranks.
     """
 
     step: int
@@ -40,6 +41,7 @@ class StepRecord:
     samples_per_second: float
     seconds: float
     data_wait: float
+    storage_faults: int = 0
 
     def as_dict(self) -> dict[str, float]:
         """Flat, in the order of a metrics line."""

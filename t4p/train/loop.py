@@ -95,17 +95,18 @@ def train(
         _seed(settings.seed + step * world_size() + rank())
         started, data_wait = time.perf_counter(), 0.0
         learning_rate = scheduled_learning_rate(step, config.num_steps, config.warmup_steps, config.learning_rate)
-        sums = torch.zeros(len(task.term_names) + 1, dtype=torch.float64)
-        skipped_before = stream.num_skipped
+        sums = torch.zeros(len(task.term_names) + 2, dtype=torch.float64)
+        skipped_before, faults_before = stream.num_skipped, stream.storage_faults.total()
         for _ in range(config.grad_accum_steps):
             batch, waited = _timed_next(batches)
             terms = engine.forward(*task.inputs(batch))
             engine.backward(terms[0])
             engine.step(learning_rate)
-            sums[:-1] += torch.stack([term.detach().double().cpu() for term in terms]) / config.grad_accum_steps
+            sums[:-2] += torch.stack([term.detach().double().cpu() for term in terms]) / config.grad_accum_steps
             data_wait += waited
-        sums[-1] = stream.num_skipped - skipped_before
-        *terms_of_all, num_skipped = all_reduce_sum(sums.to(local_device())).tolist()
+        sums[-2] = stream.num_skipped - skipped_before
+        sums[-1] = stream.storage_faults.total() - faults_before
+        *terms_of_all, num_skipped, num_faults = all_reduce_sum(sums.to(local_device())).tolist()
         means = [term / world_size() for term in terms_of_all]
 
         seconds = time.perf_counter() - started
@@ -119,6 +120,7 @@ def train(
             samples_per_second=config.global_batch_size / seconds,
             seconds=seconds,
             data_wait=data_wait,
+            storage_faults=int(num_faults),
         )
         task.check(record)
         if log is not None:

@@ -1,5 +1,6 @@
 """From packed shards to batches: every frame once, the same for any number of workers, broken ones counted."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -163,12 +164,15 @@ def test_a_broken_sample_stops_the_run_and_is_named(damaged):
     assert "t4p shards verify" in message
 
 
-def test_broken_samples_are_skipped_up_to_the_allowed_share(damaged):
+def test_broken_samples_are_skipped_up_to_the_allowed_share_and_named(damaged, capsys):
     stream = TrainingStream(Catalogue([str(damaged)]), PairRecipe(SAMPLES), replace(STREAM, max_skip_fraction=0.003))
     batches = list(stream.batches(0, 9))
     sizes = [len(batch.keys) for batch in batches]
     assert sum(sizes) == 9 * 4 - stream.num_skipped
     assert 1 <= stream.num_skipped <= 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == stream.num_skipped
+    assert all(re.match(r"left out: sample \S+/frame-000002: .*crc32c is", line) for line in lines), lines
 
 
 def test_validation_drops_nothing(damaged):

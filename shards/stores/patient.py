@@ -1,0 +1,131 @@
+"""The one place where storage is asked again: a store over a client that makes single requests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shards.stores.client import Client, Part
+from shards.stores.patience import Patience
+from shards.stores.second_look import believed
+from shards.stores.store import FaultError, MissingObjectError, StoreError
+
+Answer = TypeVar("Answer")
+
+
+class PatientStore:
+    """A store that goes on asking its client as long as its patience lasts.
+
+    Attributes:
+        url, patience, faults: as of every store.
+        client: makes the requests, and repeats none of them.
+    """
+
+    def __init__(self, client: Client, patience: Patience | None = None) -> None:
+        """Nothing is contacted yet."""
+        self.client = client
+        self.url = client.url
+        self.patience = patience or Patience()
+        self.faults: Counter[str] = Counter()
+        self._answered = False  # ever, here or where this store was copied from
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "faults": Counter()}
+
+    def read(self, name: str) -> bytes:
+        return self._read(name, Part(0, None))
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        return self._read(name, Part(offset, length)) if length > 0 else b""
+
+    def write(self, name: str, data: bytes | Path) -> None:
+        self._ask(partial(self.client.put, name, data))
+
+    def write_if_absent(self, name: str, data: bytes) -> bool:
+        lost_answers = 0
+
+        def attempt() -> bool:
+            nonlocal lost_answers
+            try:
+                return self.client.put_if_absent(name, data)
+            except FaultError:
+                lost_answers += 1  # it may have been done all the same
+                raise
+
+        if self._ask(attempt):
+            return True
+        return bool(lost_answers) and believed(self, partial(self.read, name), lambda found: found == data) == data
+
+    def exists(self, name: str) -> bool:
+        # What is there is rarely denied, and what is not there never shown: only a "no" is asked twice.
+        return any(self._ask(partial(self.client.exists, name)) for _ in range(2))
+
+    def list(self) -> tuple[str, ...]:
+        """Names of all objects, sorted: as two listings say, since an answer has no checksum."""
+        trial, seen = self.patience.begin(), Counter[tuple[str, ...]]()
+        while True:
+            names = self._list_once()
+            seen[names] += 1
+            if seen[names] == 2:
+                return names
+            if len(seen) > 1 and not trial.failed():
+                raise StoreError(f"{self.url}: every listing says something else; is somebody writing there?")
+
+    def delete(self, name: str) -> None:
+        self._ask(partial(self.client.delete, name))
+
+    def remove_leftovers(self) -> None:
+        """Nothing to do: a put that ends early leaves nothing."""
+
+    def reconnect(self) -> None:
+        self.client.reconnect()
+
+    def _read(self, name: str, part: Part) -> bytes:
+        """One loop around requests and bodies: what is cut goes on where it was cut."""
+
+        def attempt() -> None:
+            self.client.fetch(name, part)
+            if not part.is_complete:
+                raise FaultError(
+                    f"{self.url}/{name}: received {len(part.received)} bytes, {part.remaining} are missing; check the "
+                    "network and try again",
+                    "short answer",
+                )
+
+        self._ask(attempt, part)
+        return bytes(part.received)
+
+    def _list_once(self) -> tuple[str, ...]:
+        names, token = self._ask(partial(self.client.list_page, None))
+        while token is not None:
+            more, token = self._ask(partial(self.client.list_page, token))
+            names += more
+        return tuple(sorted(names))
+
+    def _ask(self, attempt: Callable[[], Answer], part: Part | None = None) -> Answer | Any:
+        """What `attempt` answers, or None once all of `part` is here."""
+        trial = self.patience.begin(before_contact=not self._answered)
+        failures = 0
+        while True:
+            had = len(part.received) if part else 0
+            try:
+                answer = attempt()
+            except FaultError as fault:
+                self.faults[fault.cause] += 1
+                failures += 1
+                if part and len(part.received) > had:
+                    self._answered = True
+                    trial.progress()
+                if part and part.is_complete:
+                    return None
+                if not trial.failed():
+                    raise StoreError(f"{fault} (asked {failures} times in {trial.seconds:.0f} s)") from fault
+            except MissingObjectError:
+                self._answered = True
+                raise
+            else:
+                self._answered = True
+                return answer
