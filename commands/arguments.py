@@ -15,6 +15,8 @@ ConfigArguments = Annotated[
     list[str], typer.Argument(metavar="CONFIG... [section.key=value ...]", help="YAML files, then overrides.")
 ]
 
+Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]
+
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Files come first, `key=value` overrides after them, in any mixture."""

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from commands.arguments import Force
+from shards.results import check_result
 from t4p.errors import CheckpointError, ConfigError
 from t4p.runs.checkpoint import check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.runs.retention import DELETED
@@ -116,14 +118,14 @@ def export_command(
             "with. With few labels less than 1 is better: try 0.3 to 0.6 on validation data.",
         ),
     ] = 1.0,
+    force: Force = False,
 ) -> None:
     """Write the trained weights, the configuration and the label embeddings into one file; no DeepSpeed to read it."""
-    if out.is_dir() or not out.parent.is_dir():
-        raise ConfigError(f"{out}: wanted the path of a file in a folder that exists, such as ./text4point.safetensors")
+    check_result(out, force)
     check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte
     from t4p.tasks.export import export_checkpoint
 
-    export_checkpoint(checkpoint, out, pretrained, finetuned_share)
+    export_checkpoint(checkpoint, out, pretrained, finetuned_share, force)
     typer.echo(
         f"{out}: {out.stat().st_size / 1e6:,.1f} MB; score it with `t4p evaluate model.exported={out}`, read it with "
         f"t4p.load({str(out)!r})"

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from commands.arguments import Force
 from commands.bars import progress_bar
 from shards.errors import CallError, ShardError
 
@@ -185,13 +186,16 @@ def show_command(
     url: Dataset,
     key: Annotated[str, typer.Argument(metavar="KEY", help="SCENE/FRAME, as `info` and `verify` spell it")],
     out: Annotated[Path | None, typer.Option(help="the PNG to write; by default KEY.png here")] = None,
+    force: Force = False,
 ) -> None:
     """Write a PNG of a sample: colour, depth, labels; of a scene, its points from above and from the side."""
     with _user_errors():
+        from shards.results import write_result
         from shards.show import show
 
         path = out or Path(key.replace("/", "-") + ".png")
-        show(url, key, path)
+        with write_result(path, force) as partial:
+            show(url, key, partial)
         typer.echo(f"wrote {path}")
 
 

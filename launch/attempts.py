@@ -24,6 +24,7 @@ from launch.errors import writing_in
 from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
 from launch.processes.caretaker import describe_end, end_processes, last_lines
 from launch.processes.environment import importable
+from launch.processes.own_files import open_own
 from launch.processes.private_folder import caretaker, private_folder
 from launch.processes.stop_signals import StopSignals
 from launch.ray_package import require_ray
@@ -98,7 +99,7 @@ def _run_attempt(
             with writing_in(folder.parent):
                 write_attempt(folder, Attempt(job, number, address, notes))
                 environment = _environment(folder, address)
-                (folder / DRIVER_LOG).touch()
+                open_own(folder / DRIVER_LOG, "ab").close()
             status = _watch_driver(folder, environment, on_tick, say)
             return read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
         finally:
@@ -114,7 +115,7 @@ def _watch_driver(
     folder: Path, environment: dict[str, str], on_tick: Callable[[], None], say: Callable[[str], None]
 ) -> int:
     """Start the process that talks to Ray, wait until it ends, return its exit status."""
-    with (folder / DRIVER_LOG).open("wb") as log:
+    with open_own(folder / DRIVER_LOG, "wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "launch.driver", str(folder)],
             stdin=subprocess.DEVNULL,
@@ -150,12 +151,13 @@ def _environment(folder: Path, address: str | None) -> dict[str, str]:
     if address is not None:
         return environment
     token = folder / "token"
-    token.touch(mode=0o600)
+    token.touch(mode=0o600, exist_ok=False)
     token.write_text(secrets.token_hex(32))
     return environment | {
         # Any local user could otherwise submit work to it. Left to itself Ray writes a token to the home directory.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or Ray takes 127.0.0.1 for another address that others can reach
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody scrapes them
         "RAY_prestart_worker_first_driver": "0",  # a worker in advance, for work of the driver, which has none
@@ -178,7 +180,8 @@ def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcom
             problem=f"{folder.parent}: what became of the job cannot be written there, so it is not known; make room "
             "there, or set TMPDIR to another folder. The same command resumes from the last checkpoint"
         )
-    log = (folder / DRIVER_LOG).read_text(encoding="utf-8", errors="replace")
+    with open_own(folder / DRIVER_LOG, "rb") as file:
+        log = file.read().decode("utf-8", errors="replace")
     how = describe_end(status)
     return JobOutcome(
         problem=f"the process that runs Ray {how} before the job was over\nits last lines:\n{last_lines(log, 15)}",
@@ -198,6 +201,6 @@ def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
             if log.exists():
                 keep_logs.mkdir(parents=True, exist_ok=True)
                 # Appended: what is there may be of a launch that still runs, and refused this one.
-                with log.open("rb") as source, (keep_logs / log.name).open("ab") as kept:
+                with open_own(log, "rb") as source, open_own(keep_logs / log.name, "ab") as kept:
                     kept.write(f"{title_of_attempt(number)}\n".encode())
                     shutil.copyfileobj(source, kept)

@@ -25,10 +25,12 @@ from launch.outcome import (
     write_outcome,
 )
 from launch.placement import WorkerResources, describe_shortage
+from launch.processes.private_folder import RAY
 from launch.ray_package import load_ray, load_ray_train, load_trainer
 from launch.rendezvous import rendezvous_config
 from launch.worker import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
 
+LOOPBACK = "127.0.0.1"  # the one address with which Ray's own servers listen there alone
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics goes through it
 # Seconds until a cluster must have shown nodes that can hold the world. A cluster that just came up announces them one
 # after another; after a lost node, whoever runs the cluster may be putting another in its place.
@@ -161,12 +163,12 @@ def _start_private_ray(job: WorkerJob, folder: Path) -> bool:
     ray.init(
         address="local",
         num_cpus=job.num_workers,  # slots, not cores: more workers than cores run, slower
-        include_dashboard=os.environ.get("XDASH")
-        != "0",  # without it Ray waits for its autoscaler and prints tracebacks
+        include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
         logging_level="ERROR",
-        _temp_dir=str(folder),
+        _node_ip_address=LOOPBACK,
+        _temp_dir=str(folder / RAY),
     )
     return _usable_gpus(int(ray.cluster_resources().get("GPU", 0)), job.num_workers)
 

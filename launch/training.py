@@ -14,6 +14,7 @@ from launch.errors import LaunchError
 from launch.jobs.spec import world_sizes
 from launch.outcome import JobOutcome, WorkerFailure, describe_cause, worth_restarting
 from launch.placement import worker_resources
+from launch.processes.own_files import open_own
 from launch.processes.stop_signals import Stopped
 from launch.progress import follow_trainings
 from launch.ray_package import require_ray
@@ -191,8 +192,10 @@ def write_story(outcome: JobOutcome, path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         story = outcome.problem_traceback + "".join(_story(failure, path.parent) for failure in outcome.failures)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{title_of_attempt(outcome.attempt)}\n{outcome.problem}\n{story}")
+        with open_own(path, "ab") as file:
+            file.write(
+                f"{title_of_attempt(outcome.attempt)}\n{outcome.problem}\n{story}".encode(errors="backslashreplace")
+            )
     except OSError as error:
         return f"the whole story could not be written to {path}: {error.strerror}"
     return f"the whole story: {path}"
@@ -200,7 +203,10 @@ def write_story(outcome: JobOutcome, path: Path) -> str:
 
 def _story(failure: WorkerFailure, run_dir: Path) -> str:
     log = run_dir / "logs" / f"rank-{failure.rank}.log"
-    output = _end_of(log) if log.exists() else "(none)\n"
+    try:
+        output = _end_of(log)
+    except OSError as error:
+        output = f"(none: {error.strerror})\n"
     return (
         f"==== rank {failure.rank}: {failure.error_type or 'lost'}\n{failure.traceback or failure.message}\n"
         f"---- the end of its output\n{output}\n"
@@ -208,6 +214,6 @@ def _story(failure: WorkerFailure, run_dir: Path) -> str:
 
 
 def _end_of(log: Path) -> str:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - QUOTED_BYTES))
+    with open_own(log, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - QUOTED_BYTES))
         return file.read().decode("utf-8", errors="replace")

@@ -17,6 +17,7 @@ from typing import Any
 
 from launch.errors import LaunchError
 from launch.outcome import WorkerFailure, follows_loss, write_failure
+from launch.processes.own_files import open_own
 from shards.errors import UserError
 from t4p.runs.checkpoint import SHARED_FOLDER_PATIENCE
 
@@ -143,10 +144,10 @@ def describe_error(rank: int, error: BaseException) -> WorkerFailure:
 def _redirect_output(path: Path) -> None:
     """Send both streams, C++ code's included, to a file that a crash cannot lose."""
     try:
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        log = open_own(path, "ab")
     except OSError as error:
         sys.stderr.write(f"{path}: cannot be written from here ({error}); the output of this rank stays with Ray\n")
         return
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
+    with log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)

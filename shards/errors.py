@@ -26,6 +26,10 @@ class CallError(ShardError):
     exit_status = 2
 
 
+class ResultError(UserError):
+    """A file that a command was asked for cannot be written."""
+
+
 class MissingExtraError(CallError, ImportError):
     """What was asked for needs a package that a light installation leaves out; the message names the extra."""
 

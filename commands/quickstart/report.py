@@ -18,6 +18,7 @@ from rich.table import Table
 
 from commands.pages.line_chart import Chart, Series
 from commands.pages.page import Fact, Gallery, Page, ScoreRow, ScoreTable, Section, Tile, format_score, render_page
+from shards.results import write_result
 from shards.synthetic.furniture import STRUCTURE_NAMES
 from t4p.metrics.semantic import SemanticScores, best_trivial_miou
 
@@ -172,8 +173,12 @@ def read_lines(path: Path) -> list[dict[str, float]]:
 
 def write_report(report: QuickstartReport, folder: Path) -> None:
     """report.json for programs, report.html for people."""
-    (folder / "report.json").write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(render_page(page_of(report)), encoding="utf-8")
+    for name, text in {
+        "report.json": json.dumps(to_json(report), indent=2) + "\n",
+        "report.html": render_page(page_of(report)),
+    }.items():
+        with write_result(folder / name, force=True) as partial:  # of a folder that is the quickstart's own
+            partial.write_text(text, encoding="utf-8")
 
 
 def to_json(report: QuickstartReport) -> dict[str, Any]:

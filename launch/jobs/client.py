@@ -22,6 +22,7 @@ FIRST_CONTACT = (5.0, 10.0)
 LATER = (5.0, 60.0)
 # What reading an answer raises that is JSON, but not as expected.
 ANSWER_OF_ANOTHER_SHAPE = (LookupError, TypeError)
+LONGEST_TOKEN = 4096  # a header's worth
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN=TOKEN) to the token that the cluster was "
     "started with"
@@ -80,16 +81,32 @@ def find_token(environment: Mapping[str, str], home: Path) -> Token | None:
     if environment.get("RAY_AUTH_MODE", "token") == "disabled":
         return None
     if value := environment.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(value, "RAY_AUTH_TOKEN")
+        return _checked(value, "RAY_AUTH_TOKEN")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else home / ".ray" / "auth_token"
     origin = f"RAY_AUTH_TOKEN_PATH ({path})" if named else str(path)
     try:
-        value = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            value = file.read(LONGEST_TOKEN + 10).decode("utf-8", errors="replace").strip()
+    except OSError as error:
         raise ConfigError(f"no token for the cluster: {origin} cannot be read ({error}); {TOKEN_HELP}") from error
     if not value:
         raise ConfigError(f"no token for the cluster: {origin} is empty; {TOKEN_HELP}")
+    return _checked(value, origin)
+
+
+def _checked(value: str, origin: str) -> Token:
+    """A token that fits into a header.
+
+    Raises:
+        ConfigError: it does not. Without a word of what was found, which may be another secret, or this one and more;
+            the HTTP library would quote it all.
+    """
+    if len(value) > LONGEST_TOKEN or not value.isascii() or not value.isprintable() or " " in value:
+        raise ConfigError(
+            f"no token for the cluster: what {origin} holds is none (not shown here); wanted one word of at most "
+            f"{LONGEST_TOKEN} ASCII characters, as `ray get-auth-token` prints it; {TOKEN_HELP}"
+        )
     return Token(value, origin)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from launch.errors import LaunchError, writing_in
 from launch.processes.caretaker import describe_end, end_processes, last_lines
 from launch.processes.environment import environment_of_one
+from launch.processes.own_files import open_own
 from launch.processes.private_folder import caretaker, private_folder
 from launch.processes.stop_signals import StopSignals
 
@@ -73,7 +74,7 @@ def run_side_by_side(commands: Mapping[str, Command], on_tick: Callable[[], None
 def _start(command: Command, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with writing_in(command.log.parent, "the output folder"):
         command.log.parent.mkdir(parents=True, exist_ok=True)
-        log = command.log.open("ab")
+        log = open_own(command.log, "ab")
     with log:
         return subprocess.Popen(
             command.words,
@@ -86,5 +87,6 @@ def _start(command: Command, environment: Mapping[str, str]) -> subprocess.Popen
 
 
 def _describe_failure(name: str, status: int, log: Path) -> str:
-    said = last_lines(log.read_text(encoding="utf-8", errors="replace"), 15)
+    with open_own(log, "rb") as file:
+        said = last_lines(file.read().decode("utf-8", errors="replace"), 15)
     return f"{name} {describe_end(status)}; its last lines, all of them are in {log}:\n{said}"

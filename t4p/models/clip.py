@@ -5,6 +5,7 @@ Towers stay outside the trained module and its checkpoints; a checkpoint records
 
 import copy
 import hashlib
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -360,6 +361,11 @@ def _build_tokenizer(text_config: dict[str, Any]) -> Callable[..., Tensor]:
 def _load_weights(model: nn.Module, path: str, name: str) -> None:
     try:
         open_clip.load_checkpoint(model, path)
+    except pickle.UnpicklingError as error:  # its own words advise to run what is in it
+        raise ClipError(
+            f"{path} holds more than weights, or no weights of {name}; nothing of it was run. Give the weights of this "
+            "model, as safetensors or as a state dict of tensors, from somebody you trust"
+        ) from error
     except (
         Exception
     ) as error:  # a damaged or foreign file makes zipfile, pickle, safetensors or torch raise their own errors

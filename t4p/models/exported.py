@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shards.results import write_result
 from t4p.config.kinds import config_of_task, task_named
 from t4p.config.network import NetworkConfig
 from t4p.config.tasks import JobConfig, PretrainConfig
@@ -89,6 +89,7 @@ def write_exported(
     towers_sha256: str,
     versions: Mapping[str, str],
     finetuned_share: float = 1.0,
+    force: bool = False,
 ) -> None:
     """Write the file, whole or not at all.
 
@@ -96,9 +97,11 @@ def write_exported(
         weights: parameters and buffers of the trained module.
         label_embeddings: (K', d) of `config.model.labels`.
         finetuned_share: as for `t4p.tasks.export.export_checkpoint`; it stands in the header.
+        force: replace a file that is there.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CallError: a file is there, or the folder is not.
+        ResultError: the file cannot be written.
     """
     header = {
         "format": FORMAT,
@@ -113,15 +116,11 @@ def write_exported(
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     tensors[LABEL_EMBEDDINGS] = label_embeddings.detach().cpu().float().contiguous()
     header[CONTENT_HASH] = _hash_content(header, tensors)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, header)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut may leave the name without the bytes
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error}); make room, or name another file") from error
+    with write_result(path, force) as partial:
+        try:
+            save_file(tensors, partial, header)
+        except SafetensorError as error:  # its words for a full disk
+            raise OSError(str(error)) from error
 
 
 def load_exported(path: Path | str, device: torch.device | str = "cpu") -> ExportedModel:

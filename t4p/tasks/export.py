@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
+from shards.results import check_result
 from t4p.config.kinds import config_of_task, task_named
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
@@ -18,7 +19,11 @@ from t4p.train.engine import saved_weights
 
 
 def export_checkpoint(
-    checkpoint: Path, destination: Path, pretrained: str | None = None, finetuned_share: float = 1.0
+    checkpoint: Path,
+    destination: Path,
+    pretrained: str | None = None,
+    finetuned_share: float = 1.0,
+    force: bool = False,
 ) -> None:
     """Write the trained weights of a checkpoint and the embeddings of its labels into one safetensors file.
 
@@ -28,13 +33,16 @@ def export_checkpoint(
             those that it ended with and, for the rest, those that it began with (read from `model.pretrained`, which
             must be what it was): Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022, where this is
             alpha. 0 is what the run began with.
+        force: replace a file that is there.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, the towers are not those of the run, the weights that it began
-            with are not there any more, or the file cannot be written.
+        CheckpointError: the checkpoint is not whole or holds what none does, the towers are not those of the run, or
+            the weights that it began with are not there any more.
+        CallError, ResultError: a file is there, or it cannot be written.
         ClipError: the towers cannot be loaded.
         ConfigError: a share of what has no such beginning.
     """
+    check_result(destination, force)
     verify_marker(checkpoint)
     if is_universal(checkpoint):
         raise CheckpointError(f"{checkpoint}: a universal checkpoint; export the one that it was made from")
@@ -69,7 +77,15 @@ def export_checkpoint(
         weights = blend(task.weights_at_start(config, towers), weights, finetuned_share)
     embeddings = task.embed_labels(config, towers, weights)
     write_exported(
-        destination, weights, embeddings, config, state.step, state.towers_sha256, state.versions, finetuned_share
+        destination,
+        weights,
+        embeddings,
+        config,
+        state.step,
+        state.towers_sha256,
+        state.versions,
+        finetuned_share,
+        force,
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from t4p.errors import CheckpointError
 from t4p.runs.checkpoint import first_line, parts_of_ranks
 from t4p.train.adamw import AdamW
 from t4p.train.buckets import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
+from t4p.train.loopback import LOOPBACK, join_on_loopback
 from t4p.train.safe_reading import reading_is_not_running
 
 # Whenever it makes an engine or reduces gradients, DeepSpeed asks whether the optimizer is its Muon. Importing Muon
@@ -85,13 +85,15 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if "RANK" not in os.environ:
         # All five must be set, or DeepSpeed goes looking for mpi4py.
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=LOOPBACK, MASTER_PORT="0")
     os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
     # Compiling the shared-memory operator takes 44 s, and gloo's own all-reduce does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout, verbose=False)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    join_on_loopback(backend, timeout)
+    deepspeed.init_distributed(backend, timeout=timeout, verbose=False)
 
 
 def stop_process_group() -> None:
@@ -378,9 +380,3 @@ def _decay_groups(
             others.append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [*groups, {"params": fast, "weight_decay": weight_decay}] if fast else groups
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

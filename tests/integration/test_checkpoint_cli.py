@@ -12,6 +12,7 @@ from saved_checkpoint import MODEL, save_checkpoint
 from typer.testing import CliRunner
 
 from commands.checkpoint import app
+from shards.errors import CallError, UserError
 from t4p.errors import CheckpointError, ConfigError
 from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_marker
 
@@ -19,7 +20,7 @@ from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_
 def call(*arguments):
     """The command's output; what the user is told as an error comes as the exception that `main` prints."""
     result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
-    if isinstance(result.exception, (ConfigError, CheckpointError)):
+    if isinstance(result.exception, UserError):
         raise result.exception
     assert result.exit_code == 0, result.output
     return result.output
@@ -114,10 +115,13 @@ def test_convert_refuses_what_needs_no_conversion_or_cannot_have_one(run_dir):
 
 
 def test_export_refuses_a_path_that_cannot_be_a_file_and_a_checkpoint_that_is_not_whole(run_dir):
-    with pytest.raises(ConfigError, match="wanted the path of a file in a folder that exists"):
+    with pytest.raises(CallError, match="wanted the path of a file in a folder that exists"):
         call("export", run_dir / "checkpoints" / "step_00000010", run_dir / "nowhere" / "out.safetensors")
     with pytest.raises(CheckpointError, match=r"no COMPLETE\.json"):
         call("export", run_dir / "checkpoints" / "step_00000020", run_dir / "out.safetensors")
+    (run_dir / "out.safetensors").touch()
+    with pytest.raises(CallError, match=r"out\.safetensors: exists already; .* --force"):
+        call("export", run_dir / "checkpoints" / "step_00000010", run_dir / "out.safetensors")
 
 
 @pytest.mark.parametrize("command", ["verify", "export", "convert"])

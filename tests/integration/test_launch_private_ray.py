@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ PATIENCE = 600
 
 WORKERS = '''
 import json, os, signal, time
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -38,6 +40,11 @@ import torch
 import torch.distributed as dist
 
 from launch.processes.caretaker import processes_of
+from t4p.train.loopback import join_on_loopback
+
+
+def join():
+    join_on_loopback("gloo", timedelta(minutes=5))
 
 
 def note(out, **facts):
@@ -51,14 +58,15 @@ def note(out, **facts):
 
 
 def see(config, report):
+    join()
     number = torch.tensor([2.0 ** dist.get_rank()])
     dist.all_reduce(number)
     for step in range(1, 251):
         report(step, 250, {"step": step})
     print("hello from", dist.get_rank())
-    note(config["out"], sum=number.item(), world=dist.get_world_size(), backend=dist.get_backend(), cwd=os.getcwd(),
-         threads=os.environ["OMP_NUM_THREADS"], accelerator=os.environ.get("DS_ACCELERATOR"),
-         secret=os.environ["AWS_SECRET_ACCESS_KEY"], niceness=psutil.Process().nice())
+    note(config["out"], sum=number.item(), world=dist.get_world_size(), cwd=os.getcwd(),
+         threads=os.environ["OMP_NUM_THREADS"], secret=os.environ["AWS_SECRET_ACCESS_KEY"],
+         niceness=psutil.Process().nice())
 
 
 def rank_1_raises(config, report):
@@ -70,6 +78,7 @@ def rank_1_raises(config, report):
 
 
 def wait_forever(config, report):
+    join()
     note(config["out"])
     time.sleep(10_000)
 '''
@@ -152,11 +161,67 @@ def assert_a_group_in_the_callers_environment(out: Path, num_workers: int) -> No
         assert note["threads"] == str(max(1, cores // num_workers))
         assert note["secret"] == "handed-on"
         assert note["niceness"] == psutil.Process().nice(), "not Ray's 15, with which it would starve beside other work"
-        assert (note["backend"], note["accelerator"]) in (("gloo", "cpu"), ("nccl", None))
     logs = sorted((out / "logs").iterdir())
     assert [log.name for log in logs] == [f"rank-{rank}.log" for rank in range(num_workers)]
     assert logs[-1].read_text().count(f"hello from {num_workers - 1}\n") == 1, "one attempt, and no line twice"
     assert_nothing_left(out)
+
+
+def assert_nobody_else_gets_in(folder: Path, out: Path) -> None:
+    """Every path of a running launch: what lies in its folder, what its processes write to, where they listen."""
+    assert (stat.S_IMODE(folder.stat().st_mode), folder.stat().st_uid) == (0o700, os.geteuid())
+    assert not folder.is_symlink()
+    ours = {path.name: path.lstat() for path in folder.iterdir()}
+    assert {"attempt.json", "driver.log", "rank-0.log", "rank-1.log", "ray", "token"} <= ours.keys()
+    assert {entry.st_uid for entry in ours.values()} == {os.geteuid()}
+    assert not any(stat.S_ISLNK(entry.st_mode) for entry in ours.values())
+    assert stat.S_IMODE(ours["token"].st_mode) == 0o600
+    opened = [name for name, entry in ours.items() if stat.S_IMODE(entry.st_mode) & 0o022]
+    assert opened == ["ray"], "what others could write to, if they came as far, is Ray's own folder alone"
+    processes = processes_of(folder)
+    assert len(processes) > 5
+    sockets = {found.laddr for process in processes for found in process.net_connections("unix") if found.laddr}
+    assert any(path.endswith("plasma_store") for path in sockets)
+    assert max(map(len, sockets)) <= 107
+    files = {file.path for process in processes for file in process.open_files() if file.mode not in ("r", "rb")}
+    assert len(files) > 10
+    outside = [path for path in files | sockets if not path.startswith((f"{folder}/", f"{out}/", "/dev/shm/", "@"))]
+    assert outside == []
+    if os.geteuid() == 0:
+        tried = subprocess.run([sys.executable, "-c", INTRUDER, str(folder)], capture_output=True, text=True)
+        assert tried.stdout.split() == ["PermissionError"] * 4, tried.stderr
+
+
+# As another user: list, read, swap a log for a link (which a launch once copied into the run folder), connect.
+INTRUDER = """
+import os, socket, sys
+from pathlib import Path
+folder = Path(sys.argv[1])
+sockets = list(folder.glob("ray/session_2*/sockets/raylet*"))
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+def swap():
+    (folder / "rank-1.log").rename(folder / "moved")
+    (folder / "rank-1.log").symlink_to("/etc/shadow")
+def connect():
+    socket.socket(socket.AF_UNIX).connect(str(sockets[0]))
+for attack in (lambda: os.listdir(folder), lambda: (folder / "token").read_text(), swap, connect):
+    try:
+        attack()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def assert_it_listens_here_alone(folder: Path) -> None:
+    listening = {
+        (connection.laddr.ip.removeprefix("::ffff:"), process.name())
+        for process in processes_of(folder)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(listening) > 5
+    assert {address for address, _ in listening} == {"127.0.0.1"}, listening
 
 
 def start_waiting(out: Path) -> subprocess.Popen:
@@ -175,6 +240,9 @@ def test_two_private_rays_live_side_by_side_and_neither_leaves_anything_behind(l
         outcome = run_job(job, lambda: None, keep_logs=launched / "logs", max_restarts=5)
         left = dict(alive(notes(other)))
         ranks = {note["processes"][-1][0] for note in notes(other)}
+        folder = Path(notes(other)[0]["folder"])
+        assert_nobody_else_gets_in(folder, other)
+        assert_it_listens_here_alone(folder)
         assert len(ranks) == 2
         assert ranks <= left.keys()
         assert {"raylet", "gcs_server"} <= set(left.values()), "the end of the one did not touch the other"
@@ -190,7 +258,6 @@ def test_two_private_rays_live_side_by_side_and_neither_leaves_anything_behind(l
     assert 'launched_workers.py", line' in story.read_text()
     assert_a_group_in_the_callers_environment(launched, 2)
     # The caretaker of the killed command cleans up, on its own time.
-    folder = Path(notes(other)[0]["folder"])
     wait_until(lambda: not alive(notes(other)) and not folder.exists(), "the caretaker to end everything")
     assert_nothing_left(other)
 

@@ -42,6 +42,32 @@ def test_an_empty_token_is_none(tmp_path: Path) -> None:
         find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "empty")}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"s3cret\nother: header",
+        b"s3cret\r\nX: y",
+        b"s3cret word",
+        "s3cret\u00fc".encode(),
+        b"s3cret\xff",
+        b"s3cret\x00",
+        b"s3cret\x1b[31m",
+        b"s3cret" * 1000,
+        b'{"token": "s3cret", "user": "me"}',
+    ],
+)
+def test_what_is_no_token_is_refused_and_not_shown(tmp_path: Path, content: bytes) -> None:
+    named = tmp_path / "named"
+    named.write_bytes(content)
+    environments = [{"RAY_AUTH_TOKEN_PATH": str(named)}]
+    if b"\xff" not in content:
+        environments.append({"RAY_AUTH_TOKEN": content.decode()})
+    for environment in environments:
+        with pytest.raises(ConfigError, match=r"holds is none \(not shown here\); wanted one word") as refused:
+            find_token(environment, tmp_path)
+        assert "s3cret" not in str(refused.value)
+
+
 def test_a_token_does_not_show_in_its_repr() -> None:
     assert "s3cret" not in repr(Token("s3cret", "RAY_AUTH_TOKEN"))
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from saved_checkpoint import Touches
 from torch import nn
 from torch.nn import functional as F
 
@@ -382,6 +383,10 @@ def test_files_that_are_not_what_they_should_be_are_refused(tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 cut in the middle")
     with pytest.raises(ClipError, match=r"broken.pt does not hold weights of .*tiny-vit16.json"):
         load_towers(TINY_VIT, str(tmp_path / "broken.pt"))
+    torch.save({"state_dict": Touches(tmp_path / "proof")}, tmp_path / "evil.pt")
+    with pytest.raises(ClipError, match=r"evil.pt holds more than weights.*; nothing of it was run"):
+        load_towers(TINY_VIT, str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "proof").exists()
     torch.save(load_towers(TINY_RN, "random").model.state_dict(), tmp_path / "rn.pt")
     with pytest.raises(ClipError, match=r"rn.pt does not hold weights of .*Missing key"):
         load_towers(TINY_VIT, str(tmp_path / "rn.pt"))

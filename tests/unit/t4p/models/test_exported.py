@@ -5,6 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from shards.errors import CallError
 from t4p.config.files import load_config
 from t4p.errors import CheckpointError
 from t4p.models.decoder2d import Decoder2d
@@ -68,6 +69,9 @@ def test_what_goes_in_comes_out_ready_for_inference(path, parts, config):
             assert found.dtype == value.dtype
             assert torch.equal(found, value), key
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
+    other = path.with_name("any new file")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode, "safetensors would keep it from everybody else"
 
 
 def flip_bit(path, position):
@@ -150,5 +154,5 @@ def test_another_file_is_refused(path, tmp_path):
 
 
 def test_a_folder_that_takes_no_file_is_named(config, tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone/model\.safetensors: cannot be written"):
+    with pytest.raises(CallError, match=r"gone/model\.safetensors: wanted the path of a file in a folder that exists"):
         write_exported(tmp_path / "gone" / "model.safetensors", {}, torch.zeros(1, 2), config, 1, "", {})
