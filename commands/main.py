@@ -179,15 +179,15 @@ def _train(command: str, arguments: list[str]) -> None:
     from rich.console import Console
 
     from launch.progress import show_trainings
-    from t4p.config.kinds import task_named
     from t4p.tasks.afterwards import look_afterwards
+    from t4p.tasks.job import run_watched
     from t4p.train.engine import stop_process_group
 
     console = Console()
     is_first = os.environ.get("RANK", "0") == "0"
     try:
         with show_trainings([""], console, "starting") if is_first else nullcontext({"": None}) as shows:
-            task_named(config.task).load().run(config, show=shows[""])
+            run_watched(config, show=shows[""])
         stop_process_group()
         for line in look_afterwards(config) if is_first else ():
             typer.echo(line)

@@ -35,6 +35,9 @@ LOSSES = frozenset(
         "WorkerHealthCheckTimeoutError",
     }
 )
+# Raised by a rank itself, and yet nothing was wrong with what it was told to do: other processes may do better.
+HUNG = "HungError"
+OWN_LOSSES = frozenset({HUNG, "LostLoaderError"})
 # What Ray's words about a lost actor say when it was not the process alone that went away.
 LOST_NODE = re.compile("node (has|is) (died|crashed|dead)|owner has died")
 
@@ -109,7 +112,7 @@ def describe_cause(failure: WorkerFailure) -> str:
         return (
             "its process was killed, or crashed without a Python error (the system's memory running out does that too)"
         )
-    if failure.follows_loss:
+    if failure.follows_loss and not _is_own_loss(failure):
         return "it lost the connection to another process, which is gone, perhaps with its node"
     if failure.for_users:
         return failure.message
@@ -117,12 +120,18 @@ def describe_cause(failure: WorkerFailure) -> str:
 
 
 def order_by_cause(failures: Sequence[WorkerFailure]) -> tuple[WorkerFailure, ...]:
-    """The likely cause first: an error of its own, then a lost process, then ranks that merely lost their peer."""
+    """The likely cause first.
+
+    An error of its own, then what a rank saw while it waited, then a lost process (a stopped one is ended, too, by who
+    cleans up after the others), then ranks that merely lost their peer.
+    """
 
     def key(failure: WorkerFailure) -> tuple[int, float]:
         if not _is_loss(failure):
             return 0, failure.time
-        return (2 if failure.error_type else 1), failure.time
+        if _is_own_loss(failure):
+            return 1, failure.time
+        return (3 if failure.error_type else 2), failure.time
 
     return tuple(sorted(failures, key=key))
 
@@ -165,11 +174,15 @@ def _is_loss(failure: WorkerFailure) -> bool:
     return not failure.error_type or failure.follows_loss
 
 
+def _is_own_loss(failure: WorkerFailure) -> bool:
+    return failure.error_type.rpartition(".")[2] in OWN_LOSSES
+
+
 def _says_loss(error: BaseException) -> bool:
     # torch.distributed's own classes live in torch._C or torch.distributed, and are RuntimeErrors.
     if type(error) is RuntimeError or (isinstance(error, RuntimeError) and type(error).__module__.startswith("torch")):
         return LOST_PEER.search(str(error)) is not None
-    return not LOSSES.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+    return not (LOSSES | OWN_LOSSES).isdisjoint(kind.__name__ for kind in type(error).__mro__)
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -19,7 +19,7 @@ from launch.processes.stop_signals import Stopped
 from launch.progress import follow_trainings
 from launch.ray_package import require_ray
 from launch.worker import Report, WorkerJob
-from t4p.config.kinds import config_of_task, task_named
+from t4p.config.kinds import config_of_task
 from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
 from t4p.runs.checkpoint import newest_checkpoint, step_of
@@ -148,13 +148,14 @@ def newest_step(checkpoints: Path) -> int:
 def training_worker(worker_config: dict[str, Any], report: Report) -> None:
     """What every rank of a launched training does."""
     from t4p.runs.logs import StepRecord
+    from t4p.tasks.job import run_watched
 
     config = config_of_task(worker_config)
 
     def on_step(record: StepRecord) -> None:
         report(record.step, config.train.num_steps, record.as_dict())
 
-    task_named(config.task).load().run(config, on_step=on_step)
+    run_watched(config, on_step=on_step)
 
 
 def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:

@@ -19,6 +19,7 @@ from launch.errors import LaunchError
 from launch.outcome import WorkerFailure, follows_loss, write_failure
 from launch.processes.own_files import open_own
 from shards.errors import UserError
+from t4p.heartbeat import at_hang
 from t4p.runs.checkpoint import SHARED_FOLDER_PATIENCE
 
 # Called by a worker after every step with its number (from 1), the last one's number, and metrics for Ray.
@@ -117,13 +118,17 @@ def run_rank(job: WorkerJob, notes: Path, report_to_ray: Callable[[dict[str, flo
         if step % REPORT_EVERY == 0 or step == last_step:
             report_to_ray(dict(metrics))
 
+    def write_down(error: BaseException) -> None:
+        with suppress(OSError):
+            write_failure(notes, describe_error(rank, error))
+
+    at_hang(write_down)  # nobody catches that: the process is ended
     try:
         module_name, _, function_name = job.worker.partition(":")
         worker = getattr(importlib.import_module(module_name), function_name)
         worker(job.worker_config, report)
     except BaseException as error:
-        with suppress(OSError):
-            write_failure(notes, describe_error(rank, error))
+        write_down(error)
         raise
 
 

@@ -23,3 +23,11 @@ class CheckpointError(RunError):
 
 class DataError(RunError):
     """More samples are broken than `data.max_skip_fraction` allows."""
+
+
+class HungError(RunError):
+    """Nothing was done on any rank for as long as `train.step_timeout` allows."""
+
+
+class LostLoaderError(DataError):
+    """A loader process was killed, or did nothing, again and again."""

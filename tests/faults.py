@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from launch.processes.caretaker import processes_of
 
 EVERY = 8  # steps between checkpoints; the run takes some 70 on its way through all faults
 IMPORTS = "import torch, deepspeed, ray, open_clip"
+STEP_TIMEOUT = 30  # seconds; a busy machine takes some for a step
 SLOW_STARTS = 5  # Ray gives a node of its own 30 s: on a busy machine that is a loss, too
 
 
@@ -70,6 +72,11 @@ def kill_driver(launched: Launched, members: Members) -> None:
     members.driver.kill()
 
 
+def stop_rank(launched: Launched, members: Members) -> None:
+    """As the other rank sees it, it is neither dead nor does it anything."""
+    suspend(members.workers[1:])
+
+
 def kill_worker_that_writes(launched: Launched, members: Members) -> None:
     launched.wait_for(lambda: is_being_written(launched.run_dir), "a checkpoint that is being written")
     members.workers[1].kill()
@@ -89,6 +96,7 @@ ON_A_PRIVATE_RAY = (
         ("a process of Ray's own is gone", "the process that runs Ray", "Ray's own process", "was killed"),
     ),
     Fault("the driver", kill_driver, ("the process that runs Ray was killed by signal 9",)),
+    Fault("a rank that stands still", stop_rank, ("rank 1 gives no sign of life: stopped",)),
 )
 A_WORKER = Fault("a worker", kill_worker_that_writes, ("its process was killed", "lost the connection"))
 
@@ -116,7 +124,8 @@ class Road:
             f"train.num_steps={self.num_steps}",
             f"train.checkpoint_every={EVERY}",
             "train.warmup_steps=2",
-            f"cluster.max_restarts={2 * self.rounds + SLOW_STARTS}",
+            f"train.step_timeout={STEP_TIMEOUT}",
+            f"cluster.max_restarts={3 * self.rounds + SLOW_STARTS}",
             f"run.dir={run_dir}",
         ]
 
@@ -150,6 +159,17 @@ def suffer(launched: Launched, faults: Sequence[Fault], find: Callable[[Launched
     return losses
 
 
+def lose_a_loader(launched: Launched, sign: signal.Signals) -> float:
+    """Kill or stop a loader of the first rank; seconds until the job has gone on by itself."""
+    members = of_private_ray(launched)
+    launched.wait_for_progress(EVERY)
+    loaders = [child for child in members.workers[0].children() if child.name() == "pt_data_worker"]
+    begun, reached = time.monotonic(), num_lines(launched.run_dir)
+    loaders[-1].send_signal(sign)
+    launched.wait_for(lambda: num_lines(launched.run_dir) > reached + EVERY, f"steps after signal {sign} to a loader")
+    return time.monotonic() - begun
+
+
 def has_restarted(launched: Launched, already: int) -> bool:
     return len(launched.restarts()) > already
 
@@ -175,6 +195,7 @@ class OnPrivateRay:
     """The first half of a run.
 
     Attributes:
+        of_loaders: for a loader that was killed and one that was stopped, the seconds until there were new steps.
         losses: on the way.
         last: the attempt that Ctrl-C ended.
         left: processes of the last private Ray right after the command had ended.
@@ -184,6 +205,7 @@ class OnPrivateRay:
 
     run_dir: Path
     command: Launched
+    of_loaders: list[float]
     losses: list[Loss]
     last: Members
     left: list[psutil.Process]
@@ -199,6 +221,7 @@ def run_on_private_ray(shards: str, run_dir: Path, road: Road) -> OnPrivateRay:
     command = ["pretrain", "configs/smoke.yaml", *arguments]
     launched = Launched(run_dir, command, environment, run_dir.with_suffix(".private"))
     try:
+        of_loaders = [lose_a_loader(launched, sign) for sign in (signal.SIGKILL, signal.SIGSTOP)]
         losses = suffer(launched, ON_A_PRIVATE_RAY * road.rounds, of_private_ray)
         last = of_private_ray(launched)
         launched.wait_for_progress(EVERY)
@@ -209,6 +232,7 @@ def run_on_private_ray(shards: str, run_dir: Path, road: Road) -> OnPrivateRay:
     return OnPrivateRay(
         run_dir,
         launched,
+        of_loaders,
         losses,
         last,
         processes_of(last.folder),

@@ -43,6 +43,9 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = Field(1000, description="Steps between checkpoints; the last step makes one too.")
     keep_checkpoints: PositiveInt = Field(3, description="Whole checkpoints that stay; older ones are deleted.")
     validate_every: int = Field(0, ge=0, description="0 validates before the first and after the last step only.")
+    step_timeout: PositiveFloat = Field(
+        600, description="Seconds in which no rank gets on, after which all end; restarts go on."
+    )
     resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
     deterministic: bool = Field(
         False, description="On a GPU: repeat every bit or raise. On a CPU a run repeats itself anyway."

@@ -5,24 +5,22 @@ What a stored sample becomes is the task's: a recipe makes it and joins it with 
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
 from shards.stores.store import MissingObjectError, StoreError
 from t4p.data.fetch import Catalogue
+from t4p.data.loaders import PATIENCE, load
 from t4p.data.order import EpochOrder, epoch_and_step, rank_positions, steps_per_epoch
 from t4p.errors import DataError
+from t4p.heartbeat import beat
 
 # Samples that a rank reads before the share of broken ones is taken of what it has read.
 GRACE = 1000
@@ -71,7 +69,11 @@ class BrokenSample:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Which positions of the order a rank reads, and with how many processes."""
+    """Which positions of the order a rank reads, and with how many processes.
+
+    Attributes:
+        patience: seconds without a sample after which loader processes are replaced.
+    """
 
     num_workers: int
     num_streams: int
@@ -82,6 +84,7 @@ class StreamSettings:
     world_size: int
     seed: int
     max_skip_fraction: float
+    patience: float = PATIENCE
 
 
 class TrainingStream(Generic[Sample, Batch]):
@@ -123,9 +126,41 @@ class TrainingStream(Generic[Sample, Batch]):
             DataError: more samples are broken than `max_skip_fraction` allows.
             StoreError: the storage failed.
         """
-        sampler = _StepSampler(self._catalogue, self._settings, start_step, end_step)
-        for samples in _load(self._catalogue, self._recipe, sampler, self._settings.num_workers, self._faults):
+
+        def refs_from(num_done: int) -> Iterator[list[SampleRef]]:
+            steps, micro_steps = divmod(num_done, settings.grad_accum_steps)
+            return islice(self._refs(start_step + steps, end_step), micro_steps, None)
+
+        settings = self._settings
+        for samples in _load(
+            self._catalogue, self._recipe, refs_from, settings.num_workers, settings.patience, self._faults
+        ):
             yield self._join(samples)
+
+    def _refs(self, start_step: int, end_step: int) -> Iterator[list[SampleRef]]:
+        """The samples of each micro-batch of this rank, step after step."""
+        settings, samples_per_shard = self._settings, self._catalogue.samples_per_shard
+        num_samples = int(samples_per_shard.sum())
+        order, epoch_of_order = None, -1
+        for step in range(start_step, end_step):
+            epoch, step_in_epoch = epoch_and_step(step, num_samples, settings.global_batch_size)
+            if order is None or epoch != epoch_of_order:
+                order = EpochOrder(
+                    samples_per_shard, settings.seed, epoch, settings.num_streams, settings.shuffle_block
+                )
+                epoch_of_order = epoch
+            first = step_in_epoch * settings.global_batch_size
+            samples = order.samples(first, first + settings.global_batch_size)
+            for micro_step in range(settings.grad_accum_steps):
+                positions = rank_positions(
+                    step_in_epoch,
+                    settings.global_batch_size,
+                    settings.grad_accum_steps,
+                    micro_step,
+                    settings.rank,
+                    settings.world_size,
+                )
+                yield [SampleRef(epoch, shard, sample) for shard, sample in samples[positions - first].tolist()]
 
     def _join(self, samples: Sequence[Sample | BrokenSample]) -> Batch:
         broken = [sample for sample in samples if isinstance(sample, BrokenSample)]
@@ -149,11 +184,18 @@ class ValidationStream(Generic[Sample, Batch]):
     """Every sample of a catalogue once, one to a batch, without augmentation; rank r of W reads every W-th."""
 
     def __init__(
-        self, catalogue: Catalogue, recipe: Recipe[Sample, Batch], num_workers: int, rank: int, world_size: int
+        self,
+        catalogue: Catalogue,
+        recipe: Recipe[Sample, Batch],
+        num_workers: int,
+        rank: int,
+        world_size: int,
+        patience: float = PATIENCE,
     ) -> None:
         self._catalogue = catalogue
         self._recipe = recipe
         self._num_workers = num_workers
+        self._patience = patience
         self._refs = [
             [SampleRef(0, shard_index, sample_index)]
             for shard_index, count in enumerate(catalogue.samples_per_shard.tolist())
@@ -166,48 +208,20 @@ class ValidationStream(Generic[Sample, Batch]):
         Raises:
             DataError: a sample is broken; validation drops nothing.
         """
-        for samples in _load(self._catalogue, self._recipe, self._refs, self._num_workers, Counter()):
+
+        def refs_from(num_done: int) -> list[list[SampleRef]]:
+            return self._refs[num_done:]
+
+        loaded = _load(self._catalogue, self._recipe, refs_from, self._num_workers, self._patience, Counter())
+        for number, samples in enumerate(loaded, start=1):
+            beat(f"validation, sample {number} of {len(self._refs)} of this rank")
             for sample in samples:
                 if isinstance(sample, BrokenSample):
                     raise DataError(sample.message)
                 yield self._recipe.join([sample])
 
 
-class _StepSampler(Sampler[list[SampleRef]]):
-    """The samples of each micro-batch of this rank, step after step."""
-
-    def __init__(self, catalogue: Catalogue, settings: StreamSettings, start_step: int, end_step: int) -> None:
-        self._samples_per_shard = catalogue.samples_per_shard
-        self._settings = settings
-        self._start_step = start_step
-        self._end_step = end_step
-
-    def __iter__(self) -> Iterator[list[SampleRef]]:
-        settings = self._settings
-        num_samples = int(self._samples_per_shard.sum())
-        order, epoch_of_order = None, -1
-        for step in range(self._start_step, self._end_step):
-            epoch, step_in_epoch = epoch_and_step(step, num_samples, settings.global_batch_size)
-            if order is None or epoch != epoch_of_order:
-                order = EpochOrder(
-                    self._samples_per_shard, settings.seed, epoch, settings.num_streams, settings.shuffle_block
-                )
-                epoch_of_order = epoch
-            first = step_in_epoch * settings.global_batch_size
-            samples = order.samples(first, first + settings.global_batch_size)
-            for micro_step in range(settings.grad_accum_steps):
-                positions = rank_positions(
-                    step_in_epoch,
-                    settings.global_batch_size,
-                    settings.grad_accum_steps,
-                    micro_step,
-                    settings.rank,
-                    settings.world_size,
-                )
-                yield [SampleRef(epoch, shard, sample) for shard, sample in samples[positions - first].tolist()]
-
-
-class _SampleDataset(Dataset[Sample | BrokenSample | StoreError]):
+class _SampleDataset(Dataset[Sample | BrokenSample | StoreError], Generic[Sample]):
     def __init__(self, catalogue: Catalogue, recipe: Recipe[Sample, Any]) -> None:
         self._catalogue = catalogue
         self._recipe = recipe
@@ -243,40 +257,19 @@ class _Collect:
 def _load(
     catalogue: Catalogue,
     recipe: Recipe[Sample, Any],
-    refs: Sampler[list[SampleRef]] | list[list[SampleRef]],
+    refs_from: Callable[[int], Iterable[list[SampleRef]]],
     num_workers: int,
+    patience: float,
     faults: Counter[str],
 ) -> Iterator[list[Sample | BrokenSample]]:
     """The samples of each batch; adds to `faults` what the storage did wrong on the way."""
     faults.update(catalogue.take_faults())  # so that forks begin with none
-    loader: DataLoader[Any] = DataLoader(
-        _SampleDataset(catalogue, recipe),
-        batch_sampler=refs,
-        num_workers=num_workers,
-        collate_fn=_Collect(catalogue),
-        worker_init_fn=_begin_worker,
-        prefetch_factor=2 if num_workers else None,
-    )
-    for samples, met in loader:
+    dataset: _SampleDataset[Sample] = _SampleDataset(catalogue, recipe)
+    for loaded, met in load(dataset, refs_from, num_workers, _Collect(catalogue), patience):
         faults.update(met)
-        for sample in samples:
+        samples: list[Sample | BrokenSample] = []
+        for sample in loaded:
             if isinstance(sample, StoreError):
                 raise sample
+            samples.append(sample)
         yield samples
-
-
-def _begin_worker(worker_id: int) -> None:
-    # Ctrl-C reaches the whole process group; the training process ends its loaders, they need not print anything.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this loader where its training process was killed.
-
-    torch's own loaders notice, but then wait for ever until somebody has read what they still have to send.
-    """
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)

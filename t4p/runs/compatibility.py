@@ -17,6 +17,7 @@ FREE_KEYS = (
     "train.num_steps",
     "train.checkpoint_every",
     "train.validate_every",
+    "train.step_timeout",
     "train.resume",
     "train.keep_checkpoints",
     "model.clip.pretrained",  # files may move; the weights in them are compared by hash

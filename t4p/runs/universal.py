@@ -88,7 +88,7 @@ def make_universal(
         say(f"made again, since {problem}")
     for leftover in partials_of(destination):
         say(f"{leftover}: a conversion that was cut short, or one that is going on; delete it if none is")
-    say(f"converting {checkpoint} for another number of ranks; all of them wait (at most 30 minutes)")
+    say(f"converting {checkpoint} for another number of ranks; all of them wait")
     # A name of its own: a run and `t4p checkpoint convert` may convert the same checkpoint at once.
     partial = destination.with_name(f"{destination.name}{PARTIAL}-{uuid4().hex[:8]}")
     # One folder deeper: the conversion writes a file of its own beside its output.

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from t4p.config.kinds import task_named
 from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
 from t4p.distributed import rank, world_size
 from t4p.errors import ConfigError
+from t4p.heartbeat import beat, title_process
 from t4p.models.text4point import Text4Point
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import PlainLines, Show, print_line
@@ -35,11 +37,35 @@ def start_worker(train: TrainConfig) -> torch.device:
         Its device.
     """
     from t4p.train.engine import local_device, make_deterministic, start_process_group
+    from t4p.train.watch import collective_timeout, ranks_have_met
 
     if train.deterministic:
         make_deterministic()  # before the process group, which makes the first use of CUDA
-    start_process_group()
+    title_process("t4p-rank")
+    beat("waiting for the other ranks")
+    start_process_group(collective_timeout(train.step_timeout))
+    ranks_have_met()
+    beat("loading the towers and the datasets")
     return local_device()
+
+
+def run_watched(
+    config: JobConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None
+) -> None:
+    """Run the task of a configuration in a process that is a rank and nothing else. Collective.
+
+    It is ended where no rank gets on for `train.step_timeout` seconds.
+
+    Args:
+        on_step, show: as the tasks' own `run` takes them.
+
+    Raises:
+        As the task does.
+    """
+    from t4p.train.watch import watching
+
+    with watching(config.train.step_timeout):
+        task_named(config.task).load().run(config, on_step=on_step, show=show)
 
 
 def build_training_stream(
@@ -60,6 +86,7 @@ def build_training_stream(
         world_size=world_size(),
         seed=config.run.seed,
         max_skip_fraction=config.data.max_skip_fraction,
+        patience=config.train.step_timeout / 2,  # loaders are replaced before the ranks that wait give up
     )
     try:
         return TrainingStream(catalogue, recipe, settings)
@@ -71,7 +98,9 @@ def build_validation_stream(
     config: JobConfig, catalogue: Catalogue, recipe: Recipe[Sample, Batch]
 ) -> ValidationStream[Sample, Batch]:
     """This rank's share of every sample of a catalogue, one at a time."""
-    return ValidationStream(catalogue, recipe, config.data.num_workers, rank(), world_size())
+    return ValidationStream(
+        catalogue, recipe, config.data.num_workers, rank(), world_size(), config.train.step_timeout / 2
+    )
 
 
 def build_engine(

@@ -17,6 +17,7 @@ from t4p.config.run import TrainConfig
 from t4p.data.stream import TrainingStream
 from t4p.distributed import all_reduce_sum, barrier, rank, world_size
 from t4p.errors import CheckpointError
+from t4p.heartbeat import beat, beating_while_files_move, tell_first_step
 from t4p.models.norm import merge_running_statistics
 from t4p.runs.checkpoint import (
     CheckpointState,
@@ -98,7 +99,9 @@ def train(
         sums = torch.zeros(len(task.term_names) + 2, dtype=torch.float64)
         skipped_before, faults_before = stream.num_skipped, stream.storage_faults.total()
         for _ in range(config.grad_accum_steps):
+            beat(f"step {step}, waiting for samples")
             batch, waited = _timed_next(batches)
+            beat(f"step {step}")
             terms = engine.forward(*task.inputs(batch))
             engine.backward(terms[0])
             engine.step(learning_rate)
@@ -108,6 +111,7 @@ def train(
         sums[-1] = stream.storage_faults.total() - faults_before
         *terms_of_all, num_skipped, num_faults = all_reduce_sum(sums.to(local_device())).tolist()
         means = [term / world_size() for term in terms_of_all]
+        tell_first_step()
 
         seconds = time.perf_counter() - started
         record = StepRecord(
@@ -164,12 +168,14 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
             make_room(directory)
             checkpoints.mkdir(parents=True, exist_ok=True)
         barrier()
-        engine.save(checkpoints, name)
+        with beating_while_files_move(f"saving {name}"):
+            engine.save(checkpoints, name)
         barrier()  # every rank's files are there
         if rank() == 0:
             await_files(directory, engine.num_part_files(world_size()))
             write_state(directory, state)
-            write_marker(directory)
+            with beating_while_files_move(f"hashing {name}"):
+                write_marker(directory)
         barrier()  # nobody goes on, and perhaps dies, before the checkpoint counts
     except (OSError, RuntimeError) as error:
         if not _is_about_files(error):

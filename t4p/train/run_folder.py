@@ -18,6 +18,7 @@ from t4p.config.kinds import task_named
 from t4p.config.tasks import JobConfig
 from t4p.distributed import all_reduce_sum, broadcast_object, rank, world_size
 from t4p.errors import CheckpointError, ConfigError, RunError
+from t4p.heartbeat import beating_while_files_move
 from t4p.runs.checkpoint import (
     MARKER,
     SHARED_FOLDER_PATIENCE,
@@ -68,7 +69,8 @@ def open_run(
     prove_shared(run_dir)
     checkpoints = run_dir / "checkpoints"
     dumped, versions = config.model_dump(mode="json"), installed_versions()
-    checkpoint = choose_checkpoint(config.train.resume, checkpoints)
+    with beating_while_files_move("looking for a checkpoint"):
+        checkpoint = choose_checkpoint(config.train.resume, checkpoints)
 
     def describe(step: int) -> CheckpointState:
         return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
@@ -80,7 +82,8 @@ def open_run(
         refuse_changes(saved, describe(saved.step), checkpoint)
         loadable = fit_to_world(checkpoint, saved)
         engine, start_step = build_engine(loadable), saved.step
-        engine.load(loadable.parent, loadable.name)
+        with beating_while_files_move(f"loading {loadable.name}"):
+            engine.load(loadable.parent, loadable.name)
     log = None
     if rank() == 0:
         try:
@@ -116,7 +119,7 @@ def _version(package: str) -> str:
 def fit_to_world(checkpoint: Path, saved: CheckpointState) -> Path:
     """What this number of ranks can load: the checkpoint, or the universal one that rank 0 makes of it. Collective.
 
-    The other ranks wait for rank 0 in a collective: as long as the process group lets them, 30 minutes.
+    The other ranks wait for rank 0 in a collective, as long as files move.
 
     Raises:
         CheckpointError: on every rank, if the conversion fails.
@@ -128,7 +131,8 @@ def fit_to_world(checkpoint: Path, saved: CheckpointState) -> Path:
     if rank() == 0:
         say(f"{checkpoint} was written by {saved.world_size} rank(s), this run has {world_size()}")
         try:
-            make_universal(checkpoint, universal, convert_to_universal, say)
+            with beating_while_files_move(f"converting {checkpoint.name}"):
+                make_universal(checkpoint, universal, convert_to_universal, say)
         except CheckpointError as error:
             problem = error
     problem = broadcast_object(problem)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from faults import (
+    STEP_TIMEOUT,
     AsJobs,
     OnPrivateRay,
     Road,
@@ -75,9 +76,23 @@ def as_jobs(on_private_ray: OnPrivateRay, site: Site) -> AsJobs:
 def test_each_loss_on_a_private_ray_is_told_in_one_line_and_looked_up_in_a_file(on_private_ray: OnPrivateRay) -> None:
     assert_every_loss_was_told(on_private_ray.losses)
     attempts = re.findall(r"^=+ attempt (\d) of launch", on_private_ray.story, re.MULTILINE)
-    assert len(set(attempts)) >= 2, "what was lost can be looked up"
-    assert on_private_ray.log.count("resuming from") == 2, "one log over all attempts"
+    assert len(set(attempts)) >= 3, "what was lost can be looked up"
+    assert on_private_ray.log.count("resuming from") == 3, "one log over all attempts"
     assert sorted(log.name for log in (on_private_ray.run_dir / "logs").glob("*.log")) == ["rank-0.log", "rank-1.log"]
+
+
+def test_a_lost_loader_is_replaced_without_a_restart(on_private_ray: OnPrivateRay) -> None:
+    killed, stopped = on_private_ray.of_loaders
+    assert killed < 60
+    assert stopped < STEP_TIMEOUT + 60
+    for words in ("was killed (signal 9", "nothing came from the loader processes for 15 s"):
+        assert words in on_private_ray.log
+
+
+def test_a_stopped_rank_is_called_hung_with_the_stacks_of_who_waited(on_private_ray: OnPrivateRay) -> None:
+    assert "rank 0: hung at step" in on_private_ray.story
+    assert "---- thread t4p-watch" not in on_private_ray.story
+    assert "all_reduce" in on_private_ray.story or "barrier" in on_private_ray.story
 
 
 def test_ctrl_c_ends_a_launch_says_how_to_go_on_and_leaves_nothing_behind(on_private_ray: OnPrivateRay) -> None:

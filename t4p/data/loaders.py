@@ -1,0 +1,231 @@
+"""Loader processes that may be lost: killed by the system, stopped, hung in a file. Others take their place.
+
+What a loader makes depends on the reference alone, so nothing is lost with it but time. torch's own means of noticing
+work in the main thread only (a signal handler), or wait for the other half of a message: so its loader runs in a thread
+of its own here, which is left alone where it waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.context import ForkContext, ForkProcess
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from t4p.errors import LostLoaderError
+from t4p.heartbeat import Patience, beat
+
+Ref = TypeVar("Ref")
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+
+LOOK_EVERY = 0.5  # seconds between two looks at the loaders, while nothing comes from them
+# Seconds without a batch after which loaders are taken for hung. Half of train.step_timeout's default: the other ranks
+# wait meanwhile.
+PATIENCE = 300.0
+_END = object()
+
+
+class _LostLoader(Exception):
+    """What happened to a loader, in words."""
+
+
+def load(
+    dataset: Dataset[Sample],
+    refs_from: Callable[[int], Iterable[list[Ref]]],
+    num_workers: int,
+    collate: Callable[[list[Sample]], Batch],
+    patience: float = PATIENCE,
+) -> Iterator[Batch]:
+    """What becomes of each list of references, in order.
+
+    Args:
+        dataset: given a reference, makes its sample: the same one in every process.
+        refs_from: the lists, from the n-th on.
+        num_workers: loader processes; 0 loads in this one.
+        collate: what is made of the samples of a list, in the process that made them.
+        patience: seconds without any batch after which the loaders are replaced.
+
+    Raises:
+        LostLoaderError: loaders are lost at the same list a second time.
+    """
+    if num_workers == 0:
+        for refs in refs_from(0):
+            yield collate([dataset[ref] for ref in refs])
+        return
+    num_done, lost_at = 0, -1
+    while True:
+        loaders = _Loaders(dataset, refs_from(num_done), num_workers, collate)
+        try:
+            while (batch := loaders.next(patience)) is not _END:
+                yield batch
+                num_done += 1
+            return
+        except _LostLoader as lost:
+            if lost_at == num_done:
+                raise LostLoaderError(
+                    f"{lost}, a second time at the same samples; where memory is short, lower data.num_workers, or set "
+                    "it to 0 to see what happens there"
+                ) from None
+            lost_at = num_done
+            print(f"{lost}; other loaders take its place", flush=True)  # noqa: T201
+            beat("loaders take the place of others")
+        finally:
+            loaders.close()
+
+
+class _Loaders(Generic[Sample]):
+    """One set of loader processes, and the thread that receives from them."""
+
+    def __init__(
+        self, dataset: Dataset[Sample], refs: Iterable[list[Any]], num_workers: int, collate: Callable[[Any], Any]
+    ) -> None:
+        self._context = _KnownProcesses()
+        self._received: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self._closed = threading.Event()
+        started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._receive, args=(dataset, refs, num_workers, collate, started), name="t4p-receiver", daemon=True
+        )
+        self._thread.start()
+        started.wait()  # this thread stands still while processes are forked: they get its locks as they are
+
+    def next(self, patience: float) -> Any:
+        """The next batch, or _END."""
+        waiting = Patience(patience, longest=4 * LOOK_EVERY)
+        looked = time.monotonic()
+        while True:
+            try:
+                received = self._received.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                now = time.monotonic()
+                self._look(waiting.is_over(0, now - looked), patience)
+                looked = now
+                continue
+            if isinstance(received, Exception):
+                self._look(hung=False, patience=patience)  # torch's words for a lost loader say less
+                raise received
+            return received
+
+    def _look(self, hung: bool, patience: float) -> None:
+        for process in self._context.started:
+            if process.exitcode is not None:
+                raise _LostLoader(f"loader process {process.pid} {_describe_end(process.exitcode)}")
+        if hung:
+            states = ", ".join(f"{process.pid} is {_state(process.pid)}" for process in self._context.started)
+            raise _LostLoader(f"nothing came from the loader processes for {patience:.0f} s ({states})")
+
+    def close(self) -> None:
+        """End the processes; a thread that waits for a message of which half came is left to itself."""
+        self._closed.set()
+        for process in self._context.started:
+            process.kill()
+        for process in self._context.started:
+            process.join()
+        self._thread.join(timeout=1.0)
+
+    def _receive(
+        self,
+        dataset: Dataset[Sample],
+        refs: Iterable[list[Any]],
+        num_workers: int,
+        collate: Callable[[Any], Any],
+        started: threading.Event,
+    ) -> None:
+        try:
+            loader: DataLoader[Any] = DataLoader(
+                dataset,
+                batch_sampler=_Batches(refs),
+                num_workers=num_workers,
+                collate_fn=collate,
+                worker_init_fn=_begin_worker,
+                prefetch_factor=2,
+                multiprocessing_context=self._context,
+                generator=torch.Generator(),  # or it draws from the one that the training draws from
+            )
+            batches = iter(loader)
+            started.set()
+            for received in batches:
+                if not self._put(received):
+                    return
+            self._put(_END)
+        except Exception as error:
+            self._put(error)
+        finally:
+            started.set()
+
+    def _put(self, received: Any) -> bool:
+        """Whether somebody still wanted it."""
+        while not self._closed.is_set():
+            try:
+                self._received.put(received, timeout=LOOK_EVERY)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+class _Batches:
+    """Lists of references, as what torch takes for a sampler."""
+
+    def __init__(self, refs: Iterable[list[Any]]) -> None:
+        self._refs = refs
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return iter(self._refs)
+
+
+class _KnownProcesses(ForkContext):
+    """Starts processes as ever, and remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[ForkProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> ForkProcess:  # type: ignore[override]
+        process = ForkProcess(*args, **kwargs)
+        self.started.append(process)
+        return process
+
+
+def _describe_end(exitcode: int) -> str:
+    if exitcode == -signal.SIGKILL:
+        return "was killed (signal 9; the system does that where memory runs out)"
+    return f"was ended by signal {-exitcode}" if exitcode < 0 else f"ended with status {exitcode}"
+
+
+def _state(pid: int | None) -> str:
+    """What the system says a process does: "stopped", "sleeping", "disk sleep", ..."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            for line in status:
+                if line.startswith("State:"):
+                    return line.partition("(")[2].strip().rstrip(")")
+    except OSError:
+        pass
+    return "there"
+
+
+def _begin_worker(worker_id: int) -> None:
+    # Ctrl-C reaches the whole process group; the training process ends its loaders, they need not print anything.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this loader where its training process was killed.
+
+    torch's own loaders notice, but then wait for ever until somebody has read what they still have to send.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
