@@ -21,14 +21,14 @@ from pathlib import Path
 
 from launch.driver import CONNECTED, SAID, START_TIMEOUT, UNWRITABLE
 from launch.errors import writing_in
-from launch.outcome import JobOutcome, read_failures, read_outcome, worth_restarting
+from launch.outcome import JobOutcome, read_failures, read_outcome, same_death_twice, worth_restarting
 from launch.processes.caretaker import describe_end, end_processes, last_lines
 from launch.processes.environment import importable
 from launch.processes.own_files import open_own
 from launch.processes.private_folder import caretaker, private_folder
 from launch.processes.stop_signals import StopSignals
 from launch.ray_package import require_ray
-from launch.worker import Attempt, WorkerJob, log_path, write_attempt
+from launch.worker import STEPPED, Attempt, WorkerJob, log_path, write_attempt
 
 DRIVER_LOG = "driver.log"
 START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
@@ -70,11 +70,15 @@ def run_job(
     if address is not None and keep_logs is None:
         raise ValueError("on a cluster the ranks need a shared folder for their logs: keep_logs")
     with StopSignals() as stops:
+        previous: JobOutcome | None = None
         for number in count(1):
             outcome = replace(_run_attempt(job, number, address, on_tick, keep_logs, say, stops), attempt=number)
             lost = worth_restarting(outcome)
             if lost is None or number > max_restarts:
                 return outcome
+            if (again := same_death_twice(outcome, previous)) is not None:
+                return replace(outcome, problem=again, problem_is_loss=False)
+            previous = outcome
             stops.raise_waiting()
             if before_restart is not None:
                 job = before_restart(outcome, lost)
@@ -101,7 +105,8 @@ def _run_attempt(
                 environment = _environment(folder, address)
                 open_own(folder / DRIVER_LOG, "ab").close()
             status = _watch_driver(folder, environment, on_tick, say)
-            return read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
+            outcome = read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
+            return replace(outcome, stepped=(notes / STEPPED).exists())
         finally:
             with stops.held():
                 end_processes(folder)

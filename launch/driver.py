@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launch.errors import LaunchError
 from launch.outcome import (
+    SLOW_START,
     JobOutcome,
     WorkerFailure,
     follows_loss,
@@ -35,8 +36,6 @@ OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics 
 # Seconds until a cluster must have shown nodes that can hold the world. A cluster that just came up announces them one
 # after another; after a lost node, whoever runs the cluster may be putting another in its place.
 FIRST_PATIENCE = 5.0
-# Ray gives a new node of its own 30 s, whatever else the machine does. It may well come up the next time.
-SLOW_START = "node timed out during startup"
 REACHABLE_TIMEOUT = 5.0  # seconds for a TCP connection to the head
 # How long Ray Train waits for free places, by its own variable; launch.attempts gives a default.
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"

@@ -38,6 +38,8 @@ LOSSES = frozenset(
 # Raised by a rank itself, and yet nothing was wrong with what it was told to do: other processes may do better.
 HUNG = "HungError"
 OWN_LOSSES = frozenset({HUNG, "LostLoaderError"})
+# Ray gives a new node of its own 30 s, whatever else the machine does. It may well come up the next time.
+SLOW_START = "node timed out during startup"
 # What Ray's words about a lost actor say when it was not the process alone that went away.
 LOST_NODE = re.compile("node (has|is) (died|crashed|dead)|owner has died")
 
@@ -76,6 +78,7 @@ class JobOutcome:
         problem_traceback: as Python prints it.
         problem_is_loss: the problem is that a process or a node is gone, or did not come up in time: nothing was wrong.
         attempt: which one it was, counting from 1.
+        stepped: a step was made.
     """
 
     failures: tuple[WorkerFailure, ...] = field(default=())
@@ -83,6 +86,7 @@ class JobOutcome:
     problem_traceback: str = ""
     problem_is_loss: bool = False
     attempt: int = 1
+    stepped: bool = field(default=False, compare=False)
 
 
 def worth_restarting(outcome: JobOutcome) -> str | None:
@@ -100,6 +104,26 @@ def worth_restarting(outcome: JobOutcome) -> str | None:
         first = outcome.failures[0]
         return f"rank {first.rank}: {describe_cause(first)}".partition("\n")[0]
     return outcome.problem.partition("\n")[0] if outcome.problem_is_loss else None
+
+
+def same_death_twice(outcome: JobOutcome, previous: JobOutcome | None) -> str | None:
+    """Why a third attempt would end as the last two did: both died of the same before any step was made.
+
+    A Ray that did not come up in time is no death: a busy machine may be quicker the next time.
+
+    Returns:
+        What to tell the user, or None.
+    """
+    if previous is None or outcome.stepped or previous.stepped or SLOW_START in outcome.problem:
+        return None
+    causes = [worth_restarting(each) for each in (previous, outcome)]
+    if None in causes or len({re.sub(r"\d+", "", cause) for cause in causes if cause}) > 1:
+        return None
+    return (
+        f"{causes[1]}, and so it was in the attempt before, both times before the first step: this is no loss that "
+        "another attempt would make good. Look at the end of logs/rank-0.log, try it with one worker, or run "
+        "`t4p doctor` on that machine"
+    )
 
 
 def describe_cause(failure: WorkerFailure) -> str:

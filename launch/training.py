@@ -171,7 +171,7 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
     if outcome.failures and outcome.failures[0].exit_status == ConfigError.exit_status:
         raise ConfigError(outcome.failures[0].message)
     what = outcome.problem
-    if outcome.failures:
+    if outcome.failures and not what:
         first = outcome.failures[0]
         what = f"rank {first.rank} of {num_workers} failed: {describe_cause(first)}"
     if worth_restarting(outcome) is not None and outcome.attempt > 1:

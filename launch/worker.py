@@ -28,6 +28,7 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 # A report waits until Ray's controller, which looks every half second, took the one before. Every hundredth step costs
 # nothing measurable even at 10 ms per step; whoever wants every step reads metrics.jsonl.
 REPORT_EVERY = 100
+STEPPED = "stepped"  # a file of the notes that tells: a step has been made in this attempt
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,14 @@ def run_rank(job: WorkerJob, notes: Path, report_to_ray: Callable[[dict[str, flo
     rank = int(os.environ["RANK"])
     _redirect_output(log_path(notes, rank))
 
+    stepped = False
+
     def report(step: int, last_step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal stepped
+        if not stepped:
+            with suppress(OSError):
+                (notes / STEPPED).touch()
+            stepped = True
         if step % REPORT_EVERY == 0 or step == last_step:
             report_to_ray(dict(metrics))
 

@@ -88,11 +88,11 @@ class Watch:
         silent = roll.call() if roll else ()
         if self._stopped.is_set():
             return
-        error = HungError(describe_hang(rank(), beat.place, waited, silent))
+        error = HungError(describe_hang(beat.place, waited, silent))
         error.add_note(stacks())
         for tell in told_at_hang():
             tell(error)
-        print(f"{error}\n{stacks()}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"rank {rank()}: {error}\n{stacks()}", file=sys.stderr, flush=True)  # noqa: T201
         for child in multiprocessing.active_children():
             child.kill()
         self._end(HungError.exit_status)
@@ -180,19 +180,19 @@ def ranks_have_met() -> None:
         _current.join_ranks()
 
 
-def describe_hang(of_rank: int, place: str, seconds: float, silent: Sequence[int]) -> str:
-    """What a rank says that ends because nothing happens.
+def describe_hang(place: str, seconds: float, silent: Sequence[int]) -> str:
+    """What a rank says that ends because nothing happens; the first line is what happened.
 
     Args:
         place: where it waits itself.
         silent: ranks that give no sign at all.
     """
-    said = f"rank {of_rank}: hung at {place}: no rank got on for {seconds:.0f} s (train.step_timeout)"
+    said = f"hung at {place}: no rank got on for {seconds:.0f} s (train.step_timeout)"
     if silent:
-        gone = "rank " + ", ".join(map(str, silent))
-        verb = "gives" if len(silent) == 1 else "give"
+        gone = ("ranks " if len(silent) > 1 else "rank ") + ", ".join(map(str, silent))
+        verb = "give" if len(silent) > 1 else "gives"
         said += f"; {gone} {verb} no sign of life: stopped, or its machine hangs, or its network is gone"
-    return said + "; the same command goes on from the last checkpoint, or set train.step_timeout to more seconds"
+    return f"{said}\nthe same command goes on from the last checkpoint; if it was at work, raise train.step_timeout"
 
 
 def stacks() -> str:

@@ -18,7 +18,7 @@ from launch.driver import CONNECTED, UNWRITABLE
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure, write_failure, write_outcome
 from launch.processes.stop_signals import Stopped
-from launch.worker import WorkerJob, log_path, read_attempt
+from launch.worker import STEPPED, WorkerJob, log_path, read_attempt
 
 JOB = WorkerJob("nowhere:nothing", {"resume": "never"}, 1)
 LOST = WorkerFailure(0, "", "The actor died", "", 1.0)
@@ -36,9 +36,12 @@ def drivers(monkeypatch: pytest.MonkeyPatch) -> list[Driver]:
     return waiting
 
 
-def leaves(*failures: WorkerFailure) -> Driver:
+def leaves(*failures: WorkerFailure, stepped: bool = True) -> Driver:
     def driver(folder: Path) -> int:
-        log_path(read_attempt(folder).notes, 0).write_text("the last words of rank 0\n")
+        notes = read_attempt(folder).notes
+        log_path(notes, 0).write_text("the last words of rank 0\n")
+        if stepped:
+            (notes / STEPPED).touch()
         write_outcome(folder, JobOutcome(failures))
         return 0
 
@@ -97,6 +100,23 @@ def test_a_later_attempt_runs_the_job_that_it_was_given(drivers: list[Driver]) -
     later = replace(JOB, worker_config={"resume": "auto"})
     run(5, before_restart=lambda outcome, lost: later)
     assert seen == [(1, {"resume": "never"}), (2, {"resume": "auto"}), (3, {"resume": "auto"})]
+
+
+def test_the_same_death_twice_before_the_first_step_is_no_loss(drivers: list[Driver]) -> None:
+    drivers += [leaves(LOST, stepped=False)] * 2
+    outcome = run(max_restarts=9)
+    assert (outcome.attempt, outcome.problem_is_loss) == (2, False)
+    assert outcome.problem.startswith("rank 0: its process was killed")
+    assert "both times before the first step" in outcome.problem
+
+
+def test_another_death_or_a_step_in_between_is_a_loss_again(drivers: list[Driver]) -> None:
+    elsewhere = replace(LOST, message="The actor died because its node has died.")
+    drivers += [
+        *(leaves(LOST, stepped=False), leaves(elsewhere, stepped=False), leaves(LOST, stepped=False)),
+        *(leaves(LOST), leaves(LOST, stepped=False), leaves()),
+    ]
+    assert run(max_restarts=9) == JobOutcome(attempt=6)
 
 
 @pytest.mark.parametrize("max_restarts", [0, 2])

@@ -16,6 +16,8 @@ from launch.outcome import (
     write_failure,
     write_outcome,
 )
+from launch.worker import describe_error
+from t4p.errors import HungError, LostLoaderError
 
 # What a rank's gloo said when its peer was killed.
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:2453"
@@ -39,6 +41,16 @@ def test_an_outcome_survives_the_way_through_files(tmp_path: Path) -> None:
     outcome = JobOutcome((failure(1, "builtins.ValueError", "boom\\nmore", 2.5),), "problem", "traceback", True, 3)
     write_outcome(tmp_path, outcome)
     assert read_outcome(tmp_path) == outcome
+
+
+def test_a_rank_that_hung_is_called_so_before_those_that_were_ended_for_it() -> None:
+    hung = describe_error(0, HungError("hung at step 3: no rank got on for 9 s; rank 1 gives no sign\nset it"))
+    assert hung.follows_loss
+    assert order_by_cause([LOST_PEER, LOST, hung]) == (hung, LOST, LOST_PEER)
+    assert order_by_cause([hung, OWN_ERROR]) == (OWN_ERROR, hung)
+    lost = worth_restarting(JobOutcome((hung, LOST)))
+    assert lost == "rank 0: hung at step 3: no rank got on for 9 s; rank 1 gives no sign"
+    assert worth_restarting(JobOutcome((describe_error(0, LostLoaderError("loader process 7 was killed")),)))
 
 
 def test_what_ranks_write_down_is_read_with_the_likely_cause_first(tmp_path: Path) -> None:
