@@ -111,7 +111,7 @@ def _run_attempt(
             with stops.held():
                 end_processes(folder)
                 if keep_logs is not None:
-                    _keep(notes, job.num_workers, keep_logs, number)
+                    _keep(notes, job.num_workers, keep_logs, number, say)
                 if notes != folder:
                     shutil.rmtree(notes, ignore_errors=True)
 
@@ -199,13 +199,19 @@ def title_of_attempt(number: int) -> str:
     return f"======== attempt {number} of launch {os.getpid()}, ended {datetime.now():%Y-%m-%d %H:%M:%S}"
 
 
-def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int) -> None:
-    with suppress(OSError):  # this runs while errors pass through, and must not take their place
-        for rank in range(num_workers):
-            log = log_path(notes, rank)
-            if log.exists():
+def _keep(notes: Path, num_workers: int, keep_logs: Path, number: int, say: Callable[[str], None]) -> None:
+    """Add the logs of an attempt to those of the run; tell of each that cannot be."""
+    for rank in range(num_workers):
+        log, kept_log = log_path(notes, rank), keep_logs / log_path(notes, rank).name
+        try:
+            with open_own(log, "rb") as source:
                 keep_logs.mkdir(parents=True, exist_ok=True)
                 # Appended: what is there may be of a launch that still runs, and refused this one.
-                with open_own(log, "rb") as source, open_own(keep_logs / log.name, "ab") as kept:
+                with open_own(kept_log, "ab") as kept:
                     kept.write(f"{title_of_attempt(number)}\n".encode())
                     shutil.copyfileobj(source, kept)
+        except FileNotFoundError:
+            continue  # it never came as far
+        except OSError as error:  # this runs while errors pass through, and must not take their place
+            with suppress(OSError):
+                say(f"{kept_log}: the output of rank {rank} could not be added ({error.strerror})")

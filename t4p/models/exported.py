@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,6 @@ CONTENT_HASH = "content_sha256"  # entry of the header; files of version 0.1.0 h
 LABEL_EMBEDDINGS = "label_embeddings"
 TEMPERATURES = ("log_logit_scale_e", "log_logit_scale_d")
 Model = TypeVar("Model", bound=NetworkConfig)
-AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -141,12 +140,8 @@ def load_exported(path: Path | str, device: torch.device | str = "cpu") -> Expor
     decoder = config.model.decoder2d
     clip_dim = common.label_embeddings.shape[1]
     scales = [tensors.pop(name, None) for name in TEMPERATURES]
-    decoder2d = _build_and_load(
-        path,
-        lambda: Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample),
-        "decoder2d",
-        tensors,
-    )
+    decoder2d = Decoder2d(clip_dim, decoder.hidden_channels, config.model.embed_dim_d, upsample=decoder.upsample)
+    _load_strictly(path, torch.nn.ModuleDict({"decoder2d": decoder2d}), tensors)
     scale_e, scale_d = (
         float(clamped_logit_scale(scale, 1.0, config.loss.logit_scale_max)) if scale is not None else None
         for scale in scales
@@ -183,9 +178,8 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
         raise _damaged(path, error) from error
     model = for_one_process(config.model)
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith("net.")}
-    net = _build_and_load(
-        path, lambda: build_text4point(model, clip_dim, task_named(config.task).out_dim(config)), "net", own
-    )
+    net = build_text4point(model, clip_dim, task_named(config.task).out_dim(config))
+    _load_strictly(path, torch.nn.ModuleDict({"net": net}), own)
     net.to(device).eval().requires_grad_(False)
     return ExportedNetwork(config, step, net, labels, embeddings, towers_sha256, versions, finetuned_share), tensors
 
@@ -195,25 +189,11 @@ def for_one_process(model: Model) -> Model:
     return model.model_copy(update={"norm_group_size": None, "sparse_backend": "auto"})
 
 
-def _build_and_load(
-    path: Path | str, build: Callable[[], AnyModule], name: str, tensors: Mapping[str, Tensor]
-) -> AnyModule:
-    """A module with the tensors of its name. Its shapes are compared before it takes any memory: a header may lie."""
-    with torch.device("meta"):
-        wanted = torch.nn.ModuleDict({name: build()}).state_dict()
-    misfits = sorted(
-        key
-        for key in wanted.keys() | tensors.keys()
-        if key not in wanted or key not in tensors or wanted[key].shape != tensors[key].shape
-    )
-    if misfits:
-        raise CheckpointError(
-            f"{path}: its weights are not those of its configuration: {len(misfits)} do not fit, the first is "
-            f"{misfits[0]}; export it again with this version"
-        )
-    module = build()
-    torch.nn.ModuleDict({name: module}).load_state_dict(tensors, strict=True)
-    return module
+def _load_strictly(path: Path | str, parts: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        parts.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights are not those of its configuration: {error}") from error
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -67,6 +67,33 @@ def test_logs_that_cannot_be_kept_do_not_hide_the_cause(tmp_path: Path, drivers:
     assert words == "the last words of rank 0"
 
 
+@pytest.mark.parametrize("swapped", ["source", "kept"])
+def test_a_link_in_the_place_of_a_log_is_not_followed_and_the_others_are_kept(
+    tmp_path: Path, drivers: list[Driver], swapped: str
+) -> None:
+    secret, logs = tmp_path / "secret", tmp_path / "logs"
+    secret.write_text("TOP-SECRET")
+    logs.mkdir()
+
+    def driver(folder: Path) -> int:
+        for rank in range(2):
+            log_path(read_attempt(folder).notes, rank).write_text(f"words of rank {rank}\n")
+        link = log_path(folder if swapped == "source" else logs, 0)
+        link.unlink(missing_ok=True)
+        link.symlink_to(secret)
+        write_outcome(folder, JobOutcome())
+        return 0
+
+    drivers.append(driver)
+    said: list[str] = []
+    run_job(replace(JOB, num_workers=2), lambda: None, keep_logs=logs, say=said.append)
+    (line,) = said
+    assert line.startswith(f"{logs / 'rank-0.log'}: the output of rank 0 could not be added (")
+    assert secret.read_text() == "TOP-SECRET"
+    assert (logs / "rank-1.log").read_text().endswith("words of rank 1\n")
+    assert swapped == "kept" or not (logs / "rank-0.log").exists()
+
+
 def test_a_launch_keeps_the_logs_of_those_before_it(tmp_path: Path, drivers: list[Driver]) -> None:
     drivers += [leaves(), leaves(OWN_ERROR)]
     run(keep_logs=tmp_path)
