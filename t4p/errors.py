@@ -17,6 +17,10 @@ class RunError(UserError):
     """A run that had started, or was about to, cannot go on."""
 
 
+class NotFiniteError(RunError):
+    """A loss, its gradient or the weights are not finite, on every rank at the same step."""
+
+
 class CheckpointError(RunError):
     """A checkpoint is incomplete, damaged, or does not belong to this configuration."""
 

@@ -14,13 +14,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from t4p.errors import CheckpointError
+from t4p.runs.not_finite import dead_ends
 
 MARKER = "COMPLETE.json"
 STATE = "state.json"
@@ -275,21 +276,47 @@ def checkpoints_in(checkpoints: Path) -> list[Path]:
     return sorted(named, key=step_of)
 
 
-def newest_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and what was passed over.
+def newest_checkpoint(
+    checkpoints: Path, check: Callable[[Path], object] = verify_marker, below: int | None = None
+) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run that something can go on from, and what was passed over.
+
+    Args:
+        checkpoints: `checkpoints/` of a run folder.
+        check: raises CheckpointError for what is not whole: `verify_marker`, or `check_sizes` for a quick look.
+        below: of an earlier step than this.
 
     Returns:
         The directory or None, and a sentence for each newer one that does not count.
     """
     passed_over = []
+    stuck = dead_ends(checkpoints.parent)
     for directory in reversed(checkpoints_in(checkpoints)):
+        if below is not None and step_of(directory) >= below:
+            continue
         try:
-            verify_marker(directory)
+            check(directory)
+            if stuck and marker_sha256(directory) in stuck:
+                raise CheckpointError(
+                    f"{directory}: the step after it was not finite, and comes to the same at any learning rate"
+                )
         except CheckpointError as error:
             passed_over.append(str(error))
         else:
             return directory, passed_over
     return None, passed_over
+
+
+def marker_sha256(checkpoint: Path) -> str:
+    """What stands for a checkpoint, as it is now: the marker holds the hash of every other file.
+
+    Raises:
+        CheckpointError: the marker cannot be read.
+    """
+    try:
+        return hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint / MARKER}: cannot be read ({error}); name another checkpoint") from error
 
 
 def make_room(directory: Path) -> Path | None:

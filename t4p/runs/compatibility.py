@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from t4p.config.files import changed_keys
 from t4p.config.kinds import config_of_task
 from t4p.errors import CheckpointError, ConfigError
 from t4p.runs.checkpoint import CheckpointState
+from t4p.runs.going_on import REMEDIES
+from t4p.runs.not_finite import was_not_finite_after
 
 # Keys that may differ between a checkpoint and the run that resumes from it.
 FREE_KEYS = (
@@ -28,13 +30,22 @@ FREE_KEYS = (
 )
 
 
-def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path) -> None:
+def refuse_changes(
+    saved: CheckpointState, now: CheckpointState, directory: Path, freed: Collection[str] = ()
+) -> tuple[str, ...]:
     """Refuse to go on from a checkpoint with something else than what wrote it. Another world size is fine.
+
+    Args:
+        freed: keys that may differ this time.
+
+    Returns:
+        The changes that only they allow: `key: then -> now`.
 
     Raises:
         CheckpointError: names every key that differs, and the next move.
     """
-    keys = [change for change in changed_keys(_completed(saved.config), now.config) if not _is_free(change.key)]
+    differing = [change for change in changed_keys(_completed(saved.config), now.config) if not _is_free(change.key)]
+    keys = [change for change in differing if change.key not in freed]
     changes = [str(change) for change in keys]
     if saved.shards_sha256 != now.shards_sha256:
         changes.append("data.shards: the datasets hold other samples than those it was trained on")
@@ -54,6 +65,16 @@ def refuse_changes(saved: CheckpointState, now: CheckpointState, directory: Path
             f"{directory}: cannot resume, the configuration has changed:\n{listed}\n"
             f"take the changes back, or start a new run in another run.dir{hint}"
         )
+    return tuple(str(change) for change in differing)
+
+
+def freed_keys(run_dirs: Collection[Path], step: int) -> tuple[str, ...]:
+    """The keys that may also differ on resume from a step: those that help, where the run was not finite after it.
+
+    Args:
+        run_dirs: folders of the run that goes on and of the one that wrote the checkpoint.
+    """
+    return tuple(REMEDIES) if any(was_not_finite_after(run_dir, step) for run_dir in run_dirs) else ()
 
 
 def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,14 +8,13 @@ is damaged or was made from something else is replaced.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 from t4p.errors import CheckpointError
-from t4p.runs.checkpoint import MARKER, STATE, first_line, free_space, verify_marker, write_marker
+from t4p.runs.checkpoint import STATE, first_line, free_space, marker_sha256, verify_marker, write_marker
 
 SUFFIX = ".universal"
 PARTIAL = ".partial"
@@ -42,18 +41,6 @@ def partials_of(universal: Path) -> list[Path]:
 def is_universal(directory: Path) -> bool:
     """Whether a whole checkpoint is a universal one."""
     return (directory / "zero").is_dir()
-
-
-def marker_sha256(checkpoint: Path) -> str:
-    """What a universal checkpoint notes of its checkpoint. The marker holds the hash of every other file.
-
-    Raises:
-        CheckpointError: the marker cannot be read.
-    """
-    try:
-        return hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint / MARKER}: cannot be read ({error}); name another checkpoint") from error
 
 
 def made_from(universal: Path, checkpoint: Path) -> bool:

@@ -153,16 +153,10 @@ class SemanticTask:
         )
 
     def check(self, record: StepRecord) -> None:
-        """Refuse to go on from a loss or gradient that is not finite, and where one step after the other has no label.
+        """Refuse to go on where one step after the other has no label.
 
         A single one is no fault: with few labels, or rare ones, some batches have none and train nothing.
         """
-        for name, value in (("loss", record.terms["loss"]), ("gradient norm", record.gradient_norm)):
-            if not math.isfinite(value):
-                raise RunError(
-                    f"step {record.step}: the {name} is {value}; lower train.learning_rate, or lengthen "
-                    "train.warmup_steps, and start again: it resumes from the last checkpoint"
-                )
         self._steps_without_label = 0 if record.terms["labelled_voxels"] else self._steps_without_label + 1
         if self._steps_without_label == MOST_STEPS_WITHOUT_LABEL:
             raise RunError(

@@ -6,10 +6,11 @@ What is set here and why was measured with deepspeed 0.19.8; docs/architecture.m
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
@@ -173,6 +174,7 @@ class Engine:
             # reduction of Linear gradients in fp32.
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
         self._zero_stage = settings.zero_stage
+        self._gradient_clipping = settings.gradient_clipping
         self._load_universal = load_universal
         self._stage_0_norm = 0.0
         if settings.zero_stage == 3 and leaf_classes:
@@ -224,6 +226,18 @@ class Engine:
         """The global norm of the last step's gradient, before clipping."""
         return self._stage_0_norm if self._zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
+    def statistics_are_finite(self) -> bool:
+        """Whether the buffers of this rank are finite: running statistics overflow before the losses do."""
+        return _are_finite(self.module.buffers())
+
+    def is_finite(self) -> bool:
+        """Whether all that this rank holds of weights, buffers and the optimizer's state is finite."""
+        # At stage 3 a parameter is empty here, and this rank's part of it lies in `ds_tensor`.
+        weights = (getattr(parameter, "ds_tensor", parameter) for parameter in self.module.parameters())
+        # The optimizer's own fp32 parts are the keys of its state; DeepSpeed empties its groups at stage 3.
+        states = (value for part, state in self._optimizer.state.items() for value in (part, *state.values()))
+        return _are_finite((*weights, *states, *self.module.buffers()))
+
     def save(self, checkpoints: Path, name: str) -> None:
         """Write DeepSpeed's files to `checkpoints/name`. Collective; not atomic: the caller writes the marker."""
         self._engine.save_checkpoint(str(checkpoints), tag=name, save_latest=False)
@@ -243,6 +257,8 @@ class Engine:
         groups = [{key: group[key] for key in group if key != "params"} for group in self._optimizer.param_groups]
         with reading_is_not_running(checkpoints / name, SEEN_IN_CHECKPOINTS):
             self._engine.load_checkpoint(str(checkpoints), tag=name)
+            if self._zero_stage in (1, 2):  # which take the limit of the run that wrote it
+                self._engine.optimizer.clip_grad = self._gradient_clipping
             if self._load_universal:
                 self._mend_universal_load(groups, checkpoints / name)
 
@@ -265,6 +281,17 @@ class Engine:
         with torch.no_grad():
             for name in saved["buffer_names"]:
                 buffers[name].copy_(saved["module"][name])
+
+
+def _are_finite(values: Iterable[Any]) -> bool:
+    """Whether all numbers of those values that are tensors are finite; no memory beside them, one look per device."""
+    tensors: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            tensors.setdefault(value.device, []).append(value.detach())
+    # The largest magnitude is inf or nan where one number is.
+    largest = (torch.stack(torch._foreach_norm(each, ord=math.inf)) for each in tensors.values())
+    return all(bool(each.isfinite().all()) for each in largest)
 
 
 def convert_to_universal(checkpoint: Path, destination: Path) -> None:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +16,24 @@ from torch import Tensor, nn
 from t4p.config.run import TrainConfig
 from t4p.data.stream import TrainingStream
 from t4p.distributed import all_reduce_sum, barrier, rank, world_size
-from t4p.errors import CheckpointError
+from t4p.errors import CheckpointError, NotFiniteError
 from t4p.heartbeat import beat, beating_while_files_move, tell_first_step
 from t4p.models.norm import merge_running_statistics
 from t4p.runs.checkpoint import (
+    MARKER,
     CheckpointState,
     await_files,
     checkpoint_name,
     first_line,
     free_space,
     make_room,
+    marker_sha256,
     write_marker,
     write_state,
 )
+from t4p.runs.going_on import how_it_goes_on, move_after_not_finite
 from t4p.runs.logs import RunLog, StepRecord
+from t4p.runs.not_finite import NOT_FINITE, note_not_finite
 from t4p.runs.retention import delete_expired
 from t4p.train.engine import Engine, local_device
 
@@ -96,7 +100,7 @@ def train(
         _seed(settings.seed + step * world_size() + rank())
         started, data_wait = time.perf_counter(), 0.0
         learning_rate = scheduled_learning_rate(step, config.num_steps, config.warmup_steps, config.learning_rate)
-        sums = torch.zeros(len(task.term_names) + 2, dtype=torch.float64)
+        terms_so_far = torch.zeros(len(task.term_names), dtype=torch.float64)
         skipped_before, faults_before = stream.num_skipped, stream.storage_faults.total()
         for _ in range(config.grad_accum_steps):
             beat(f"step {step}, waiting for samples")
@@ -105,11 +109,15 @@ def train(
             terms = engine.forward(*task.inputs(batch))
             engine.backward(terms[0])
             engine.step(learning_rate)
-            sums[:-2] += torch.stack([term.detach().double().cpu() for term in terms]) / config.grad_accum_steps
+            terms_so_far += torch.stack([term.detach().double().cpu() for term in terms]) / config.grad_accum_steps
             data_wait += waited
-        sums[-2] = stream.num_skipped - skipped_before
-        sums[-1] = stream.storage_faults.total() - faults_before
-        *terms_of_all, num_skipped, num_faults = all_reduce_sum(sums.to(local_device())).tolist()
+        counts = (
+            stream.num_skipped - skipped_before,
+            stream.storage_faults.total() - faults_before,
+            not engine.statistics_are_finite(),
+        )
+        sums = all_reduce_sum(torch.cat([terms_so_far, terms_so_far.new_tensor(counts)]).to(local_device()))
+        *terms_of_all, num_skipped, num_faults, num_overflown = sums.tolist()
         means = [term / world_size() for term in terms_of_all]
         tell_first_step()
 
@@ -126,6 +134,8 @@ def train(
             data_wait=data_wait,
             storage_faults=int(num_faults),
         )
+        if what := _what_is_not_finite(record, record.terms[task.term_names[0]], bool(num_overflown)):
+            _end_not_finite(step, what, settings.checkpoints, config.resume, settings.start_step)
         task.check(record)
         if log is not None:
             log.step(record)
@@ -156,13 +166,17 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
     """Write one checkpoint, its marker last, and delete whole ones beyond the newest `keep`. Collective.
 
     Raises:
+        NotFiniteError: on every rank, if what one of them would write is not finite; nothing was written.
         CheckpointError: this rank cannot write a file, or rank 0 does not see those of the others. No collective
             follows: the process should end, and the others' wait for it with it.
         RuntimeError: another rank was lost meanwhile, as in any collective.
     """
     name = checkpoint_name(state.step)
     directory = checkpoints / name
+    resume = state.config["train"]["resume"]
     merge_running_statistics(engine.module)
+    if all_reduce_sum(torch.tensor(int(not engine.is_finite()), device=local_device())):
+        _end_not_finite(state.step, "the weights or their optimizer are not finite after it", checkpoints, resume, None)
     try:
         if rank() == 0:
             make_room(directory)
@@ -182,11 +196,41 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
             raise
         raise CheckpointError(
             f"{directory}: rank {rank()} could not write it ({first_line(error)}); {free_space(checkpoints)}. It has "
-            "no marker, so it will not be used; make room and start again: the run resumes from the last whole one"
+            f"no marker, so it will not be used; make room and start again: {how_it_goes_on(checkpoints, resume)}"
         ) from error
     if rank() == 0:
         for sentence in delete_expired(checkpoints, state.step, keep):
             print(sentence, flush=True)  # noqa: T201
+
+
+def _what_is_not_finite(record: StepRecord, loss: float, overflown: bool) -> str:
+    """What of a step is not finite and follows from the weights before it, "" for nothing. The same on every rank.
+
+    Args:
+        overflown: whether running statistics of some rank are not finite.
+    """
+    if not math.isfinite(loss):
+        return f"the loss is {loss}"
+    if not math.isfinite(record.gradient_norm):  # DeepSpeed leaves such a step out (stage 0 takes it) and is silent
+        return f"the loss is {loss:g}, but its gradient is not finite"
+    return f"the loss is {loss:g}, but the running statistics are not finite" if overflown else ""
+
+
+def _end_not_finite(step: int, what: str, checkpoints: Path, resume: str, began_after: int | None) -> NoReturn:
+    """End the run with the next move, and note in its folder that it was not finite.
+
+    Args:
+        began_after: as in `move_after_not_finite`.
+    """
+    move = move_after_not_finite(checkpoints, resume, step, began_after)
+    if rank() == 0:
+        before = checkpoints / checkpoint_name(step - 1)
+        try:
+            stuck = began_after is not None and (before / MARKER).exists()
+            note_not_finite(checkpoints.parent, step, what, marker_sha256(before) if stuck else "")
+        except OSError as error:
+            move = f"that could not be noted in {checkpoints.parent / NOT_FINITE} ({error}): make room and start again"
+    raise NotFiniteError(f"step {step}: {what}; {move}")
 
 
 def _is_about_files(error: Exception) -> bool:

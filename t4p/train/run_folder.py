@@ -29,9 +29,10 @@ from t4p.runs.checkpoint import (
     verify_marker,
     write_atomically,
 )
-from t4p.runs.compatibility import refuse_changes
+from t4p.runs.compatibility import freed_keys, refuse_changes
 from t4p.runs.lock import describe_taken, take_lock
 from t4p.runs.logs import RunLog, StepRecord
+from t4p.runs.not_finite import note_changes
 from t4p.runs.progress import Show, Tracker
 from t4p.runs.universal import is_universal, made_from, make_universal, universal_of
 from t4p.train.engine import Engine, convert_to_universal, local_device
@@ -71,6 +72,7 @@ def open_run(
     dumped, versions = config.model_dump(mode="json"), installed_versions()
     with beating_while_files_move("looking for a checkpoint"):
         checkpoint = choose_checkpoint(config.train.resume, checkpoints)
+    changes: tuple[str, ...] = ()
 
     def describe(step: int) -> CheckpointState:
         return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
@@ -79,7 +81,8 @@ def open_run(
         engine, start_step = build_engine(None), 0
     else:
         saved = read_state(checkpoint)
-        refuse_changes(saved, describe(saved.step), checkpoint)
+        freed = freed_keys({run_dir, checkpoint.absolute().parent.parent}, saved.step)
+        changes = refuse_changes(saved, describe(saved.step), checkpoint, freed)
         loadable = fit_to_world(checkpoint, saved)
         engine, start_step = build_engine(loadable), saved.step
         with beating_while_files_move(f"loading {loadable.name}"):
@@ -88,6 +91,9 @@ def open_run(
     if rank() == 0:
         try:
             write_atomically(run_dir / "config.yaml", dump_config(config))
+            if changes:
+                note_changes(run_dir, start_step, changes)
+                say(f"after a step that was not finite, from step {start_step} on with " + ", ".join(changes))
             tracker = Tracker(config.train.num_steps, task_named(config.task).scores, start_step or None, show)
             log = RunLog(run_dir, start_step, tracker)
         except OSError as error:

@@ -309,6 +309,39 @@ def contrastive_errors(stage: int, rank: int, world_size: int) -> list[list[floa
     return errors
 
 
+# --- weights that are not finite ----------------------------------------------------------------------------------
+
+
+def save_poisoned(stage: int, rank: int, world_size: int, checkpoints: Path) -> str:
+    """Save where one number of rank 1's own part of the weights is nan; what is told on this rank."""
+    from t4p.distributed import all_reduce_sum, barrier
+    from t4p.errors import NotFiniteError
+    from t4p.runs.checkpoint import CheckpointState
+    from t4p.train.engine import Engine
+    from t4p.train.loop import save_checkpoint
+
+    plan = PLANS["adamw"]
+    engine = Engine(TinyTowers(2.6), plan.engine_settings(stage), world_size, build_optimizer=plan.build_optimizer)
+    (loss,) = engine.forward(*contrastive_inputs([6] * world_size)[rank])
+    engine.backward(loss)
+    engine.step(0.1)
+    finite = int(all_reduce_sum(torch.tensor(int(engine.is_finite()))))
+    assert finite == world_size
+    if rank == 1:
+        part = next(part for part in engine._optimizer.state if part.numel())
+        with torch.no_grad():
+            part.view(-1)[-1] = math.nan
+        assert not engine.is_finite()
+    state = CheckpointState(1, world_size, {"train": {"resume": "auto", "zero_stage": stage}}, (), "", {})
+    try:
+        save_checkpoint(engine, checkpoints, state, keep=1)
+    except NotFiniteError as error:
+        return str(error)
+    finally:
+        barrier()
+    return ""
+
+
 # --- planted bugs -------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +384,12 @@ def run_worker(rank: int, world_size: int, folder: Path) -> None:
     barrier()
     report: dict = {"contrastive": [contrastive_errors(stage, rank, world_size) for stage in STAGES]}
     if world_size == 2:
+        for stage in STAGES:
+            (folder / f"poisoned-{stage}").mkdir(exist_ok=True)
+        report["poisoned"] = [
+            save_poisoned(stage, rank, world_size, folder / f"poisoned-{stage}" / "checkpoints") for stage in STAGES
+        ]
+        report["written"] = [str(path) for path in folder.glob("poisoned-*/checkpoints")]
         references = {name: torch.load(folder / f"{name}.pt") for name in set(REFERENCES.values())}
         report["stages"] = [
             {name: train_under_deepspeed(stage, PLANS[name], data, references[REFERENCES[name]]) for name in PLANS}
@@ -435,6 +474,13 @@ def test_validation_sees_the_whole_module_whatever_number_of_frames_a_rank_has(f
         before, after = errors["sgd"]["embedded"]
         assert before < 1e-6
         assert after < 1e-4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_that_are_not_finite_on_one_rank_are_saved_by_none(worlds, stage):
+    for report in worlds[2]:
+        assert report["poisoned"][stage].startswith("step 1: the weights or their optimizer are not finite after it; ")
+        assert report["written"] == []
 
 
 @pytest.mark.parametrize("bug", ["batch_norm_of_each_rank_alone", "loss_not_scaled_by_world_size"])

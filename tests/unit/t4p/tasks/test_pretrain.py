@@ -190,21 +190,13 @@ def test_bf16_stays_close_to_fp32(config, towers):
         assert rounded[index].item() != exact[index].item()
 
 
-@pytest.mark.parametrize(
-    ("changed_terms", "gradient_norm", "message"),
-    [
-        ({"loss": float("nan")}, 1.0, "step 7: the loss is nan; lower train.learning_rate"),
-        ({}, float("inf"), "step 7: the loss is 3, but its gradient is not finite; lower train.learning_rate"),
-        ({"pairs_d": 0.0}, 1.0, "no frame of the batch has a point that the image sees"),
-    ],
-)
-def test_a_step_from_which_nothing_good_can_come_ends_the_run(config, towers, changed_terms, gradient_norm, message):
+def test_a_step_without_a_pair_ends_the_run(config, towers):
     _, task = module_and_task(config, towers)
     terms = {"loss": 3.0, "pairs_e": 1.0, "pairs_d": 1.0}
     record = StepRecord(7, terms, 0.1, 1.0, 14, 0, 2.0, 1.0, 0.0)
     task.check(record)
-    with pytest.raises(RunError, match=message):
-        task.check(replace(record, terms=terms | changed_terms, gradient_norm=gradient_norm))
+    with pytest.raises(RunError, match="no frame of the batch has a point that the image sees"):
+        task.check(replace(record, terms=terms | {"pairs_d": 0.0}))
 
 
 def test_an_image_size_that_does_not_fit_the_tower_is_refused(towers):
