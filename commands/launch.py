@@ -17,6 +17,7 @@ from launch.training import launch_training
 from t4p.config.files import load_for_command
 from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
+from t4p.tasks.afterwards import look_afterwards
 from t4p.tasks.beforehand import look_beforehand
 
 app = typer.Typer(help="Start jobs on Ray, here or on a cluster, and look after them.", no_args_is_help=True)
@@ -82,15 +83,14 @@ def _add_command(name: str, summary: str) -> None:
         assert isinstance(config, JobConfig)
         num_workers = config.cluster.num_workers if workers is None else workers
         if not on_cluster:
-            if dry_run:
-                if address is None:
-                    look_beforehand(config)
-                _show_plan(None, world_sizes(config, num_workers), as_json)
-            elif address == IN_CLUSTER:  # the head may see other files than the workers' nodes
-                launch_training(config, num_workers, address=IN_CLUSTER)
-            else:
+            if address is None:  # in a cluster the head may see other files than the workers' nodes
                 look_beforehand(config)
-                launch_training(config, num_workers)
+            if dry_run:
+                _show_plan(None, world_sizes(config, num_workers), as_json)
+                return
+            launch_training(config, num_workers, address=address)
+            for line in look_afterwards(config):
+                typer.echo(line)
             return
         spec = plan_job(config, num_workers, forward_env or (), os.environ)
         if dry_run:

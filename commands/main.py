@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from commands.arguments import ConfigArguments, load_worker_config, split_arguments
+from commands.arguments import ConfigArguments, Force, load_worker_config, split_arguments
 from commands.bars import progress_bar
 from shards.errors import UserError
 
@@ -104,8 +104,13 @@ def finetune(arguments: ConfigArguments) -> None:
 def evaluate(
     arguments: ConfigArguments,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write the scores and a few samples as a page, too.")
+    ] = None,
+    force: Force = False,
 ) -> None:
     """Score an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning."""
+    from shards.results import check_result, write_result
     from t4p.config.files import load_for_command
     from t4p.config.tasks import EvaluateConfig
     from t4p.tasks.beforehand import look_before_evaluation
@@ -113,11 +118,19 @@ def evaluate(
     config = load_for_command("evaluate", *split_arguments(arguments))
     assert isinstance(config, EvaluateConfig)
     look_before_evaluation(config)
-    from commands.evaluate import print_scores, scores_as_dict
+    if page is not None:
+        check_result(page, force)
+    from commands.evaluate import ShownSamples, page_of, print_scores, scores_as_dict
+    from commands.pages.page import render_page
     from t4p.tasks.evaluate import evaluate as run_evaluation
 
+    shown = ShownSamples()
     with progress_bar("evaluating") as on_progress:
-        exported, scores = run_evaluation(config, on_progress)
+        exported, scores = run_evaluation(config, on_progress, None if page is None else shown.take)
+    if page is not None:
+        with write_result(page, force) as partial:
+            partial.write_text(render_page(page_of(config, exported, scores, shown)), encoding="utf-8")
+        typer.echo(f"wrote {page}", err=True)
     if as_json:
         typer.echo(json.dumps(scores_as_dict(exported, scores)))
     else:

@@ -1,22 +1,29 @@
 """The `t4p shards` commands. Exit status 0, 1 (the job failed) or 2 (the call was wrong); one message, no traceback."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands.arguments import Force
 from commands.bars import progress_bar
 from shards.errors import CallError, ShardError
+
+if TYPE_CHECKING:
+    from shards.reader import DatasetReader
 
 app = typer.Typer(
     name="shards",
@@ -184,19 +191,66 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
 @app.command("show")
 def show_command(
     url: Dataset,
-    key: Annotated[str, typer.Argument(metavar="KEY", help="SCENE/FRAME, as `info` and `verify` spell it")],
-    out: Annotated[Path | None, typer.Option(help="the PNG to write; by default KEY.png here")] = None,
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY]", help="SCENE/FRAME, as `list` spells it; by default samples from all over"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the .png or .html to write; by default KEY.png or contact-sheet.png here")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=60, help="how many samples, without a KEY")] = 6,
     force: Force = False,
 ) -> None:
-    """Write a PNG of a sample: colour, depth, labels; of a scene, its points from above and from the side."""
+    """Write a picture or a page of a sample: colour, depth, labels, boxes; without a KEY, a contact sheet."""
     with _user_errors():
-        from shards.results import write_result
-        from shards.show import show
+        from commands.pages.dataset_view import show_dataset
 
-        path = out or Path(key.replace("/", "-") + ".png")
-        with write_result(path, force) as partial:
-            show(url, key, partial)
-        typer.echo(f"wrote {path}")
+        path = out or Path("contact-sheet.png" if key is None else key.replace("/", "-") + ".png")
+        keys = show_dataset(url, key, path, count, force)
+        typer.echo(f"wrote {path}: {', '.join(keys)}")
+
+
+@app.command("list")
+def list_command(
+    url: Dataset,
+    scene: Annotated[str | None, typer.Option(help="only samples of this scene, escaped or as the id was")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="leave out so many at the beginning")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="how many at most")] = 100,
+    every: Annotated[bool, typer.Option("--all", help="all of them, whatever --count says")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the keys of a dataset, in the order of its shards."""
+    with _user_errors():
+        from shards.reader import DatasetReader
+
+        dataset = DatasetReader(url)
+        stop = None if every else skip + count
+        found = keys_of(dataset, scene)
+        listed = list(islice(found, skip, stop))
+        more = next(found, None) is not None
+        if as_json:
+            _echo_json({"url": dataset.url, "num_samples": dataset.num_samples, "keys": listed, "more": more})
+            return
+        for key in listed:
+            typer.echo(key)
+        if not listed:
+            where = "" if scene is None else f" of scene {scene!r}"
+            typer.echo(f"no samples{where} after the first {skip}" if skip else f"no samples{where}", err=True)
+        elif more:
+            of_scene = "" if scene is None else f" --scene {shlex.quote(scene)}"
+            again = f"t4p shards list {shlex.quote(url)}{of_scene} --skip {skip + len(listed)} --count {count}"
+            typer.echo(f"{len(listed)} keys; more: {again}", err=True)
+
+
+def keys_of(dataset: DatasetReader, scene: str | None) -> Iterator[str]:
+    """The keys of a dataset, or of one of its scenes; an index is read when its first key is asked for."""
+    from shards.schema import escape_id
+
+    spellings = () if scene is None else (f"{scene}/", f"{escape_id(scene)}/")
+    for shard_index in range(dataset.manifest.num_shards):
+        for key in dataset.index(shard_index).keys:
+            if scene is None or key.startswith(spellings):
+                yield key
 
 
 @app.command("order")

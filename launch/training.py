@@ -24,7 +24,7 @@ from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
 from t4p.runs.checkpoint import newest_checkpoint, step_of
 from t4p.runs.lock import describe_taken, is_locked
-from t4p.tasks.afterwards import look_afterwards, newest_marked, random_towers
+from t4p.tasks.afterwards import newest_marked, random_towers
 
 QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
 PROOF_BYTES = 8192  # more than one block
@@ -81,8 +81,6 @@ def launch_training(
         say(f"stopped by {stop}; the same command resumes from the last checkpoint")
         raise SystemExit(128 + stop.signal_number) from None
     raise_failure(outcome, num_workers, run_dir)
-    for line in look_afterwards(config):
-        say(line)
 
 
 def check_call(config: JobConfig, num_workers: int, address: str | None = None) -> None:

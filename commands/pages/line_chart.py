@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup
 
 NUM_COLORS = 4  # CSS classes series-0 to series-3; more series begin again
 _WIDTH, _HEIGHT = 440, 250  # of the view box; the page scales it
@@ -46,19 +47,19 @@ class Chart:
         return any(len(one.points) > _FEW for one in self.series)
 
 
-def draw_chart(chart: Chart) -> str:
+def draw_chart(chart: Chart) -> Markup:
     """An `<svg>` element; empty where no value is finite.
 
     Curves of many points are drawn thin, and thick the mean over the twentieth of them around each point.
     """
     if not chart.finite:
-        return ""
+        return Markup("")
     steps, values = zip(*chart.finite, strict=True)
     x_ticks = nice_ticks(min(steps), max(steps), 6)
     y_ticks = nice_ticks(min(0.0, *values), max(values), 5)
     frame = _Frame((min(steps), max(steps)), (min(y_ticks[0], *values), max(y_ticks[-1], *values)))
     parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(_describe(chart))}">',
+        Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, _describe(chart)),
         *(_y_tick(frame, tick) for tick in y_ticks),
         *(_x_tick(frame, tick) for tick in x_ticks if min(steps) <= tick <= max(steps)),
         _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, "middle", chart.x_label),
@@ -71,7 +72,7 @@ def draw_chart(chart: Chart) -> str:
             parts.append(_curve(frame, running_mean(one.points), style))
         else:
             parts.append(_curve(frame, one.points, style))
-    return "\n".join([*parts, "</svg>"])
+    return Markup("\n").join([*parts, Markup("</svg>")])
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
@@ -109,7 +110,7 @@ class _Frame:
         return _HEIGHT - _BOTTOM - (value - low) / ((high - low) or 1.0) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _curve(frame: _Frame, points: Sequence[tuple[float, float]], style: str) -> str:
+def _curve(frame: _Frame, points: Sequence[tuple[float, float]], style: str) -> Markup:
     """A path with a gap wherever a value is not finite; round caps make a lone point a dot."""
     commands = []
     pen_is_down = False
@@ -120,21 +121,21 @@ def _curve(frame: _Frame, points: Sequence[tuple[float, float]], style: str) -> 
         at = f"{frame.x(step):.1f} {frame.y(value):.1f}"
         commands.append(f"L{at}" if pen_is_down else f"M{at}L{at}")
         pen_is_down = True
-    return f'<path class="{style}" d="{"".join(commands)}"/>'
+    return Markup('<path class="{}" d="{}"/>').format(style, "".join(commands))
 
 
-def _y_tick(frame: _Frame, tick: float) -> str:
+def _y_tick(frame: _Frame, tick: float) -> Markup:
     y = frame.y(tick)
-    line = f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    line = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, _WIDTH - _RIGHT, y, y)
     return line + _text(_LEFT - 6, y + 4, "end", f"{tick:g}")
 
 
-def _x_tick(frame: _Frame, tick: float) -> str:
+def _x_tick(frame: _Frame, tick: float) -> Markup:
     return _text(frame.x(tick), _HEIGHT - _BOTTOM + 16, "middle", f"{tick:g}")
 
 
-def _text(x: float, y: float, anchor: str, text: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, anchor: str, text: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
 def _describe(chart: Chart) -> str:

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-# Structure first, as in every list of labels here (wall, floor, ceiling): quiet, so that furniture stands out.
-_STRUCTURE_COLORS = ((214, 212, 206), (234, 220, 190), (186, 192, 200))
-_FURNITURE_COLORS = (
-    (66, 113, 174),
-    (240, 138, 36),
-    (216, 68, 74),
-    (98, 186, 178),
-    (150, 96, 60),
-    (56, 142, 60),
-    (242, 202, 60),
-    (110, 110, 118),
-    (86, 196, 236),
-    (150, 200, 60),
-    (240, 140, 170),
-    (126, 78, 162),
-)
-OTHER_COLOR = (60, 60, 60)  # of points that have none of the labels
 
 CUT_HEIGHT = 2.0  # metres above the floor; what is higher hides the room from above
 _WALL_THICKNESS = 0.12  # metres, of the walls that are left out: twice the noise of a depth camera
@@ -47,6 +30,63 @@ _LIGHT_OF_AXIS = (0.92, 0.84, 1.0)  # of surfaces that face along x, y, z: as un
 _NOISE = 0.006
 _EDGE = 0.05
 _SHADE = 7.0
+_EDGE_WIDTHS = ((5.0, 0.25), (2.6, 1.0))  # of a box's edge: width in subpixels, share of its colour; the rim is dark
+_HIDDEN = 0.3  # opacity of an edge behind what is shown
+_NEAR = 0.04  # metres, that an edge may lie behind a surface and still be drawn as on it
+
+
+@dataclass(frozen=True, eq=False)
+class ColoredBox:
+    """An oriented box and its colour.
+
+    Attributes:
+        world_from_box: (4, 4) rigid, metres; the box is centred on its own origin.
+        size: full extents along the box's own axes, metres.
+        color: red, green, blue in 0 to 255.
+    """
+
+    world_from_box: NDArray[np.float64]
+    size: tuple[float, float, float]
+    color: tuple[int, int, int]
+
+    @property
+    def edges(self) -> NDArray[np.float64]:
+        """(12, 2, 3) both ends of every edge, metres, world."""
+        corners = np.array(list(product((-0.5, 0.5), repeat=3))) * self.size
+        corners = corners @ self.world_from_box[:3, :3].T + self.world_from_box[:3, 3]
+        # Corners of a pair differ in one of the three bits of their number.
+        pairs = [(corner, corner | bit) for bit in (1, 2, 4) for corner in range(8) if not corner & bit]
+        return corners[np.array(pairs)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Camera:
+    """Where points of the world are in a picture.
+
+    Attributes:
+        quarters: quarter turns about z before the camera looks: it always stands at the low end of x and y.
+        axes: (3, 3) right, down and ahead.
+        middle: (3,) metres, what it looks at, after the turn.
+        distance: metres, of the camera from it.
+        scale: focal length in pixels.
+        column, row: of the principal point, less what the camera does not look at straight.
+    """
+
+    quarters: int
+    axes: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    distance: float
+    scale: float
+    column: float
+    row: float
+
+    def project(
+        self, points: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Columns and rows of (N, 3) points of the world, and their depths in metres."""
+        x, y, z = self.axes @ (_turned(points, self.quarters) - self.middle).T
+        depth = z + self.distance
+        return self.column + self.scale * x / depth, self.row + self.scale * y / depth, depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +96,20 @@ class RoomView:
     Attributes:
         num_points: points of the cloud, those that are not shown included.
         point_of_pixel: (S H, S W) int64 with S = _SUBPIXELS, index of the point shown; num_points where there is none.
+        depth: (S H, S W) float32, metres from the camera to that point; inf where there is none.
         light: (S H, S W) float32 in (0, 1], what the colour is multiplied with.
     """
 
     num_points: int
     point_of_pixel: NDArray[np.int64]
+    depth: NDArray[np.float32]
     light: NDArray[np.float32]
+    _camera: _Camera
 
     @classmethod
-    def of(cls, points: NDArray[np.floating], width: int = 640, height: int = 480) -> RoomView:
+    def of(
+        cls, points: NDArray[np.floating], width: int = 640, height: int = 480, boxes: Sequence[ColoredBox] = ()
+    ) -> RoomView:
         """Place the camera, outside the corner from which most of the points are seen.
 
         The room is taken for a box along the axes of the world. Left out are the points above CUT_HEIGHT, and those on
@@ -73,22 +118,28 @@ class RoomView:
         Args:
             points: (N, 3) metres, world, z up.
             width, height: size of the pictures, pixels.
+            boxes: the pictures have room for them.
 
         Raises:
             ValueError: not (N, 3), no points, or a coordinate that is not finite.
         """
-        corners = [_turned(_check_points(points), quarters) for quarters in range(4)]
-        seen = [len(np.unique(_look(corner, width // 2, height // 2)[0])) for corner in corners]
-        best = corners[int(np.argmax(seen))]
-        point_of_pixel, depth = _look(best, width * _SUBPIXELS, height * _SUBPIXELS)
-        light = np.append(_slope_light(best), 1.0)[point_of_pixel] * _edge_light(depth)
-        return cls(len(points), point_of_pixel, light.astype(np.float32))
+        checked = _check_points(points)
+        none = np.zeros((0, 3))
+        cameras = [_place_camera(checked, none, quarters, width // 2, height // 2) for quarters in range(4)]
+        seen = [len(np.unique(_look(checked, camera, width // 2, height // 2)[0])) for camera in cameras]
+        ends = np.concatenate([none, *(box.edges.reshape(-1, 3) for box in boxes)])
+        camera = _place_camera(checked, ends, int(np.argmax(seen)), width * _SUBPIXELS, height * _SUBPIXELS)
+        point_of_pixel, depth = _look(checked, camera, width * _SUBPIXELS, height * _SUBPIXELS)
+        slopes = _slope_light(_turned(checked, camera.quarters))
+        light = np.append(slopes, 1.0)[point_of_pixel] * _edge_light(depth)
+        return cls(len(points), point_of_pixel, depth.astype(np.float32), light.astype(np.float32), camera)
 
-    def draw(self, colors: NDArray[np.uint8]) -> bytes:
+    def draw(self, colors: NDArray[np.uint8], boxes: Sequence[ColoredBox] = ()) -> bytes:
         """A PNG of the room.
 
         Args:
             colors: (N, 3) uint8, of the points the view was built of.
+            boxes: their edges are drawn over the points, faint where something stands before them.
 
         Raises:
             ValueError: colours of another shape or type.
@@ -99,34 +150,35 @@ class RoomView:
             )
         white = np.full((1, 3), 255, np.uint8)
         pixels = np.concatenate([colors, white])[self.point_of_pixel] * self.light[..., None]
+        for width, share in _EDGE_WIDTHS:
+            for box in boxes:
+                self._draw_edges(pixels, box, width, share)
         image = Image.fromarray(pixels.round().astype(np.uint8)).reduce(_SUBPIXELS)
         out = io.BytesIO()
         image.save(out, format="png", optimize=True)
         return out.getvalue()
 
-
-def label_palette(num_labels: int) -> NDArray[np.uint8]:
-    """(K, 3) a colour for every label, the same in every picture; the first three are wall, floor and ceiling.
-
-    Unlike `t4p shards show`, which draws ids of any dataset, this knows which labels are structure.
-    """
-    named = [*_STRUCTURE_COLORS, *_FURNITURE_COLORS][:num_labels]
-    # Golden-ratio hues: neighbours in the list look different.
-    more = [
-        colorsys.hsv_to_rgb((0.618034 * index) % 1.0, (0.8, 0.5)[index % 2], (0.6, 0.85)[index // 2 % 2])
-        for index in range(len(named), num_labels)
-    ]
-    return np.array([*named, *(np.array(more) * 255)]).reshape(num_labels, 3).astype(np.uint8)
-
-
-def color_labels(labels: NDArray[np.integer], num_labels: int) -> NDArray[np.uint8]:
-    """(N, 3) the palette's colour of every point, OTHER_COLOR where its label is none of 0 to num_labels - 1.
-
-    Args:
-        labels: (N,) indices of labels.
-    """
-    colors = np.concatenate([label_palette(num_labels), np.array([OTHER_COLOR], np.uint8)])
-    return colors[np.where((labels >= 0) & (labels < num_labels), labels, num_labels)]
+    def _draw_edges(self, pixels: NDArray[np.float32], box: ColoredBox, width: float, share: float) -> None:
+        """Blend the edges of a box into (S H, S W, 3) pixels."""
+        height, across = pixels.shape[:2]
+        ends = box.edges
+        columns, rows, _ = self._camera.project(ends.reshape(-1, 3))
+        longest = np.hypot(*np.diff(np.stack([columns, rows]).reshape(2, 12, 2), axis=2)[..., 0]).max()
+        steps = np.linspace(0, 1, int(min(longest, 2 * (height + across))) + 2)[:, None, None]
+        columns, rows, depth = self._camera.project(((1 - steps) * ends[:, 0] + steps * ends[:, 1]).reshape(-1, 3))
+        opacity = np.zeros((height, across), np.float32)
+        reach = int(width / 2)
+        for down, right in product(range(-reach, reach + 1), repeat=2):
+            if math.hypot(down, right) > width / 2:
+                continue
+            at_row, at_column = (np.floor(rows) + down).astype(int), (np.floor(columns) + right).astype(int)
+            inside = (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < across) & (depth > 0)
+            at_row, at_column = at_row[inside], at_column[inside]
+            shown = depth[inside] <= self.depth[at_row, at_column] + _NEAR
+            np.maximum.at(opacity, (at_row, at_column), np.where(shown, 1.0, _HIDDEN).astype(np.float32))
+        painted = np.nonzero(opacity)
+        alpha = opacity[painted][:, None]
+        pixels[painted] = (1 - alpha) * pixels[painted] + alpha * share * np.array(box.color, np.float32)
 
 
 def _check_points(points: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -140,17 +192,19 @@ def _check_points(points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def _turned(points: NDArray[np.float64], quarters: int) -> NDArray[np.float64]:
-    """Points turned about z by quarter turns: the camera always stands at the low end of x and y."""
+    """Points turned about z by quarter turns."""
     for _ in range(quarters):
         points = np.stack([points[:, 1], -points[:, 0], points[:, 2]], axis=1)
     return points
 
 
-def _look(points: NDArray[np.float64], width: int, height: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _look(
+    points: NDArray[np.float64], camera: _Camera, width: int, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(H, W) index of the point that a pixel shows, N where there is none, and its depth in metres, inf there."""
-    kept = np.flatnonzero(_in_sight(points))
-    columns, rows, depth, focal_length = _project(points[kept], width, height)
-    splat = _SPLAT_SPACINGS * _spacing(points[kept]) * focal_length / depth
+    kept = np.flatnonzero(_in_sight(_turned(points, camera.quarters)))
+    columns, rows, depth = camera.project(points[kept])
+    splat = _SPLAT_SPACINGS * _spacing(points[kept]) * camera.scale / depth
     nearest = _nearest(columns, rows, depth, splat, (height, width))
     return np.append(kept, len(points))[nearest], np.append(depth, np.inf)[nearest]
 
@@ -165,26 +219,36 @@ def _in_sight(points: NDArray[np.float64]) -> NDArray[np.bool_]:
     return inside & (above_floor <= CUT_HEIGHT) & (behind_walls | (above_floor <= _FLOOR_THICKNESS))
 
 
-def _project(
-    points: NDArray[np.float64], width: int, height: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
-    """Columns and rows in a picture that the points fill, their depths in metres, and the focal length in pixels."""
-    low, high = points.min(axis=0), points.max(axis=0)
+def _place_camera(
+    points: NDArray[np.float64], ends: NDArray[np.float64], quarters: int, width: int, height: int
+) -> _Camera:
+    """A camera at the low end of x and y after so many quarter turns; what is in sight fills its picture.
+
+    Args:
+        ends: (M, 3) metres, more that its picture has room for.
+    """
+    turned = _turned(points, quarters)
+    turned = turned[_in_sight(turned)]
+    low, high = turned.min(axis=0), turned.max(axis=0)
     radius = max(float(np.linalg.norm(high - low)) / 2, 1e-3)
     side = _FROM_AXIS if high[0] - low[0] <= high[1] - low[1] else math.pi / 2 - _FROM_AXIS
     ahead = np.array([math.cos(side), math.sin(side), 0.0]) * math.cos(_LOOKING_DOWN)
     ahead[2] = -math.sin(_LOOKING_DOWN)
     right = np.array([math.sin(side), -math.cos(side), 0.0])
-    x, y, z = np.stack([right, np.cross(ahead, right), ahead]) @ (points - (low + high) / 2).T
-    depth = z + _DISTANCE * radius
-    x, y = x / depth, y / depth
-    # The principal point and the focal length follow from the points: the room fills the picture.
-    (left, top), (end, bottom) = np.percentile([x, y], [_STRAYS, 100 - _STRAYS], axis=1)
+    axes, middle, distance = np.stack([right, np.cross(ahead, right), ahead]), (low + high) / 2, _DISTANCE * radius
+
+    def across_and_down(those: NDArray[np.float64]) -> NDArray[np.float64]:
+        x, y, z = axes @ (those - middle).T
+        return np.stack([x, y]) / np.maximum(z + distance, 1e-6)
+
+    extent = np.percentile(across_and_down(turned), [_STRAYS, 100 - _STRAYS], axis=1)
+    more = across_and_down(_turned(ends, quarters))
+    left, top = np.minimum(extent[0], more.min(axis=1, initial=np.inf))
+    end, bottom = np.maximum(extent[1], more.max(axis=1, initial=-np.inf))
     across, down = max(end - left, 1e-6), max(bottom - top, 1e-6)
     scale = (1 - 2 * _MARGIN) * min(width / across, height / down, 10 * max(width, height))
-    columns = width / 2 + scale * (x - (left + end) / 2)
-    rows = height / 2 + scale * (y - (top + bottom) / 2)
-    return columns, rows, depth, scale
+    column, row = width / 2 - scale * (left + end) / 2, height / 2 - scale * (top + bottom) / 2
+    return _Camera(quarters, axes, middle, distance, scale, column, row)
 
 
 def _spacing(points: NDArray[np.float64]) -> NDArray[np.float64]:

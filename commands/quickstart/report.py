@@ -256,6 +256,7 @@ def page_of(report: QuickstartReport) -> Page:
             notes=OWN_DATA_NOTES,
             facts=facts,
             command=report.command,
+            data=to_json(report),
         )
     return Page(
         title="Text4Point: from images to points to words",
@@ -265,13 +266,14 @@ def page_of(report: QuickstartReport) -> Page:
             "asked in words, and needs fewer labels. All scores are of rooms that nothing was trained or chosen on."
         ),
         tiles=_tiles(scores),
-        gallery=report.gallery,
+        galleries=() if report.gallery is None else (report.gallery,),
         tables=_tables(scores),
         charts=tuple(charts),
         sections=report.sections,
         notes=ROOM_NOTES,
         facts=facts,
         command=report.command,
+        data=to_json(report),
     )
 
 

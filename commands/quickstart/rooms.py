@@ -13,7 +13,8 @@ from rich.console import Console
 from commands.arguments import split_arguments
 from commands.bars import progress_bar
 from commands.pages.page import Gallery, LegendEntry, Picture
-from commands.pages.scene_view import CUT_HEIGHT, RoomView, color_labels, label_palette
+from commands.pages.palette import color_labels, label_colors
+from commands.pages.scene_view import CUT_HEIGHT, RoomView
 from commands.quickstart.report import QuickstartReport, RoomScores, read_lines
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
 from launch.processes.side_by_side import Command, run_side_by_side
@@ -249,7 +250,6 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
 
     scene: Scene = DatasetReader(url).read_scene(0, 0)
     scored = EvaluatedDataConfig(shards=(url,), num_workers=0)
-    num_labels = len(zero_shot.labels)
     ((asked, truth),) = label_points(zero_shot, scored)
     ((learnt, _),) = label_points(finetuned, scored)
     view = RoomView.of(scene.points)
@@ -263,7 +263,7 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
         ),
         ("Fine-tuned", learnt, f"The class by the head, fine-tuned on {NUM_LABELLED} rooms."),
     ):
-        pictures.append(Picture(caption, alt, view.draw(color_labels(labels.numpy(), num_labels))))
+        pictures.append(Picture(caption, alt, view.draw(color_labels(labels.numpy(), zero_shot.labels))))
     return Gallery(
         heading="A held-out room",
         text=(
@@ -273,6 +273,6 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
         pictures=tuple(pictures),
         legend=tuple(
             LegendEntry(label, (int(color[0]), int(color[1]), int(color[2])))
-            for label, color in zip(zero_shot.labels, label_palette(num_labels), strict=True)
+            for label, color in zip(zero_shot.labels, label_colors(zero_shot.labels), strict=True)
         ),
     )

@@ -6,11 +6,12 @@ Nothing of CLIP is needed: the embeddings of the labels are in the file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from t4p.config.data import EvaluatedDataConfig
@@ -25,10 +26,37 @@ from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredSample:
+    """What a network says of the voxels of one frame or scene, for whoever wants to look at it.
+
+    Attributes:
+        key: key of the stored sample.
+        position: place among all samples, from 0.
+        num_samples: of all datasets.
+        points: (V, 3) float32 middles of the voxels, metres, z up, from the corner of the sample.
+        predicted: (V,) int64 indices of the network's labels.
+        truth: (V,) int64, likewise, or IGNORED.
+    """
+
+    key: str
+    position: int
+    num_samples: int
+    points: NDArray[np.float32]
+    predicted: NDArray[np.int64]
+    truth: NDArray[np.int64]
+
+
 def evaluate(
-    config: EvaluateConfig, on_progress: Callable[[int, int], None] = lambda done, total: None
+    config: EvaluateConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sample: Callable[[ScoredSample], None] | None = None,
 ) -> tuple[ExportedNetwork, SemanticScores]:
     """Score an exported network by ScanNet's protocol, on every point of the datasets.
+
+    Args:
+        on_progress: called with (samples done, samples in all).
+        on_sample: told what was said of each sample.
 
     Returns:
         The network as read, and its scores; class ids are the rows of its labels.
@@ -39,26 +67,27 @@ def evaluate(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
-    return exported, score_network(exported, config.data, on_progress)
+    return exported, score_network(exported, config.data, on_progress, on_sample)
 
 
 def score_network(
     exported: ExportedNetwork,
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sample: Callable[[ScoredSample], None] | None = None,
 ) -> SemanticScores:
     """Score a network on every point of the datasets.
 
     Of a frame: the readings that `pixel_stride` and `max_depth` leave and that the colour camera sees.
 
     Args:
-        on_progress: called with (samples done, samples in all).
+        on_progress, on_sample: as for `evaluate`.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
         ShardError, DataError: the data is missing or damaged, or holds no labelled point.
     """
-    return score_points(label_points(exported, scored, on_progress), len(exported.labels), scored.shards)
+    return score_points(label_points(exported, scored, on_progress, on_sample), len(exported.labels), scored.shards)
 
 
 def score_points(
@@ -88,6 +117,7 @@ def label_points(
     exported: ExportedNetwork,
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sample: Callable[[ScoredSample], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What a network says of every point, and what is true: sample by sample, in the order of the datasets.
 
@@ -103,7 +133,12 @@ def label_points(
     recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
     batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
     for done, batch in enumerate(batches, start=1):
-        yield predict(exported, batch)[batch.voxel_of_point], batch.label_of_point
+        predicted = predict(exported, batch)
+        if on_sample is not None:
+            middles = (batch.voxel_coords[:, 1:].numpy().astype(np.float32) + 0.5) * np.float32(model.voxel_size)
+            truth = batch.label_of_voxel.numpy()
+            on_sample(ScoredSample(batch.keys[0], done - 1, catalogue.num_samples, middles, predicted.numpy(), truth))
+        yield predicted[batch.voxel_of_point], batch.label_of_point
         on_progress(done, catalogue.num_samples)
 
 

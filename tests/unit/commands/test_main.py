@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from commands.main import app
 
 COMMANDS = {
-    "shards": ["formats", "pack", "verify", "info", "show", "order"],
+    "shards": ["formats", "pack", "verify", "info", "show", "list", "order"],
     "checkpoint": ["list", "verify", "convert", "export"],
     "launch": ["pretrain", "finetune", "list", "status", "logs", "stop"],
     "config": ["keys", "show"],

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from commands.shards import app
@@ -13,7 +12,6 @@ from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from shards.show import show
 from shards.synthetic.cloud import VOXEL_SIZE
 from shards.synthetic.furniture import LABEL_NAMES
 from shards.synthetic.view import build_stage
@@ -83,11 +81,3 @@ def test_a_manifest_from_before_there_were_scenes_means_frames(dataset: Path) ->
     fields["sample_kind"] = "meshes"
     with pytest.raises(ShardError, match="here: samples are 'meshes', this program reads frames and scenes"):
         Manifest.decode(json.dumps(fields).encode(), "here")
-
-
-def test_a_scene_is_drawn_from_above_and_from_the_side(dataset: Path, tmp_path: Path) -> None:
-    show(str(dataset), "room-6-00001/whole", tmp_path / "out.png")
-    with Image.open(tmp_path / "out.png") as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape[1] > 1.5 * pixels.shape[0]
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 3000

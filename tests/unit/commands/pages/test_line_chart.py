@@ -70,5 +70,5 @@ def test_the_mean_is_over_the_finite_neighbours() -> None:
 def test_words_are_escaped_and_told_to_those_who_do_not_see() -> None:
     svg = draw_chart(Chart("<b>", (Series('"x"', ((1, 4.0), (2, 3.0))),), y_label="a & b"))
     assert "<b>" not in svg
-    assert 'aria-label="&lt;b&gt;: &quot;x&quot; from 4 to 3"' in svg
+    assert 'aria-label="&lt;b&gt;: &#34;x&#34; from 4 to 3"' in svg
     assert "a &amp; b" in svg

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import math
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -31,8 +34,8 @@ SMALL = Page("A report", "One sentence.", (Section("Packed", "Some frames.", 75.
 FULL = replace(
     SMALL,
     tiles=(Tile("zero-shot mIoU", "31.2 %", "teacher 52.0"),),
-    gallery=Gallery(
-        "A room", "From above.", (Picture("truth", "a room by class", PNG),), (LegendEntry("bed", (1, 2, 3)),)
+    galleries=(
+        Gallery("A room", "From above.", (Picture("truth", "a room by class", PNG),), (LegendEntry("bed", (1, 2, 3)),)),
     ),
     tables=(
         ScoreTable(
@@ -44,6 +47,7 @@ FULL = replace(
     notes=("It is small.",),
     facts=(Fact("torch", "2.11.0"),),
     command="t4p pretrain 'data.shards=[x]'",
+    data={"miou": 0.312, "iou": {"lamp": math.nan}},
 )
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -87,11 +91,22 @@ def test_a_page_is_well_formed_and_loads_nothing(page: Page) -> None:
     html = render_page(page)
     document = Document(html)
     assert html.startswith("<!DOCTYPE html>")
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(document.tags)
+    assert document.tags.count("script") == 1, "figures for programs, which nothing runs"
+    assert not {"link", "iframe", "object", "embed", "base"} & set(document.tags)
     loaded = [value for name, value in document.attributes if name in ("src", "href", "srcset", "data", "action")]
     assert all(value.startswith("data:image/png;base64,") for value in loaded)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", html, re.IGNORECASE)
-    assert not [name for name, _ in document.attributes if name.startswith("on")]
+    assert not [name for name, _ in document.attributes if name.startswith("on") or name == "style"]
+    (policy,) = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    (style,) = re.findall("<style>(.*?)</style>", html, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert unescape(policy).split("; ") == [
+        "default-src 'none'",
+        "img-src data:",
+        f"style-src 'sha256-{allowed}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
 
 
 def test_everything_given_stands_in_the_page() -> None:
@@ -103,7 +118,8 @@ def test_everything_given_stands_in_the_page() -> None:
         text for _, text in document.texts
     }
     assert ("alt", "a room by class") in document.attributes
-    assert ("style", "background:rgb(1,2,3)") in document.attributes
+    assert ("fill", "#010203") in document.attributes
+    assert json.loads(document.texts_of("script")[0]) == {"miou": 0.312, "iou": {"lamp": None}}
     assert base64.b64encode(PNG).decode() in html
 
 
@@ -118,7 +134,7 @@ def test_parts_stand_in_reading_order_and_missing_ones_leave_no_heading() -> Non
         "How it was made",
     ]
     assert Document(render_page(SMALL)).texts_of("h2") == ["What was done"]
-    empty = Page("A report", "", (), gallery=Gallery("A room", "", ()), charts=(Chart("none", ()),))
+    empty = Page("A report", "", (), galleries=(Gallery("A room", "", ()),), charts=(Chart("none", ()),))
     empty = replace(empty, tables=(ScoreTable("Scores", "", "class", ("x",), ()),))
     assert Document(render_page(empty)).texts_of("h2") == []
 
@@ -130,17 +146,18 @@ def test_no_text_becomes_an_element_or_ends_an_attribute() -> None:
         evil,
         (Section(evil, evil, 1.0),),
         (Tile(evil, evil, evil),),
-        Gallery(evil, evil, (Picture(evil, evil, PNG),), (LegendEntry(evil, (0, 0, 0)),)),
+        (Gallery(evil, evil, (Picture(evil, evil, PNG),), (LegendEntry(evil, (0, 0, 0)),)),),
         (ScoreTable(evil, evil, evil, (evil,), (ScoreRow(evil, (0.5,), evil),)),),
         (Chart(evil, (Series(evil, ((1, 2.0),)),), evil, evil),),
         (evil,),
         (Fact(evil, evil),),
         evil,
+        {evil: evil},
     )
     html = render_page(page)
     document = Document(html)
-    assert "script" not in document.tags
-    assert "<script" not in html
+    assert html.count("<script") == html.count("</script") == 1
+    assert json.loads(document.texts_of("script")[0]) == {evil: evil}
     assert set(document.tags) == set(Document(render_page(replace(page, title="x"))).tags)
     assert document.texts_of("pre") == document.texts_of("h1") == [evil]
     assert ("alt", evil) in document.attributes

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from commands.pages.scene_view import CUT_HEIGHT, OTHER_COLOR, RoomView, color_labels, label_palette
+from commands.pages.palette import color_labels
+from commands.pages.scene_view import CUT_HEIGHT, ColoredBox, RoomView
 
 WIDTH, HEIGHT = 120, 90
 
@@ -99,7 +100,7 @@ def test_all_colourings_of_a_view_show_the_same_points(room: NDArray[np.float32]
 
 
 def test_the_same_room_gives_the_same_bytes(room: NDArray[np.float32]) -> None:
-    colors = color_labels(np.arange(len(room)) % 7, 7)
+    colors = color_labels(np.arange(len(room)) % 7, "abcdefg")
     assert RoomView.of(room, WIDTH, HEIGHT).draw(colors) == RoomView.of(room, WIDTH, HEIGHT).draw(colors)
 
 
@@ -141,20 +142,41 @@ def test_colours_of_another_cloud_are_refused(room: NDArray[np.float32]) -> None
         view.draw(np.zeros((len(room), 3)))  # type: ignore[arg-type]
 
 
-def test_labels_have_colours_of_their_own_and_structure_is_quiet() -> None:
-    palette = label_palette(40)
-    assert palette.dtype == np.uint8
-    assert len(np.unique(palette, axis=0)) == 40
-    assert (label_palette(5) == palette[:5]).all()
-    assert label_palette(0).shape == (0, 3)
-    saturation = np.ptp(palette.astype(int), axis=1)
-    assert (saturation[:3] < 50).all()
-    # Far enough apart to be told from one another in a legend.
-    first = palette[:15].astype(int)
-    apart = np.abs(first[:, None] - first[None]).max(axis=2) + 255 * np.eye(15, dtype=int)
-    assert apart.min() >= 15
+def cube(color: tuple[int, int, int], at: tuple[float, float, float], side: float = 1.0) -> ColoredBox:
+    world_from_box = np.eye(4)
+    world_from_box[:3, 3] = at
+    return ColoredBox(world_from_box, (side, side, side), color)
 
 
-def test_points_without_a_label_have_the_colour_of_none() -> None:
-    colors = color_labels(np.array([-1, 0, 2, 3]), 3)
-    assert colors.tolist() == [list(OTHER_COLOR), *label_palette(3)[[0, 2]].tolist(), list(OTHER_COLOR)]
+def test_a_box_has_twelve_edges_between_its_corners() -> None:
+    turned = np.array([[0.0, -1, 0, 5], [1, 0, 0, 6], [0, 0, 1, 7], [0, 0, 0, 1]])
+    edges = ColoredBox(turned, (4.0, 2.0, 1.0), (0, 0, 0)).edges
+    lengths = np.linalg.norm(edges[:, 0] - edges[:, 1], axis=1)
+    assert sorted(lengths) == pytest.approx([1.0] * 4 + [2.0] * 4 + [4.0] * 4)
+    assert edges.reshape(-1, 3).min(axis=0) == pytest.approx([4, 4, 6.5])
+    assert edges.reshape(-1, 3).max(axis=0) == pytest.approx([6, 8, 7.5])
+
+
+def test_edges_are_drawn_in_the_colour_of_their_box_and_faint_behind_what_is_before_them(
+    room: NDArray[np.float32],
+) -> None:
+    red = (200, 0, 0)
+    free, buried = cube(red, (2.0, 1.5, 1.0)), cube(red, (2.0, 1.5, -0.3), 0.2)
+    view = RoomView.of(room, WIDTH, HEIGHT, [free])
+    plain = pixels(view.draw(grey(len(room)))).astype(int)
+
+    def reddened(box: ColoredBox) -> NDArray[np.int64]:
+        drawn = pixels(view.draw(grey(len(room)), [box])).astype(int)
+        return (drawn - plain)[..., 0] - (drawn - plain)[..., 1]
+
+    assert (reddened(free) > 90).sum() > 100
+    assert 10 < reddened(buried).max() < 90
+
+
+def test_a_picture_has_room_for_its_boxes(room: NDArray[np.float32]) -> None:
+    high = cube((0, 0, 200), (2.0, 1.5, 4.0))
+    for boxes, has_room in (([high], True), ([], False)):
+        drawn = pixels(RoomView.of(room, WIDTH, HEIGHT, boxes).draw(grey(len(room)), [high])).astype(int)
+        blue = drawn[..., 2] - drawn[..., 0] > 90
+        assert blue.any() == has_room
+        assert not blue[0].any(), "nothing is cut off at the rim"

@@ -1,0 +1,68 @@
+"""How every page is made: from a template that escapes whatever it is given, into one file that loads nothing.
+
+A page is opened from a disk or a mail by people who did not make the data in it, so its own policy forbids the browser
+every load and every script; the style sheet is allowed by its hash, pictures stand inside as data.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
+    """A page.
+
+    Args:
+        template: a file of `templates/` that extends base.html.
+        data: what stands in the page for programs, in `<script type="application/json" id="data">`.
+        values: what the template shows. Text is escaped, whatever is in it.
+    """
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    return (
+        _environment()
+        .get_template(template)
+        .render(policy=policy, style=Markup(style), data=json_element(data), **values)
+    )
+
+
+def json_element(data: Mapping[str, Any]) -> Markup:
+    """JSON that can stand in a script element: no `<` in it, and null for what is not finite."""
+    text = json.dumps(_finite(data), allow_nan=False, ensure_ascii=False)
+    for letter in "<>&\u2028\u2029":  # the last two end a line in a script, and none in JSON
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
+    return environment

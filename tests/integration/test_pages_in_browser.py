@@ -1,0 +1,204 @@
+"""Every page in a real browser, with names that would run as scripts: nothing runs, loads, complains or sticks out."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from commands.evaluate import ShownSamples, page_of
+from commands.pages.dataset_view import show_dataset
+from commands.pages.line_chart import Chart, Series
+from commands.pages.page import Gallery, LegendEntry, Page, Picture, ScoreRow, ScoreTable, Section, Tile, render_page
+from commands.pages.palette import color_labels, label_colors
+from commands.pages.scene_view import RoomView
+from commands.quickstart.report import Pretraining, QuickstartReport, RoomScores, write_report
+from shards.images import encode_depth
+from shards.packing.pack import pack
+from t4p.config.data import EvaluatedDataConfig
+from t4p.config.network import EvaluatedModelConfig
+from t4p.config.tasks import EvaluateConfig
+from t4p.metrics.semantic import evaluate
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+EVIL = "</script><img src=x onerror=console.error('RAN')>"
+LABELS = ("wall", "floor", EVIL, "bed")
+WIDTHS = (1280, 390)
+HEIGHT = 2200
+# What a page cannot tell of itself: it runs no script. Its name, and how wide its content is.
+LOOK = """<!DOCTYPE html><title>frames</title>
+<script>
+addEventListener("load", () => {
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument;
+    console.log(`LOOKED ${frame.name} ${page.documentElement.scrollWidth} ${page.querySelectorAll("h1").length}`);
+  }
+});
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    for name in BROWSERS:
+        if shutil.which(name):
+            return name
+    pytest.skip(
+        f"none of {', '.join(BROWSERS)} is installed (Debian: apt-get install --no-install-recommends chromium)"
+    )
+
+
+def small_room() -> tuple[np.ndarray, np.ndarray]:
+    """Points of a floor and of a bed on it, and the label of each."""
+    x, y = (grid.ravel() for grid in np.meshgrid(np.arange(0, 4, 0.04), np.arange(0, 3, 0.04)))
+    floor = np.stack([x, y, np.zeros_like(x)], axis=1)
+    bed = floor[(x > 1) & (x < 3) & (y > 1) & (y < 2)] + [0.0, 0.0, 0.5]
+    return np.concatenate([floor, bed]), np.repeat([1, 3], [len(floor), len(bed)])
+
+
+@pytest.fixture(scope="module")
+def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that has every part a page can have."""
+    points, labels = small_room()
+    view = RoomView.of(points)
+    colors = (tuple(map(int, color)) for color in label_colors(LABELS))
+    losses = tuple((step, 5.0 - step / 20) for step in range(1, 61))
+    page = Page(
+        title="A report of a quickstart",
+        summary=EVIL,
+        sections=(Section(EVIL, EVIL, 3.2), Section("Pre-trained", "Through Ray.", 61.0)),
+        tiles=(Tile(EVIL, "31.2 %", EVIL),),
+        galleries=(
+            Gallery(
+                EVIL,
+                EVIL,
+                (Picture(EVIL, EVIL, view.draw(color_labels(labels, LABELS))),),
+                tuple(LegendEntry(name, color) for name, color in zip(LABELS, colors, strict=True)),
+            ),
+        ),
+        tables=(ScoreTable(EVIL, EVIL, EVIL, (EVIL,), (ScoreRow(EVIL, (0.312,), EVIL),)),),
+        charts=(Chart(EVIL, (Series(EVIL, losses),), EVIL, EVIL),),
+        notes=(EVIL,),
+        command=EVIL,
+        data={EVIL: [EVIL, math.nan]},
+    )
+    path = tmp_path_factory.mktemp("page") / "full.html"
+    path.write_text(render_page(page), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The pages of all commands, by name, as the commands write them."""
+    folder = tmp_path_factory.mktemp("pages")
+    found = {"full": full_page}
+    run = Pretraining(7, [{"step": i, "loss": 9.0 - i, "loss_e": 5.0, "loss_d": 4.0, "samples_per_second": 1.0}
+                          for i in range(1, 4)])  # fmt: skip
+    truth = np.repeat([0, 1, 2, 3], 10)
+    scores = [evaluate(np.roll(truth, shift), truth, range(4)) for shift in (9, 4, 3, 6, 2)]
+    for name, of_rooms in (("own data", None), ("rooms", RoomScores(LABELS, *scores, finetuned_share=0.5))):
+        (folder / name).mkdir()
+        write_report(QuickstartReport(EVIL, EVIL, run, (Section(EVIL, EVIL, 1.0),), of_rooms), folder / name)
+        found[name] = folder / name / "report.html"
+
+    points, labels = small_room()
+    shown = ShownSamples()
+    shown.take(SimpleNamespace(key=EVIL, position=0, num_samples=1, points=points, predicted=labels, truth=labels))
+    network = SimpleNamespace(labels=LABELS, step=3, finetuned_share=1.0, config=SimpleNamespace(task="pretrain"))
+    config = EvaluateConfig(model=EvaluatedModelConfig(exported=EVIL), data=EvaluatedDataConfig(shards=(EVIL,)))
+    found["scores"] = folder / "scores.html"
+    found["scores"].write_text(render_page(page_of(config, network, scores[0], shown)), encoding="utf-8")
+
+    raw = folder / "<img src=x onerror=console.error('RAN')>"
+    for kind, image in (
+        ("color", Image.fromarray(np.full((48, 64, 3), 90, np.uint8))),
+        ("label", Image.fromarray(np.repeat(np.arange(48, dtype=np.uint8) // 12, 64).reshape(48, 64))),
+    ):
+        (raw / kind).mkdir(parents=True)
+        image.save(raw / kind / "0.png")
+    (raw / "depth").mkdir()
+    (raw / "depth" / "0.png").write_bytes(encode_depth(np.full((48, 64), 2000, np.uint16)))
+    (raw / "intrinsic.txt").write_text("60 0 31.5\n0 60 23.5\n0 0 1\n")
+    (raw / "label_names.txt").write_text("\n".join(LABELS) + "\n")
+    pack("folder", raw, str(folder / "shards"), depth_scale=1000.0)
+    for name, key in (("sheet", None), ("sample", f"{raw.name}/0")):
+        found[name] = folder / f"{name}.html"
+        show_dataset(str(folder / "shards"), key, found[name], 6)
+    return found
+
+
+def browse(browser: str, page: Path, profile: Path, *arguments: str) -> list[str]:
+    """Open a page without a window; what it made the browser say. Complaints about the machine are not the page's."""
+    run = subprocess.run(
+        [
+            *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+            *(f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0", "--allow-file-access-from-files"),
+            "--hide-scrollbars",
+            *arguments,
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [line for line in run.stderr.splitlines() if "CONSOLE" in line]
+
+
+def look_at(browser: str, pages: Mapping[str, Path], folder: Path) -> list[str]:
+    """What the browser says of these pages, each in a frame of each width."""
+    frames = [
+        f'<iframe name="{name.replace(" ", "-")}-{width}" src="{path.as_uri()}" width="{width}" height="{HEIGHT}">'
+        "</iframe>"
+        for name, path in pages.items()
+        for width in WIDTHS
+    ]
+    index = folder / "frames.html"
+    index.write_text(LOOK + "\n".join(frames), encoding="utf-8")
+    return browse(browser, index, folder / "profile", "--dump-dom")
+
+
+def test_no_page_runs_or_loads_anything_whatever_is_in_it_and_none_is_wider_than_its_window(
+    browser: str, pages: Mapping[str, Path], tmp_path: Path
+) -> None:
+    said = look_at(browser, pages, tmp_path)
+    looked = [re.search(r"LOOKED (\S+)-(\d+) (\d+) (\d+)", line) for line in said]
+    assert [line for line, found in zip(said, looked, strict=True) if not found] == [], "no page complains"
+    widths = {(found[1], int(found[2])): (int(found[3]), int(found[4])) for found in looked if found}
+    assert widths == {(name.replace(" ", "-"), width): (width, 1) for name in pages for width in WIDTHS}
+
+
+def test_what_would_run_is_noticed_and_the_policy_of_a_page_stops_it(
+    browser: str, full_page: Path, tmp_path: Path
+) -> None:
+    """Else the test above would pass whatever a page does."""
+    html = full_page.read_text(encoding="utf-8").replace("<main>", f"<main>{EVIL}")
+    altered = {"forbidden": html, "allowed": re.sub('<meta http-equiv="Content-Security-Policy".*>', "", html)}
+    ran = {}
+    for name, text in altered.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "page.html").write_text(text, encoding="utf-8")
+        said = look_at(browser, {name: tmp_path / name / "page.html"}, tmp_path / name)
+        ran[name] = any('"RAN"' in line for line in said), any("Content Security Policy" in line for line in said)
+    assert ran == {"forbidden": (False, True), "allowed": (True, False)}
+
+
+def test_a_browser_draws_the_pictures_and_the_curves(browser: str, full_page: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "page.png"
+    size = f"--window-size={WIDTHS[0]},{HEIGHT}"
+    assert browse(browser, full_page, tmp_path / "profile", size, f"--screenshot={picture}") == []
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape == (HEIGHT, WIDTHS[0], 3)
+    bed, first_curve = label_colors(LABELS)[3].astype(int), np.array([0x2F, 0x6D, 0xB5])
+    for color in (bed, first_curve):  # the picture is decoded, the style sheet is applied
+        assert (np.abs(pixels.astype(int) - color).max(axis=2) <= 3).sum() > 100
