@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from commands.completion import complete_config
+
 if TYPE_CHECKING:
     from t4p.config.tasks import JobConfig
 
 ConfigArguments = Annotated[
-    list[str], typer.Argument(metavar="CONFIG... [section.key=value ...]", help="YAML files, then overrides.")
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [section.key=value ...]",
+        help="YAML files, then overrides; `t4p config keys` lists the keys.",
+        autocompletion=complete_config,
+    ),
 ]
 
 Force = Annotated[bool, typer.Option("--force", help="Write over a file that is there.")]

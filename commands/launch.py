@@ -57,7 +57,7 @@ ForwardOption = Annotated[
 def _add_command(name: str, summary: str) -> None:
     """`t4p launch NAME`, for the tasks of that command."""
 
-    @app.command(name, help=summary)
+    @app.command(name, help=summary, epilog=f"Example: t4p launch {name} CONFIG 'data.shards=[DST]' --workers 2")
     def launch(
         arguments: ConfigArguments,
         workers: WorkersOption = None,

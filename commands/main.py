@@ -21,8 +21,35 @@ if TYPE_CHECKING:
     from t4p.config.run import ClusterConfig
 
 app = typer.Typer(
-    help="Pre-train 3D networks against CLIP from RGB-D data.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Pre-train 3D networks against CLIP from RGB-D data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"t4p {_version()}")
+        raise typer.Exit
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("text4point")
+    except PackageNotFoundError:  # a job's source travels without being installed
+        return "(not installed)"
+
+
+@app.callback()
+def t4p(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Pre-train 3D networks against CLIP from RGB-D data."""
 
 
 def _group_of(module: str) -> type[TyperGroup]:
@@ -50,7 +77,7 @@ for name, help_text in {
     app.add_typer(typer.Typer(cls=_group_of(f"commands.{name}"), help=help_text, no_args_is_help=True), name=name)
 
 
-@app.command()
+@app.command(epilog="Example: t4p quickstart --data RAW")
 def quickstart(
     data: Annotated[
         str | None,
@@ -67,7 +94,7 @@ def quickstart(
     raise typer.Exit(run_quickstart(data, out))
 
 
-@app.command()
+@app.command(epilog="Example: t4p doctor --url s3://bucket/prefix")
 def doctor(
     url: Annotated[
         str | None,
@@ -88,19 +115,19 @@ def doctor(
     raise typer.Exit(diagnosis.exit_status)
 
 
-@app.command()
+@app.command(epilog="Example: t4p pretrain configs/pretrain/own.yaml 'data.shards=[DST]' run.dir=runs/mine")
 def pretrain(arguments: ConfigArguments) -> None:
     """Pre-train as one worker: rank and world size come from the environment (alone: 0 of 1)."""
     _train("pretrain", arguments)
 
 
-@app.command()
+@app.command(epilog="Example: t4p finetune configs/finetune/rooms.yaml model.pretrained=runs/rooms")
 def finetune(arguments: ConfigArguments) -> None:
     """Fine-tune for semantic segmentation as one worker, from a pre-training or from scratch. No images."""
     _train("finetune", arguments)
 
 
-@app.command()
+@app.command(epilog="Example: t4p evaluate model.exported=model.safetensors 'data.shards=[DST]'")
 def evaluate(
     arguments: ConfigArguments,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -137,7 +164,7 @@ def evaluate(
         print_scores(exported, scores)
 
 
-@app.command()
+@app.command(epilog="Example: t4p plan configs/pretrain/scannet.yaml configs/cluster/8x8.yaml")
 def plan(
     arguments: ConfigArguments,
     nodes: Annotated[int | None, typer.Option(min=1, help="Machines. Default: cluster.num_nodes.")] = None,

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ import typer
 
 from commands.arguments import Force
 from commands.bars import progress_bar
+from commands.completion import complete_format
 from shards.errors import CallError, ShardError
 
 if TYPE_CHECKING:
@@ -75,9 +77,12 @@ def formats_command() -> None:
         typer.echo(f"{source_format.name}\n    {source_format.summary}\n    licence: {source_format.licence}")
 
 
-@app.command("pack")
+@app.command("pack", epilog="Example: t4p shards pack folder RAW s3://bucket/mine --depth-scale 1000 --every 5")
 def pack_command(
-    format: Annotated[str, typer.Argument(metavar="FORMAT", help="one of `t4p shards formats`")],
+    format: Annotated[
+        str,
+        typer.Argument(metavar="FORMAT", help="one of `t4p shards formats`", autocompletion=complete_format),
+    ],
     src: Source,
     dst: Dataset,
     workers: Workers = None,
@@ -120,7 +125,7 @@ def pack_command(
         _tell_faults(report.storage_faults)
 
 
-@app.command("verify")
+@app.command("verify", epilog="Example: t4p shards verify s3://bucket/mine")
 def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False) -> None:
     """Re-read everything and name every broken sample; exit status 1 if there is one."""
     with _user_errors():
@@ -158,15 +163,16 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
             raise typer.Exit(1)
 
 
-@app.command("info")
+@app.command("info", epilog="Example: t4p shards info s3://bucket/mine")
 def info_command(url: Dataset, as_json: Json = False) -> None:
-    """Say what a dataset is."""
+    """Say what a dataset is, and what a few of its samples look like."""
     with _user_errors():
         from shards.reader import DatasetReader
         from shards.stores.store import take_faults
+        from shards.summary import summarise
 
         dataset = DatasetReader(url)
-        manifest = dataset.manifest
+        manifest, summary = dataset.manifest, summarise(dataset)
         facts = {
             "url": dataset.url,
             "format_version": manifest.format_version,
@@ -181,14 +187,14 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
         }
         faults = take_faults(dataset.store)
         if as_json:
-            _echo_json({**facts, "storage_faults": faults})
+            _echo_json({**facts, "summary": asdict(summary), "storage_faults": faults})
         else:
-            for name, value in facts.items():
+            for name, value in {**facts, **summary.lines()}.items():
                 typer.echo(f"{name:15} {value if isinstance(value, str | int) else json.dumps(value)}")
         _tell_faults(faults)
 
 
-@app.command("show")
+@app.command("show", epilog="Example: t4p shards show DST SCENE/FRAME --out frame.png")
 def show_command(
     url: Dataset,
     key: Annotated[
@@ -253,7 +259,7 @@ def keys_of(dataset: DatasetReader, scene: str | None) -> Iterator[str]:
                 yield key
 
 
-@app.command("order")
+@app.command("order", epilog="Example: t4p shards order DST --global-batch-size 32 --world-size 8 --rank 3 --steps 2")
 def order_command(
     url: Annotated[str, typer.Argument(metavar="DST", help="A packed dataset.")],
     global_batch_size: Annotated[int, typer.Option(min=1)],

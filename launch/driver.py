@@ -234,6 +234,12 @@ def _wait_for_nodes(attempt: Attempt, folder: Path) -> None:
             _say(folder, f"waiting up to {patience:g} s for nodes in place of what was lost: {shortage}")
             said = True
         time.sleep(0.5)
+    if not job.gpus_per_worker and (gpus := ray.cluster_resources().get("GPU", 0)):
+        _say(
+            folder,
+            f"this cluster has {gpus:g} GPU(s), and the job asks for none: it trains on CPUs; for a GPU each, set "
+            "cluster.gpus_per_node (configs/cluster has overlays)",
+        )
     free = ray.available_resources()
     wanted = {"CPU": job.cpus_per_worker * job.num_workers, "GPU": job.gpus_per_worker * job.num_workers}
     short = [

@@ -70,6 +70,17 @@ class Catalogue:
         key, members = reader.key(local_shard, sample_index), reader.read_members(local_shard, sample_index)
         return sample_from_members(reader.manifest.sample_kind, key, members)
 
+    def spread(self, count: int) -> list[tuple[int, int]]:
+        """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""
+        stops = np.cumsum(self.samples_per_shard)
+        count = min(count, self.num_samples)
+        positions = np.unique(np.linspace(0, self.num_samples - 1, count).astype(int)).tolist() if count else []
+        shards = [int(np.searchsorted(stops, position, side="right")) for position in positions]
+        return [
+            (shard, int(position - stops[shard] + self.samples_per_shard[shard]))
+            for position, shard in zip(positions, shards, strict=True)
+        ]
+
     def take_faults(self) -> Counter[str]:
         """What the storages did wrong since the last call, in this process, and was put right by asking again."""
         return sum((take_faults(reader.store) for reader in self._readers), Counter())

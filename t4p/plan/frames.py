@@ -89,21 +89,18 @@ def room_frame() -> Frame:
 def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
     manifests = [DatasetReader(url).manifest for url in urls]
     catalogue = Catalogue(urls)
-    stops = np.cumsum(catalogue.samples_per_shard)
-    num_frames = min(MAX_REAL_FRAMES, catalogue.num_samples)
-    if num_frames == 0:
+    places = catalogue.spread(MAX_REAL_FRAMES)
+    if not places:
         raise ValueError("the dataset is empty")
     samples, seconds = [], []
-    for position in np.linspace(0, catalogue.num_samples - 1, num_frames).astype(int):
-        shard = int(np.searchsorted(stops, position, side="right"))
-        index = int(position - stops[shard] + catalogue.samples_per_shard[shard])
+    for shard, index in places:
         key = catalogue.key(shard, index)
         started = time.process_time()
         samples.append(PairRecipe(settings).make(catalogue.fetch(shard, index), 0, key, 0))
         seconds.append(time.process_time() - started)
     total_samples = sum(manifest.num_samples for manifest in manifests)
     return FrameFigures(
-        source=f"{num_frames} of the {total_samples:,} frames of data.shards",
+        source=f"{len(places)} of the {total_samples:,} frames of data.shards",
         largest=max(samples, key=lambda sample: len(sample.voxel_coords)),
         mean_voxels=float(np.mean([len(sample.voxel_coords) for sample in samples])),
         stored_bytes=sum(manifest.size_bytes for manifest in manifests) / total_samples,

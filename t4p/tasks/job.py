@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
+from shards.errors import ShardError
+from shards.schema import Frame
 from t4p.config.kinds import task_named
 from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
@@ -25,6 +28,8 @@ from t4p.tasks.afterwards import random_towers
 
 if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
     from t4p.train.engine import Engine
+
+NUM_LOOKS = 8  # frames that are looked at before a training
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -101,6 +106,22 @@ def build_validation_stream(
     return ValidationStream(
         catalogue, recipe, config.data.num_workers, rank(), world_size(), config.train.step_timeout / 2
     )
+
+
+def tell_missing_poses(config: JobConfig, catalogue: Catalogue) -> None:
+    """Say, once, how many of a few frames have no pose where the points are wanted in the world."""
+    if rank() != 0 or config.data.frame != "world":
+        return
+    posed = []
+    for place in catalogue.spread(NUM_LOOKS):
+        with suppress(ShardError):  # training counts what is broken
+            if isinstance(stored := catalogue.fetch(*place), Frame):
+                posed.append(stored.world_from_camera is not None)
+    if not all(posed):
+        print_line(
+            f"data.frame is world, and {posed.count(False)} of {len(posed)} frames looked at have no pose: their "
+            "points stay in camera axes"
+        )
 
 
 def build_engine(

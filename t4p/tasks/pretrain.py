@@ -33,7 +33,14 @@ from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
-from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, run_training, start_worker
+from t4p.tasks.job import (
+    build_engine,
+    build_training_stream,
+    build_validation_stream,
+    run_training,
+    start_worker,
+    tell_missing_poses,
+)
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -228,6 +235,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     sample_settings = build_sample_settings(config, towers)
     catalogue = Catalogue(config.data.shards)
     catalogue.require_frames()
+    tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, PairRecipe(sample_settings))
     validation = build_validation(config, sample_settings)
     torch.manual_seed(config.run.seed)

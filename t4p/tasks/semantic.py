@@ -32,7 +32,14 @@ from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
-from t4p.tasks.job import build_engine, build_training_stream, build_validation_stream, run_training, start_worker
+from t4p.tasks.job import (
+    build_engine,
+    build_training_stream,
+    build_validation_stream,
+    run_training,
+    start_worker,
+    tell_missing_poses,
+)
 from t4p.tasks.starting_weights import load_starting_weights, read_starting_weights
 
 if TYPE_CHECKING:
@@ -208,6 +215,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     towers = load_towers_from(model.clip, config.run.seed)
     catalogue = Catalogue(config.data.shards)
     require_labels(catalogue.label_names, model.label_names, catalogue.urls)
+    tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))
     validation = build_validation(config)
     from t4p.train.run_folder import say
