@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -47,6 +47,17 @@ def json_element(data: Mapping[str, Any]) -> Markup:
     return Markup(text)
 
 
+def prose(text: str) -> Markup:
+    """Escaped text, in which what stands between two backticks is code."""
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0:  # one has no partner
+        return escape(text)
+    marked = (
+        Markup("<code>{}</code>").format(piece) if place % 2 else escape(piece) for place, piece in enumerate(pieces)
+    )
+    return Markup("").join(marked)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(each) for key, each in value.items()}
@@ -64,5 +75,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["prose"] = prose
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
     return environment

@@ -16,6 +16,7 @@ NUM_COLORS = 4  # CSS classes series-0 to series-3; more series begin again
 _WIDTH, _HEIGHT = 440, 250  # of the view box; the page scales it
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 12, 24, 40
 _FEW = 40  # points of a curve that need no mean to be read
+_FROM_ZERO = 0.4  # of the largest value: curves that stay above this share of it would be flat on an axis from 0
 _MEAN_SHARE = 0.05  # of a curve's points, that a mean runs over
 
 
@@ -56,7 +57,8 @@ def draw_chart(chart: Chart) -> Markup:
         return Markup("")
     steps, values = zip(*chart.finite, strict=True)
     x_ticks = nice_ticks(min(steps), max(steps), 6)
-    y_ticks = nice_ticks(min(0.0, *values), max(values), 5)
+    low, high = min(values), max(values)
+    y_ticks = nice_ticks(min(0.0, low) if low < _FROM_ZERO * high else low, high, 5)
     frame = _Frame((min(steps), max(steps)), (min(y_ticks[0], *values), max(y_ticks[-1], *values)))
     parts = [
         Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(_WIDTH, _HEIGHT, _describe(chart)),

@@ -108,6 +108,16 @@ class ScoreTable:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """Numbers of any kind, as text: a row is a name, and one entry of every column."""
+
+    heading: str
+    text: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Fact:
     """A version, the machine, the commit: whatever is worth a line."""
 
@@ -124,11 +134,13 @@ class Page:
         summary: one sentence.
         tiles: headline figures.
         galleries: samples in pictures.
+        figures: what a terminal shows too.
         tables: scores.
         charts: losses.
         sections: what was done, in order.
         notes: what this does not show, a paragraph each.
         facts: versions and machine.
+        next_commands: what to call next.
         command: what was called; may have several lines.
         data: the figures for programs, in a JSON element of the document.
     """
@@ -138,10 +150,12 @@ class Page:
     sections: tuple[Section, ...] = ()
     tiles: tuple[Tile, ...] = ()
     galleries: tuple[Gallery, ...] = ()
+    figures: tuple[Figures, ...] = ()
     tables: tuple[ScoreTable, ...] = ()
     charts: tuple[Chart, ...] = ()
     notes: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
+    next_commands: tuple[str, ...] = ()
     command: str = ""
     data: Mapping[str, Any] = field(default_factory=dict)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from commands.pages.dataset_view import spread
+from commands.pages.page import Gallery
+from commands.pages.sample_view import legend_of, names_of, view_sample
 from commands.quickstart.report import QuickstartReport, show_table, write_report
 from commands.quickstart.rooms import try_on_rooms
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
@@ -17,18 +20,22 @@ from launch.training import launch_training
 from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME
 from shards.packing.pack import pack
+from shards.reader import DatasetReader
 from shards.sources.formats import FORMATS, FrameRef, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.stores.place import open_store
 from t4p.config.files import load_config
 from t4p.config.tasks import PretrainConfig
 from t4p.errors import ConfigError
+from t4p.runs.checkpoint import checkpoints_in
+from t4p.tasks.afterwards import next_commands
 
 # Says that a folder belongs to this command, which replaces what is in it.
 OWNER_MARK = ".quickstart"
 OURS = ("run", "shards", "scratch", "finetuned", "report.json", "report.html")
 # One batch of configs/smoke.yaml, and one frame to validate with.
 MIN_FRAMES = 3
+NUM_SHOWN = 3  # frames in the report
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,30 @@ def try_on_own_data(data: str, out: Path, command: str, console: Console) -> Qui
         "a small network against CLIP towers with random weights. It shows that your data goes through.",
     ):
         launch_training(config, num_workers, console)
-    return QuickstartReport(command, dataset.shards, collect_pretraining(config), stages.sections)
+    checkpoint = checkpoints_in(Path(config.run.dir) / "checkpoints")[-1]
+    return QuickstartReport(
+        command,
+        dataset.shards,
+        collect_pretraining(config),
+        stages.sections,
+        gallery=show_frames(dataset.shards),
+        next_commands=(shlex.join(["t4p", "shards", "show", dataset.shards]), *next_commands(config, checkpoint)),
+    )
+
+
+def show_frames(url: str) -> Gallery:
+    """A few frames of the user's, from all over the dataset."""
+    dataset = DatasetReader(url)
+    samples = [dataset.read_frame(*place) for place in spread(dataset, NUM_SHOWN)]
+    names = names_of(samples, dataset.manifest.label_names)
+    shown = [view_sample(sample, names, small=True) for sample in samples]
+    return Gallery(
+        "Your frames",
+        f"{len(samples)} of {dataset.num_samples}, as they were packed.",
+        tuple(picture for gallery in shown for picture in gallery.pictures),
+        legend_of(samples, names),
+        small=True,
+    )
 
 
 def find_data(data: str) -> str | RawFrames:

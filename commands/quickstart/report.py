@@ -17,14 +17,27 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.pages.line_chart import Chart, Series
-from commands.pages.page import Fact, Gallery, Page, ScoreRow, ScoreTable, Section, Tile, format_score, render_page
+from commands.pages.page import (
+    Fact,
+    Figures,
+    Gallery,
+    Page,
+    ScoreRow,
+    ScoreTable,
+    Section,
+    Tile,
+    format_score,
+    render_page,
+)
 from shards.results import write_result
 from shards.synthetic.furniture import STRUCTURE_NAMES
+from t4p.metrics.retrieval import NUM_CANDIDATES
 from t4p.metrics.semantic import SemanticScores, best_trivial_miou
 
 LOSSES = ("loss", "loss_e", "loss_d")
 LOSS_TITLES = {"loss": "loss", "loss_e": "L_e (voxel, CLIP cell)", "loss_d": "L_d (voxel, pixel)"}
 RETRIEVAL_TITLES = {"retrieval_e": "retrieval, L_e", "retrieval_d": "retrieval, L_d"}
+NOTABLE_LOSS = 0.05  # of IoU
 RECORDED_VERSIONS = ("text4point", "torch", "deepspeed", "ray", "open_clip_torch", "numpy")
 
 Lines = Sequence[dict[str, float]]
@@ -133,7 +146,8 @@ class QuickstartReport:
         sections: what was done, in order, with the wall time of each.
         scores: on rooms; None on data of the user's own.
         finetunings: the lines of metrics.jsonl of the fine-tunings, by name.
-        gallery: pictures of one held-out scene.
+        gallery: pictures of one held-out scene, or of frames of the user's own.
+        next_commands: what to call next.
     """
 
     command: str
@@ -143,6 +157,7 @@ class QuickstartReport:
     scores: RoomScores | None = None
     finetunings: Mapping[str, Lines] = field(default_factory=dict)
     gallery: Gallery | None = None
+    next_commands: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -206,31 +221,57 @@ def to_json(report: QuickstartReport) -> dict[str, Any]:
 
 def show_table(report: QuickstartReport, console: Console) -> None:
     """Before and after, then the costs."""
-    run, scores = report.pretraining, report.scores
+    run = report.pretraining
     table = Table(title=f"Text4Point quickstart: {run.num_samples} frames, {len(run.steps)} steps")
-    table.add_column("")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    for name in LOSSES:
-        table.add_row(LOSS_TITLES[name], f"{run.first[name]:.4f}", f"{run.last[name]:.4f}")
-    for name, after in run.retrieval(-1).items():
-        before = run.retrieval(0).get(name, math.nan)
-        table.add_row(f"{RETRIEVAL_TITLES[name]} (held-out frames)", f"{before:.3f}", f"{after:.3f}")
-    if scores is not None:
+    for column in FIGURE_COLUMNS:
+        table.add_column(column, justify="right" if column else "left")
+    for section in (run_figures(report), score_figures(report.scores), cost_figures(report)):
+        for row in section:
+            table.add_row(*row)
         table.add_section()
-        for title, before, after in (
-            ("zero-shot mIoU %, held-out rooms", scores.untrained.miou, scores.zero_shot.miou),
-            ("  the image tower it learns from", math.nan, scores.teacher.miou),
-            ("  best that looks at nothing", math.nan, scores.trivial_miou),
-            ("fine-tuned mIoU %: from scratch, pre-trained", scores.scratch.miou, scores.finetuned.miou),
-        ):
-            table.add_row(title, format_score(before) if math.isfinite(before) else "", format_score(after))
-    table.add_section()
-    table.add_row("pre-training, frames per second", "", f"{run.frames_per_second:.1f}")
-    for section in report.sections:
-        table.add_row(section.heading, "", f"{section.seconds:.1f} s")
-    table.add_row("all of it", "", f"{report.seconds:.1f} s")
     console.print(table)
+
+
+FIGURE_COLUMNS = ("", "before", "after")
+FigureRow = tuple[str, str, str]  # of these columns
+
+
+def run_figures(report: QuickstartReport) -> tuple[FigureRow, ...]:
+    """Losses, and retrieval on the frames held out, with what chance would reach."""
+    run = report.pretraining
+    losses = [(LOSS_TITLES[name], f"{run.first[name]:.4f}", f"{run.last[name]:.4f}") for name in LOSSES]
+    before = run.retrieval(0)
+    found = [
+        (f"{RETRIEVAL_TITLES[name]} (held-out frames)", f"{before.get(name, math.nan):.3f}", f"{after:.3f}")
+        for name, after in run.retrieval(-1).items()
+    ]
+    chance = f"{1 / NUM_CANDIDATES:.3f}"
+    return (*losses, *found, *([("  by chance", chance, chance)] if found else []))
+
+
+def score_figures(scores: RoomScores | None) -> tuple[FigureRow, ...]:
+    """Mean IoU in per cent; none without labels."""
+    if scores is None:
+        return ()
+    return (
+        ("zero-shot mIoU %, held-out rooms", format_score(scores.untrained.miou), format_score(scores.zero_shot.miou)),
+        ("  the image tower it learns from", "", format_score(scores.teacher.miou)),
+        ("  best that looks at nothing", "", format_score(scores.trivial_miou)),
+        (
+            "fine-tuned mIoU %: from scratch, pre-trained",
+            format_score(scores.scratch.miou),
+            format_score(scores.finetuned.miou),
+        ),
+    )
+
+
+def cost_figures(report: QuickstartReport) -> tuple[FigureRow, ...]:
+    """Rates and wall times."""
+    return (
+        ("pre-training, frames per second", "", f"{report.pretraining.frames_per_second:.1f}"),
+        *((section.heading, "", f"{section.seconds:.1f} s") for section in report.sections),
+        ("all of it", "", f"{report.seconds:.1f} s"),
+    )
 
 
 def page_of(report: QuickstartReport) -> Page:
@@ -245,6 +286,14 @@ def page_of(report: QuickstartReport) -> Page:
     if report.finetunings:
         series = tuple(Series(name, _curve(lines, "loss_task")) for name, lines in report.finetunings.items())
         charts.append(Chart("Fine-tuning: loss of the head", series))
+    figures = Figures(
+        "In numbers",
+        f"Losses before and after are means over {run.averaged_steps} step(s) at either end; retrieval finds a voxel's "
+        f"own pixel among {NUM_CANDIDATES}.",
+        FIGURE_COLUMNS[1:],
+        (*run_figures(report), *score_figures(scores), *cost_figures(report)),
+    )
+    galleries = () if report.gallery is None else (report.gallery,)
     facts = (*(Fact(name, value) for name, value in _versions().items()), Fact("machine", describe_machine()))
     if scores is None:
         return Page(
@@ -252,8 +301,11 @@ def page_of(report: QuickstartReport) -> Page:
             summary=report.problem
             or f"Pre-trained on {run.num_samples} frames of {report.shards} for {len(run.steps)} steps.",
             sections=report.sections,
+            galleries=galleries,
+            figures=(figures,),
             charts=tuple(charts),
             notes=OWN_DATA_NOTES,
+            next_commands=report.next_commands,
             facts=facts,
             command=report.command,
             data=to_json(report),
@@ -266,11 +318,13 @@ def page_of(report: QuickstartReport) -> Page:
             "asked in words, and needs fewer labels. All scores are of rooms that nothing was trained or chosen on."
         ),
         tiles=_tiles(scores),
-        galleries=() if report.gallery is None else (report.gallery,),
+        galleries=galleries,
+        figures=(figures,),
         tables=_tables(scores),
         charts=tuple(charts),
         sections=report.sections,
-        notes=ROOM_NOTES,
+        notes=(*_costs_of_finetuning(scores), *ROOM_NOTES),
+        next_commands=report.next_commands,
         facts=facts,
         command=report.command,
         data=to_json(report),
@@ -299,6 +353,22 @@ ROOM_NOTES = (
         "benchmarks/RESULTS.md has three seeds, and the schedule that is best for training from scratch."
     ),
 )
+
+
+def _costs_of_finetuning(scores: RoomScores) -> tuple[str, ...]:
+    """A note on the classes that fine-tuning has made worse than zero-shot by more than NOTABLE_LOSS."""
+    lost = [
+        f"{label} {format_score(scores.zero_shot.iou[row])} to {format_score(scores.finetuned.iou[row])}"
+        for row, label in enumerate(scores.labels)
+        if scores.zero_shot.iou[row] - scores.finetuned.iou[row] > NOTABLE_LOSS
+    ]
+    if not lost:
+        return ()
+    note = (
+        f"Fine-tuning costs some classes, which the labelled rooms show little of: IoU of {', '.join(lost)}. A smaller "
+        "share of the fine-tuned weights keeps more of them (`t4p checkpoint export --finetuned-share`)."
+    )
+    return (note,)
 
 
 def _tiles(scores: RoomScores) -> tuple[Tile, ...]:

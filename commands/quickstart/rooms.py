@@ -28,6 +28,7 @@ from t4p.config.data import EvaluatedDataConfig
 from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import FinetuneConfig, PretrainConfig
 from t4p.runs.checkpoint import checkpoints_in
+from t4p.tasks.afterwards import next_commands
 
 if TYPE_CHECKING:
     from t4p.metrics.semantic import SemanticScores
@@ -117,7 +118,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
     with stages.stage(
         "A scene", "One of the held-out rooms as a whole, labelled in both ways and drawn from one side."
     ):
-        gallery = show_scene(rooms.shown, exported["zero-shot"], exported["finetuned"])
+        gallery = show_scene(rooms.shown, exported)
     return QuickstartReport(
         command=command,
         shards=rooms.training,
@@ -134,6 +135,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         ),
         finetunings={f"from {whence}": read_lines(out / name / "metrics.jsonl") for name, whence in STARTS.items()},
         gallery=gallery,
+        next_commands=next_commands(tuned["finetuned"], last_checkpoint(tuned["finetuned"])),
     )
 
 
@@ -244,14 +246,16 @@ def score(exported: ExportedNetwork, held_out: EvaluatedDataConfig) -> SemanticS
         return score_network(exported, held_out, on_progress)
 
 
-def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork) -> Gallery:
-    """One whole room as colour, truth and both predictions, from one side."""
+def show_scene(url: str, exported: Mapping[str, ExportedNetwork]) -> Gallery:
+    """One whole room as colour, truth and three predictions, from one side."""
     from t4p.tasks.evaluate import label_points
 
     scene: Scene = DatasetReader(url).read_scene(0, 0)
     scored = EvaluatedDataConfig(shards=(url,), num_workers=0)
+    zero_shot = exported["zero-shot"]
     ((asked, truth),) = label_points(zero_shot, scored)
-    ((learnt, _),) = label_points(finetuned, scored)
+    ((from_scratch, _),) = label_points(exported["scratch"], scored)
+    ((learnt, _),) = label_points(exported["finetuned"], scored)
     view = RoomView.of(scene.points)
     pictures = [Picture("Colour", "The room as it was scanned.", view.draw(scene.rgb))]
     for caption, labels, alt in (
@@ -261,6 +265,7 @@ def show_scene(url: str, zero_shot: ExportedNetwork, finetuned: ExportedNetwork)
             asked,
             "The class whose name is nearest to the point's feature; no label was seen.",
         ),
+        ("From scratch", from_scratch, f"The class by the head, from random weights, trained on {NUM_LABELLED} rooms."),
         ("Fine-tuned", learnt, f"The class by the head, fine-tuned on {NUM_LABELLED} rooms."),
     ):
         pictures.append(Picture(caption, alt, view.draw(color_labels(labels.numpy(), zero_shot.labels))))

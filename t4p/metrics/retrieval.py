@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+NUM_CANDIDATES = 256  # cells that compete: chance finds the right one in 1 of so many
+
 
 def choose_candidates(
     cell: NDArray[np.int64], num_points: NDArray[np.int64], count: int, rng: np.random.Generator

@@ -25,7 +25,7 @@ from t4p.errors import ConfigError, RunError
 from t4p.losses.balanced_draw import draw_balanced
 from t4p.losses.contrastive import contrastive_loss_of_ends, distinct_ends
 from t4p.losses.logit_scale import clamped_logit_scale
-from t4p.metrics.retrieval import choose_candidates, top1_retrieval
+from t4p.metrics.retrieval import NUM_CANDIDATES, choose_candidates, top1_retrieval
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.exported import ExportedNetwork
 from t4p.models.score_map import compare_with_text
@@ -45,8 +45,6 @@ from t4p.tasks.job import (
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
     from t4p.train.engine import Engine
-
-NUM_CANDIDATES = 256
 
 
 class PairEmbeddings(NamedTuple):

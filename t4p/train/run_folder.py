@@ -100,6 +100,8 @@ def open_run(
             raise _unwritable(run_dir, error) from error
         share = f"{config.train.global_batch_size / world_size() / config.train.grad_accum_steps:g}"
         left = f"steps {start_step + 1} on" if start_step < config.train.num_steps else "every step is taken already"
+        if start_step == 0 and config.data.validation_shards:
+            left += ", after a first validation"
         say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, {left}")
     try:
         yield engine, LoopSettings(start_step, config.run.seed, checkpoints, describe, on_step), log

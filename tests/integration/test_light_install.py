@@ -72,6 +72,12 @@ WORKS: dict[str, list[str] | str] = {
         f"data.shards=[{SCENES}]",
         "data.ignored_labels=['*']",
         "--json",
+    ],
+    "evaluate to a page": [
+        "evaluate",
+        f"model.exported={OLDER / 'semantic.safetensors'}",
+        f"data.shards=[{SCENES}]",
+        "data.ignored_labels=['*']",
         "--page",
         "scores.html",
     ],

@@ -17,7 +17,18 @@ from PIL import Image
 from commands.evaluate import ShownSamples, page_of
 from commands.pages.dataset_view import show_dataset
 from commands.pages.line_chart import Chart, Series
-from commands.pages.page import Gallery, LegendEntry, Page, Picture, ScoreRow, ScoreTable, Section, Tile, render_page
+from commands.pages.page import (
+    Figures,
+    Gallery,
+    LegendEntry,
+    Page,
+    Picture,
+    ScoreRow,
+    ScoreTable,
+    Section,
+    Tile,
+    render_page,
+)
 from commands.pages.palette import color_labels, label_colors
 from commands.pages.scene_view import RoomView
 from commands.quickstart.report import Pretraining, QuickstartReport, RoomScores, write_report
@@ -84,6 +95,8 @@ def full_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tuple(LegendEntry(name, color) for name, color in zip(LABELS, colors, strict=True)),
             ),
         ),
+        figures=(Figures(EVIL, EVIL, (EVIL,), ((EVIL, EVIL),)),),
+        next_commands=(EVIL,),
         tables=(ScoreTable(EVIL, EVIL, EVIL, (EVIL,), (ScoreRow(EVIL, (0.312,), EVIL),)),),
         charts=(Chart(EVIL, (Series(EVIL, losses),), EVIL, EVIL),),
         notes=(EVIL,),

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,23 @@ def test_both_losses_fall_in_a_quickstart_that_begins_anew(tmp_path: Path, tum_s
     assert report["problem"] is None
     assert "L_d (voxel, pixel)" in (out / "report.html").read_text()
     assert f"{report['last']['loss_d']:.4f}" in done.stdout
+    page = (out / "report.html").read_text()
+    assert page.count("<img ") == 3 * 2, "colour and depth of the frames that were trained on"
+    for after in report["retrieval_after"].values():
+        assert f"<td>{after:.3f}</td>" in page
+    (commands,) = re.findall(r"<h2>What is next</h2>\s*<pre class=\"card\">(.*?)</pre>", page, re.DOTALL)
+    calls = [shlex.split(unescape(line)) for line in commands.splitlines()]
+    assert [call[1:3] for call in calls] == [["shards", "show"], ["checkpoint", "export"]]
+    for call in calls:
+        moved = subprocess.run(
+            [sys.executable, "-m", "commands.main", *call[1:]],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert moved.returncode == 0, moved.stderr
+    assert (tmp_path / "contact-sheet.png").exists()
 
 
 def test_a_quickstart_on_a_packed_dataset_in_s3_trains_on_it_as_it_is(

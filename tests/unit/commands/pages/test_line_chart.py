@@ -72,3 +72,9 @@ def test_words_are_escaped_and_told_to_those_who_do_not_see() -> None:
     assert "<b>" not in svg
     assert 'aria-label="&lt;b&gt;: &#34;x&#34; from 4 to 3"' in svg
     assert "a &amp; b" in svg
+
+
+@pytest.mark.parametrize(("values", "lowest"), [((8.0, 6.0), 6.0), ((8.0, 1.0), 0.0), ((-1.0, 3.0), -1.0)])
+def test_an_axis_begins_at_zero_unless_that_would_flatten_the_curve(values: tuple[float, ...], lowest: float) -> None:
+    svg = draw_chart(Chart("loss", (Series("a", tuple(enumerate(values, start=1))),)))
+    assert min(map(float, re.findall(r'text-anchor="end">([-0-9.]+)<', svg))) == lowest

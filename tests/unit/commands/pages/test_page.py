@@ -16,6 +16,7 @@ import pytest
 from commands.pages.line_chart import Chart, Series
 from commands.pages.page import (
     Fact,
+    Figures,
     Gallery,
     LegendEntry,
     Page,
@@ -37,6 +38,8 @@ FULL = replace(
     galleries=(
         Gallery("A room", "From above.", (Picture("truth", "a room by class", PNG),), (LegendEntry("bed", (1, 2, 3)),)),
     ),
+    figures=(Figures("In numbers", "", ("before", "after"), (("loss", "9.1", "3.2"),)),),
+    next_commands=("t4p shards list x", "t4p shards show x"),
     tables=(
         ScoreTable(
             "Scores", "Of unseen rooms.", "predictor", ("mIoU", "furniture"), (ScoreRow("wall", (0.0414, 0.0)),)
@@ -113,7 +116,7 @@ def test_everything_given_stands_in_the_page() -> None:
     html = render_page(FULL)
     document = Document(html)
     assert document.texts_of("h1") == document.texts_of("title") == ["A report"]
-    assert document.texts_of("td") == ["4.1", "0.0", "\N{EN DASH}", "100.0"]
+    assert document.texts_of("td") == ["9.1", "3.2", "4.1", "0.0", "\N{EN DASH}", "100.0"]
     assert {"31.2 %", "teacher 52.0", "1 min 15 s", "L_d", "2.11.0", "t4p pretrain 'data.shards=[x]'"} <= {
         text for _, text in document.texts
     }
@@ -126,11 +129,13 @@ def test_everything_given_stands_in_the_page() -> None:
 def test_parts_stand_in_reading_order_and_missing_ones_leave_no_heading() -> None:
     assert Document(render_page(FULL)).texts_of("h2") == [
         "A room",
+        "In numbers",
         "Scores",
         "By class",
         "Loss curves",
         "What was done",
         "What this does not show",
+        "What is next",
         "How it was made",
     ]
     assert Document(render_page(SMALL)).texts_of("h2") == ["What was done"]
@@ -147,10 +152,12 @@ def test_no_text_becomes_an_element_or_ends_an_attribute() -> None:
         (Section(evil, evil, 1.0),),
         (Tile(evil, evil, evil),),
         (Gallery(evil, evil, (Picture(evil, evil, PNG),), (LegendEntry(evil, (0, 0, 0)),)),),
+        (Figures(evil, evil, (evil,), ((evil, evil),)),),
         (ScoreTable(evil, evil, evil, (evil,), (ScoreRow(evil, (0.5,), evil),)),),
         (Chart(evil, (Series(evil, ((1, 2.0),)),), evil, evil),),
         (evil,),
         (Fact(evil, evil),),
+        (evil,),
         evil,
         {evil: evil},
     )
@@ -159,7 +166,8 @@ def test_no_text_becomes_an_element_or_ends_an_attribute() -> None:
     assert html.count("<script") == html.count("</script") == 1
     assert json.loads(document.texts_of("script")[0]) == {evil: evil}
     assert set(document.tags) == set(Document(render_page(replace(page, title="x"))).tags)
-    assert document.texts_of("pre") == document.texts_of("h1") == [evil]
+    assert document.texts_of("h1") == [evil]
+    assert document.texts_of("pre") == [evil, evil]
     assert ("alt", evil) in document.attributes
 
 
@@ -177,3 +185,10 @@ def test_durations_and_scores_read_well() -> None:
         "2 min 5 s",
     ]
     assert [format_score(value) for value in (0.0, 0.31249, 1.0, math.nan)] == ["0.0", "31.2", "100.0", "\N{EN DASH}"]
+
+
+def test_what_stands_between_backticks_is_code() -> None:
+    note = "Call `t4p <x>` or `t4p`; not ` and <b>."
+    document = Document(render_page(replace(SMALL, notes=(note, note.replace(" not `", "")))))
+    assert document.texts_of("code") == ["t4p <x>", "t4p"]
+    assert note in document.texts_of("p"), "one that has no partner stays"

@@ -94,8 +94,10 @@ def test_the_files_and_the_table_say_the_same(tmp_path: Path) -> None:
     assert "mIoU" not in page
     output = io.StringIO()
     show_table(report, Console(file=output, width=120))
-    for text in ("18.5000", "0.5000", "0.004", "0.250", "7 frames, 20 steps"):
+    for text in ("18.5000", "0.5000", "0.004", "0.250", "by chance", "10.5", "2.0 s", "3.0 s"):
         assert text in output.getvalue()
+        assert f"{text}<" in page, "every number of the terminal"
+    assert "7 frames, 20 steps" in output.getvalue()
 
 
 def test_scores_of_rooms_are_those_that_are_promised(tmp_path: Path) -> None:
@@ -147,3 +149,11 @@ def test_lines_of_a_missing_file_are_none(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "validation.jsonl") == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_what_fine_tuning_costs_a_class_is_said(tmp_path: Path) -> None:
+    for zero_shot, finetuned, words in ((2, 3, "IoU of floor 90.0 to 85.0"), (4, 2, None)):
+        write_report(report_of(Pretraining(7, steps(20)), room_scores(zero_shot, finetuned)), tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert ("Fine-tuning costs some classes" in page) == (words is not None)
+        assert words is None or "ceiling 80.0 to 70.0, chair 80.0 to 70.0" in page
