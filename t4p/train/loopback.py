@@ -12,7 +12,7 @@ import sys
 from datetime import timedelta
 
 from torch import distributed
-from torch.distributed import HashStore, Store, TCPStore
+from torch.distributed import Store, TCPStore
 
 LOOPBACK = "127.0.0.1"
 
@@ -38,8 +38,7 @@ def join_on_loopback(backend: str, timeout: timedelta) -> None:
 
 
 def _store(rank: int, world_size: int, port: int, timeout: timedelta) -> Store:
-    if world_size == 1:
-        return HashStore()
+    """Rank 0 listens, at any port where it is alone and none is named (0)."""
     if rank != 0:
         return TCPStore(LOOPBACK, port, world_size, is_master=False, timeout=timeout)
     listening = socket.socket()
@@ -48,7 +47,7 @@ def _store(rank: int, world_size: int, port: int, timeout: timedelta) -> Store:
     listening.listen(socket.SOMAXCONN)
     return TCPStore(
         LOOPBACK,
-        port,
+        listening.getsockname()[1],
         world_size,
         is_master=True,
         timeout=timeout,
