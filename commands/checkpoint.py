@@ -12,7 +12,7 @@ import typer
 from commands.arguments import Force
 from shards.results import check_result
 from t4p.errors import CheckpointError, ConfigError
-from t4p.runs.checkpoint import check_sizes, checkpoints_in, read_state, verify_marker
+from t4p.runs.checkpoint import as_checkpoint, check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.runs.retention import DELETED
 from t4p.runs.universal import SUFFIX, is_universal, made_from, make_universal, universal_of
 
@@ -20,7 +20,12 @@ app = typer.Typer(
     help="What a run has saved: list, verify, convert for another number of ranks, export.", no_args_is_help=True
 )
 
-Checkpoint = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="RUN_DIR/checkpoints/step_00000120")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", help="RUN_DIR/checkpoints/step_00000120, or RUN_DIR for its newest whole one."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def list_command(
 @app.command("verify")
 def verify_command(checkpoint: Checkpoint) -> None:
     """Read every byte of a checkpoint and compare it with the marker; exit status 1 if it is not whole."""
+    checkpoint = as_checkpoint(checkpoint, typer.echo)
     verify_marker(checkpoint)
     state = read_state(checkpoint)
     kind = "universal checkpoint" if is_universal(checkpoint) else f"checkpoint of {state.world_size} rank(s)"
@@ -82,6 +88,7 @@ def convert_command(
     ] = None,
 ) -> None:
     """Make the universal checkpoint that any number of ranks can load. A run makes it by itself when it needs one."""
+    checkpoint = as_checkpoint(checkpoint, typer.echo)
     verify_marker(checkpoint)
     if is_universal(checkpoint):
         raise ConfigError(f"{checkpoint}: it is a universal checkpoint already")
@@ -122,6 +129,7 @@ def export_command(
 ) -> None:
     """Write the trained weights, the configuration and the label embeddings into one file; no DeepSpeed to read it."""
     check_result(out, force)
+    checkpoint = as_checkpoint(checkpoint, typer.echo)
     check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte
     from t4p.tasks.export import export_checkpoint
 

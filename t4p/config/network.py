@@ -132,7 +132,7 @@ class FinetunedModelConfig(NetworkConfig):
 
     pretrained: str | None = Field(
         None,
-        description="A pre-training checkpoint, or a file that `t4p checkpoint export` wrote; none is from scratch.",
+        description="Checkpoint or run folder of a pre-training, or its `t4p checkpoint export`; none is from scratch.",
     )
     frozen: tuple[Literal["encoder", "decoder"], ...] = Field(
         (),

@@ -46,7 +46,7 @@ class TrainConfig(Section):
     step_timeout: PositiveFloat = Field(
         600, description="Seconds in which no rank gets on, after which all end; restarts go on."
     )
-    resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint.")
+    resume: str = Field("auto", min_length=1, description="auto, never, or the path of a checkpoint or run folder.")
     deterministic: bool = Field(
         False, description="On a GPU: repeat every bit or raise. On a CPU a run repeats itself anyway."
     )

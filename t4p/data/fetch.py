@@ -31,9 +31,17 @@ class Catalogue:
         """Open the manifests.
 
         Raises:
-            ShardError: a dataset is missing, incomplete or unreachable; the message names it.
+            CallError: datasets are missing or incomplete; the message names them all.
+            ShardError: one is damaged or unreachable.
         """
-        self._readers = [DatasetReader(url) for url in urls]
+        self._readers, problems = [], []
+        for url in urls:
+            try:
+                self._readers.append(DatasetReader(url))
+            except CallError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0] if len(problems) == 1 else CallError("\n  ".join(map(str, problems)))
         tables = [reader.samples_per_shard for reader in self._readers]
         self._first_shard = np.cumsum([0, *(len(table) for table in tables)])
         self.samples_per_shard: NDArray[np.int64] = np.concatenate(tables)

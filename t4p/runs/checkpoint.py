@@ -30,6 +30,7 @@ FORMAT_VERSION = 1
 MODEL_STATES = "*_model_states.pt"
 OPTIMIZER_STATES = "*_optim_states.pt"
 UNIVERSAL_STATES = "zero/*"
+_WANTED = "name a run folder, or one of the checkpoints that `t4p checkpoint list RUN_DIR` shows"
 # Seconds that a rank waits for a file of another one to show up: a network file system may be slow to.
 SHARED_FOLDER_PATIENCE = 10.0
 
@@ -153,15 +154,17 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
     """
     try:
         if not directory.is_dir():
-            raise CheckpointError(f"{directory}: no such checkpoint; `ls {directory.parent}` shows what is there")
+            raise CheckpointError(f"{directory}: no such checkpoint; {_WANTED}")
         marker = json.loads((directory / MARKER).read_text())
         found_version, files = marker["format_version"], marker["files"]
         sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
         digests = {str(name): str(file["sha256"]) for name, file in files.items()}
     except FileNotFoundError:
+        if not checkpoints_in(directory.parent) and not (directory / STATE).exists():
+            raise CheckpointError(f"{directory}: neither a checkpoint nor a run folder; {_WANTED}") from None
         raise CheckpointError(
             f"{directory}: no {MARKER}, so it was not written to its end and cannot be used; "
-            "name an older one, or set train.resume=auto for the newest whole one"
+            "name an older one, or the run folder for its newest whole one"
         ) from None
     except OSError as error:
         raise _unreadable(directory / MARKER, error) from error
@@ -305,6 +308,42 @@ def newest_checkpoint(
         else:
             return directory, passed_over
     return None, passed_over
+
+
+def newest_of_run(run_dir: Path, check: Callable[[Path], object] = verify_marker) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run folder, and what was passed over; None where it is no run folder.
+
+    Raises:
+        CheckpointError: a run folder has none.
+    """
+    checkpoints = run_dir / "checkpoints"
+    if (run_dir / MARKER).exists() or not checkpoints.is_dir():
+        return None, []
+    newest, passed_over = newest_checkpoint(checkpoints, check)
+    if newest is None:
+        reasons = "".join(f"\n  {sentence}" for sentence in passed_over)
+        raise CheckpointError(
+            f"{run_dir}: a run folder without a whole checkpoint; name another one, or let its run save one{reasons}"
+        )
+    return newest, passed_over
+
+
+def as_checkpoint(named: Path, say: Callable[[str], None]) -> Path:
+    """A checkpoint as it was named; of a run folder the newest whole one, by its marker and the sizes of its files.
+
+    Args:
+        say: told which one is taken, and what was passed over.
+
+    Raises:
+        CheckpointError: a run folder has none.
+    """
+    newest, passed_over = newest_of_run(named, check_sizes)
+    for sentence in passed_over:
+        say(f"passed over: {sentence}")
+    if newest is None:
+        return named
+    say(f"{named}: a run folder, of which {newest.name} is taken, its newest whole checkpoint")
+    return newest
 
 
 def marker_sha256(checkpoint: Path) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from shards.errors import UserError
 from t4p.config.clip_models import is_weights_file, problem_of_weights_file
 from t4p.config.data import DataConfig, LabelledDataConfig
 from t4p.config.network import FinetunedModelConfig, NetworkConfig
@@ -14,7 +17,7 @@ from t4p.data.fetch import Catalogue
 from t4p.data.labels import build_label_table, require_labels
 from t4p.data.order import steps_per_epoch
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
-from t4p.runs.checkpoint import MARKER, check_sizes, checkpoints_in
+from t4p.runs.checkpoint import MARKER, as_checkpoint, check_sizes, checkpoints_in
 from t4p.runs.lock import describe_taken, is_locked
 
 
@@ -22,39 +25,86 @@ def look_beforehand(config: JobConfig) -> None:
     """Refuse a training that cannot begin, as far as can be seen without torch. What it passes may still be refused.
 
     Raises:
-        ConfigError, ClipError: a path is not there, or the datasets do not fit the configuration.
-        ShardError: a dataset is missing, incomplete or unreachable.
-        CheckpointError: a checkpoint that is named is not there, or was not written to its end.
+        ConfigError: paths are not there, or datasets do not fit the configuration: all of them, each with its key.
+        ShardError: a dataset is damaged or unreachable.
         RunError: another run is in the run folder.
     """
     run_dir = Path(config.run.dir)
-    if os.environ.get("RANK", "0") == "0":  # rank 0 may hold the lock by the time another rank asks
-        _look_at_run_folder(run_dir)
-    if config.train.resume not in ("auto", "never"):
-        check_sizes(Path(config.train.resume))
-    catalogue = Catalogue(config.data.shards)
-    _look_at_samples(config, catalogue)
-    try:
-        steps_per_epoch(catalogue.num_samples, config.train.global_batch_size)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if config.data.validation_shards:
-        _look_at_samples(config, Catalogue(config.data.validation_shards), validation=True)
-    _look_at_towers(config.model)
+    looks = _Looks()
+    with looks.at("run.dir"):
+        if os.environ.get("RANK", "0") == "0":  # rank 0 may hold the lock by the time another rank asks
+            _look_at_run_folder(run_dir)
+    with looks.at("train.resume"):
+        if config.train.resume not in ("auto", "never"):
+            check_sizes(as_checkpoint(Path(config.train.resume), lambda sentence: None))
+    catalogue = None
+    with looks.at("data.shards"):
+        catalogue = Catalogue(config.data.shards)
+        _look_at_samples(config, catalogue)
+    with looks.at("train.global_batch_size"):
+        if catalogue is not None:
+            steps_per_epoch(catalogue.num_samples, config.train.global_batch_size)
+    with looks.at("data.validation_shards"):
+        if config.data.validation_shards:
+            _look_at_samples(config, Catalogue(config.data.validation_shards), validation=True)
+    with looks.at("model.clip"):
+        _look_at_towers(config.model)
     resumes = any((directory / MARKER).exists() for directory in checkpoints_in(run_dir / "checkpoints"))
-    if not resumes and isinstance(config.model, FinetunedModelConfig) and config.model.pretrained is not None:
-        _look_at_weights("model.pretrained", Path(config.model.pretrained))
+    with looks.at("model.pretrained"):
+        if not resumes and isinstance(config.model, FinetunedModelConfig) and config.model.pretrained is not None:
+            _look_at_weights("model.pretrained", Path(config.model.pretrained))
+    looks.tell()
 
 
 def look_before_evaluation(config: EvaluateConfig) -> None:
     """Refuse an evaluation whose file or datasets are not there.
 
     Raises:
-        CheckpointError: the file is not there.
-        ShardError: a dataset is missing, incomplete or unreachable.
+        ConfigError: the file or datasets are not there: all of them, each with its key.
+        ShardError: a dataset is damaged or unreachable.
     """
-    _look_at_weights("model.exported", Path(config.model.exported))
-    Catalogue(config.data.shards)
+    looks = _Looks()
+    with looks.at("model.exported"):
+        _look_at_weights("model.exported", Path(config.model.exported))
+    with looks.at("data.shards"):
+        Catalogue(config.data.shards)
+    looks.tell()
+
+
+class _Looks:
+    """Collects what looks find, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[str, UserError | ValueError]] = []
+
+    @contextmanager
+    def at(self, key: str) -> Iterator[None]:
+        """Around a look at what the key names."""
+        try:
+            yield
+        except (UserError, ValueError) as error:
+            self._found.append((key, error))
+
+    def tell(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            ConfigError: something in the call is wrong.
+            UserError: nothing in it is, and something else failed: the error as it is.
+        """
+        if not self._found:
+            return
+        told = [str(error) if str(error).startswith(key) else f"{key}: {error}" for key, error in self._found]
+        message = told[0] if len(told) == 1 else "\n  ".join([f"{len(told)} problem(s) in the configuration", *told])
+        _, first = self._found[0]
+        if not any(_is_of_the_call(error) for _, error in self._found):
+            raise type(first)(message) from first
+        raise ConfigError(message) from first
+
+
+def _is_of_the_call(error: UserError | ValueError) -> bool:
+    """Whether an error says that what was named is not there or is something else."""
+    return not isinstance(error, UserError) or isinstance(error, CheckpointError) or error.exit_status == 2
 
 
 def _look_at_run_folder(run_dir: Path) -> None:
@@ -92,7 +142,7 @@ def _look_at_towers(model: NetworkConfig) -> None:
 
 def _look_at_weights(key: str, path: Path) -> None:
     if path.is_dir():
-        check_sizes(path)
+        check_sizes(as_checkpoint(path, lambda sentence: None))
     elif not path.is_file():
         raise CheckpointError(
             f"{key} is {str(path)!r}, and there is no such file; write one with `t4p checkpoint export CHECKPOINT FILE`"

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from t4p.config.kinds import task_named
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
-from t4p.errors import CheckpointError, ConfigError
+from t4p.errors import CheckpointError
 from t4p.models.exported import ExportedNetwork, load_exported_network
-from t4p.runs.checkpoint import MARKER, newest_checkpoint
+from t4p.runs.checkpoint import newest_of_run
 from t4p.tasks.evaluate import voxel_scores
 
 Points: TypeAlias = ArrayLike | Tensor
@@ -169,19 +169,10 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
 
 def _export_of_run(folder: Path, device: torch.device | str) -> ExportedNetwork:
     """What `t4p checkpoint export` would write of it, so that both ways give one network."""
-    checkpoint: Path | None = folder
-    if not (folder / MARKER).is_file():
-        if not (folder / "checkpoints").is_dir():
-            raise ConfigError(
-                f"{folder}: a folder that is no run folder; wanted one that holds checkpoints/, or a file that "
-                "`t4p checkpoint export` wrote"
-            )
-        checkpoint, passed_over = newest_checkpoint(folder / "checkpoints")
-        if checkpoint is None:
-            raise CheckpointError("; ".join([f"{folder}: has no whole checkpoint", *passed_over]))
-        for reason in passed_over:
-            warnings.warn(f"passed over for {checkpoint.name}: {reason}", stacklevel=3)
-    assert checkpoint is not None
+    newest, passed_over = newest_of_run(folder)
+    checkpoint = newest or folder
+    for reason in passed_over:
+        warnings.warn(f"passed over for {checkpoint.name}: {reason}", stacklevel=3)
     from t4p.tasks.export import export_checkpoint  # DeepSpeed and open_clip, which an export does without
 
     with tempfile.TemporaryDirectory(prefix="t4p-load-") as scratch:

@@ -31,7 +31,7 @@ from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
-from t4p.runs.progress import Show
+from t4p.runs.progress import Show, print_line
 from t4p.tasks.job import (
     build_engine,
     build_training_stream,
@@ -40,7 +40,7 @@ from t4p.tasks.job import (
     start_worker,
     tell_missing_poses,
 )
-from t4p.tasks.starting_weights import load_starting_weights, read_starting_weights
+from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -211,6 +211,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
         ShardError, DataError, CheckpointError: what the run reads is missing or damaged.
     """
     device = start_worker(config.train)
+    config = name_beginning(config, print_line)
     model = config.model
     towers = load_towers_from(model.clip, config.run.seed)
     catalogue = Catalogue(config.data.shards)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from t4p.config.files import changed_keys
 from t4p.config.tasks import FinetuneConfig
+from t4p.distributed import broadcast_object, rank
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network
-from t4p.runs.checkpoint import read_state, verify_marker
+from t4p.runs.checkpoint import as_checkpoint, check_sizes, newest_checkpoint, read_state, verify_marker
 from t4p.runs.universal import is_universal
 
 NETWORK = "net."
@@ -42,6 +43,42 @@ class StartingWeights:
     weights: Mapping[str, Tensor]
     config: Mapping[str, Any]
     towers_sha256: str
+
+
+def name_beginning(config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
+    """The same configuration, a run folder in `model.pretrained` replaced by the checkpoint that is meant. Collective.
+
+    That is its newest whole one, and where this run has begun already, the one that it began from: its checkpoints
+    record which.
+
+    Args:
+        say: told on rank 0 what is taken.
+
+    Raises:
+        CheckpointError: the run folder has no whole checkpoint.
+    """
+    pretrained = config.model.pretrained
+    if pretrained is None:
+        return config
+    problem: CheckpointError | None = None
+    if rank() == 0:
+        try:
+            pretrained = _began_from(config) or str(as_checkpoint(Path(pretrained), say))
+        except CheckpointError as error:
+            problem = error
+    pretrained, problem = broadcast_object((pretrained, problem))
+    if problem is not None:
+        raise problem
+    return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": pretrained})})
+
+
+def _began_from(config: FinetuneConfig) -> str | None:
+    """The checkpoint that the newest one of this run records as its beginning, if it lies in `model.pretrained`."""
+    newest, _ = newest_checkpoint(Path(config.run.dir) / "checkpoints", check_sizes)
+    if newest is None:
+        return None
+    began = read_state(newest).config.get("model", {}).get("pretrained")
+    return began if began and Path(began).parent.parent == Path(str(config.model.pretrained)) else None
 
 
 def read_starting_weights(path: Path) -> StartingWeights:

@@ -23,6 +23,7 @@ from t4p.runs.checkpoint import (
     MARKER,
     SHARED_FOLDER_PATIENCE,
     CheckpointState,
+    as_checkpoint,
     checkpoints_in,
     newest_checkpoint,
     read_state,
@@ -240,7 +241,7 @@ def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
 
 def _choose(resume: str, checkpoints: Path) -> Path | None:
     if resume not in ("auto", "never"):
-        named = Path(resume)
+        named = as_checkpoint(Path(resume), say)
         verify_marker(named)
         newest, _ = newest_checkpoint(checkpoints)
         if newest is not None and not _same_checkpoint(named, newest):

@@ -131,3 +131,22 @@ def test_a_file_that_is_not_in_the_marker_is_refused_before_it_is_opened(run_dir
     out = [run_dir / "out.safetensors"] if command == "export" else []
     with pytest.raises(CheckpointError, match=r"rank_2.*: lies in the checkpoint, and COMPLETE\.json does not list it"):
         call(command, checkpoint, *out)
+
+
+@pytest.mark.parametrize("command", ["verify", "export", "convert"])
+def test_a_run_folder_is_its_newest_whole_checkpoint_and_that_is_said(run_dir, command):
+    out = [run_dir / "out.safetensors"] if command == "export" else []
+    result = CliRunner().invoke(app, [command, str(run_dir), *map(str, out)], env={"COLUMNS": "200"})
+    lines = result.output.splitlines()
+    assert [line.partition(":")[0] for line in lines[:2]] == ["passed over", "passed over"]
+    assert f"{run_dir}: a run folder, of which step_00000030 is taken, its newest whole checkpoint" in lines
+    if command == "verify":
+        assert lines[-1].startswith(f"{run_dir}/checkpoints/step_00000030: whole; checkpoint of 2 rank(s), step 30")
+
+
+def test_what_is_neither_a_checkpoint_nor_a_run_folder_is_called_so(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a checkpoint nor a run folder; name a run folder, or one of"):
+        call("verify", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="a run folder without a whole checkpoint; name another one"):
+        call("verify", tmp_path)

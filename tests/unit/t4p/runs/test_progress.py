@@ -50,7 +50,11 @@ def test_what_is_written_is_read_again(progress: Progress) -> None:
     assert read.seconds_left == pytest.approx(progress.seconds_left, abs=0.5)
 
 
-@given(st.text() | st.text("step of: los0123456789,%") | st.sampled_from(range(1, len(LINE))).map(lambda n: LINE[:-n]))
+# Hypothesis draws texts from the constants of this very file too: whole lines among them.
+OTHER = (st.text() | st.text("step of: los0123456789,%")).filter(lambda line: "frames/s" not in line)
+
+
+@given(OTHER | st.sampled_from(range(1, len(LINE))).map(lambda n: LINE[:-n]))
 def test_other_lines_are_none_of_a_training(line: str) -> None:
     assert parse_line(line) is None or line.endswith("checkpoint 10")  # what is left when a digit is cut off
 

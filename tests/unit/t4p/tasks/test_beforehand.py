@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from shards.errors import CallError, UserError
+from shards.errors import UserError
 from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import EvaluateConfig, FinetuneConfig
-from t4p.errors import ConfigError
-from t4p.runs.checkpoint import MARKER
+from t4p.errors import ConfigError, RunError
 from t4p.tasks.beforehand import look_before_evaluation, look_beforehand
 
 OLDER = Path(__file__).resolve().parents[3] / "data" / "older"
@@ -36,24 +37,58 @@ def test_what_can_work_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "status", "wanted"),
+    ("override", "wanted"),
     [
-        ("data.shards=/nowhere", 2, "/nowhere: no dataset here"),
-        ("data.validation_shards=/nowhere", 2, "/nowhere: no dataset here"),
-        (f"data.shards={SCENES}", 2, "holds scenes, and pre-training needs RGB-D frames"),
-        ("train.global_batch_size=5", 2, "4 samples"),
-        ("model.clip.name=configs/clip/none.json", 2, "configs/clip/none.json: no such file"),
-        ("model.clip.pretrained=/nowhere/rn50.pt", 2, "and that file is not there; give the path of a weights file"),
-        ("train.resume=/nowhere/step_00000010", 1, "no such checkpoint"),
+        ("data.shards=/nowhere", "data.shards: /nowhere: no dataset here"),
+        ("data.validation_shards=/nowhere", "data.validation_shards: /nowhere: no dataset here"),
+        (f"data.shards={SCENES}", "holds scenes, and pre-training needs RGB-D frames"),
+        ("train.global_batch_size=5", "train.global_batch_size: the dataset has 4 samples"),
+        ("model.clip.name=configs/clip/none.json", "model.clip: configs/clip/none.json: no such file"),
+        ("model.clip.pretrained=/nowhere/rn50.pt", "and that file is not there; give the path of a weights file"),
+        ("train.resume=/nowhere/step_00000010", "train.resume: /nowhere/step_00000010: no such checkpoint; name a run"),
+        (f"train.resume={OLDER}", "neither a checkpoint nor a run folder; name a run folder, or one of"),
     ],
 )
-def test_a_path_or_a_manifest_that_does_not_fit_is_refused(
-    tmp_path: Path, override: str, status: int, wanted: str
-) -> None:
-    with pytest.raises(UserError) as caught:
+def test_a_path_or_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, override: str, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         pretrain(tmp_path, override)
     assert wanted in str(caught.value)
-    assert caught.value.exit_status == status
+    assert caught.value.exit_status == 2
+
+
+def test_all_paths_that_are_not_there_are_told_at_once_each_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    overrides = [
+        *("data.shards=[/nowhere/a, /nowhere/b]", "data.validation_shards=/nowhere/c", "train.resume=/nowhere/d"),
+        "model.clip.pretrained=/nowhere/e.pt",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        pretrain(tmp_path / "file", *overrides)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "5 problem(s) in the configuration"
+    keys = ("run.dir", "train.resume", "data.shards", "", "data.validation_shards", "model.clip")
+    for line, key in zip(lines[1:], keys, strict=True):
+        assert line.startswith(f"  {key}")
+    assert all(f"/nowhere/{name}" in str(caught.value) for name in "abcde")
+
+
+def test_a_folder_that_another_run_is_in_is_no_wrong_call(tmp_path: Path) -> None:
+    script = (
+        "import sys, fcntl; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(RunError, match="another run is in it"):
+            pretrain(tmp_path)
+        with pytest.raises(
+            ConfigError, match=r"2 problem\(s\).*\n  run\.dir .*another run is in it.*\n  data\.shards: "
+        ):
+            pretrain(tmp_path, "data.shards=/nowhere")
+        other.communicate(b"\n")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +100,7 @@ def test_a_path_or_a_manifest_that_does_not_fit_is_refused(
             "model.pretrained=/nowhere.safetensors",
             "model.pretrained is '/nowhere.safetensors', and",
         ),
-        (f"model.pretrained={OLDER}", f"no {MARKER}, so it was not written to its end"),
+        (f"model.pretrained={OLDER}", f"{OLDER}: neither a checkpoint nor a run folder"),
     ],
 )
 def test_labels_and_a_beginning_that_are_not_there_are_refused(tmp_path: Path, override: str, wanted: str) -> None:
@@ -81,6 +116,16 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path, below: str) -> N
         pretrain(tmp_path / "file" / below)
 
 
+def test_a_run_folder_stands_for_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    finetune(tmp_path, f"model.pretrained={OLDER / 'runs' / 'pretrain'}")
+    pretrain(tmp_path, f"train.resume={OLDER / 'runs' / 'pretrain'}")
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"train\.resume: .*empty: a run folder without a whole checkpoint; name another"
+    ):
+        pretrain(tmp_path, f"train.resume={tmp_path / 'empty'}")
+
+
 def test_a_run_that_goes_on_needs_no_beginning(tmp_path: Path) -> None:
     shutil.copytree(OLDER / "runs" / "pretrain" / "checkpoints", tmp_path / "checkpoints")
     finetune(tmp_path, "model.pretrained=/nowhere.safetensors")
@@ -92,7 +137,10 @@ def test_an_evaluation_needs_its_file_and_its_data(tmp_path: Path) -> None:
         look_before_evaluation(load_config_of(EvaluateConfig, [], overrides))
 
     look(OLDER / "semantic.safetensors", SCENES)
-    with pytest.raises(CallError, match="no dataset here"):
+    with pytest.raises(ConfigError, match=r"data\.shards: .*no dataset here"):
         look(OLDER / "semantic.safetensors", tmp_path)
-    with pytest.raises(UserError, match=r"model\.exported is .* and there is no such file; write one with"):
+    missing = r"model\.exported is .* and there is no such file; write one with"
+    with pytest.raises(ConfigError, match=missing):
         look(tmp_path / "none", SCENES)
+    with pytest.raises(ConfigError, match=rf"2 problem\(s\) in the configuration\n  {missing}.*\n  data\.shards: "):
+        look(tmp_path / "none", tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from saved_checkpoint import save_checkpoint
 from small_model import TINY_NETWORK
 
 from t4p.config.files import load_config, load_config_of
@@ -9,7 +10,8 @@ from t4p.config.tasks import FinetuneConfig
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
 from t4p.models.text4point import build_text4point
-from t4p.tasks.starting_weights import load_starting_weights, read_starting_weights
+from t4p.runs.checkpoint import CheckpointState, checkpoint_name
+from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights
 
 CLIP_DIM = 16
 NETWORK = [
@@ -114,3 +116,24 @@ def test_what_is_no_pre_training_is_told(tmp_path):
     (tmp_path / "step_00000001").mkdir()
     with pytest.raises(CheckpointError, match=r"no COMPLETE\.json, so it was not written to its end"):
         read_starting_weights(tmp_path / "step_00000001")
+
+
+def test_a_run_folder_is_named_by_its_newest_checkpoint_and_later_by_the_one_that_the_run_began_from(tmp_path):
+    def save(run_dir, step, **model):
+        state = CheckpointState(step, 1, {"train": {"zero_stage": 1}, "model": model}, (), "", {})
+        return save_checkpoint(run_dir / "checkpoints" / checkpoint_name(step), state)
+
+    said = []
+    source, own = tmp_path / "source", tmp_path / "own"
+    config = network_of(f"model.pretrained={source}", f"run.dir={own}")[1]
+    first = save(source, 5)
+    assert name_beginning(config, said.append).model.pretrained == str(first)
+    assert said == [f"{source}: a run folder, of which step_00000005 is taken, its newest whole checkpoint"]
+    save(own, 1, pretrained=str(first))
+    second = save(source, 10)
+    assert name_beginning(config, said.append).model.pretrained == str(first)
+    elsewhere = network_of(f"model.pretrained={source}", f"run.dir={tmp_path / 'other'}")[1]
+    assert name_beginning(elsewhere, said.append).model.pretrained == str(second)
+    named = network_of(f"model.pretrained={first}", f"run.dir={tmp_path / 'other'}")[1]
+    assert name_beginning(named, said.append) == named
+    assert len(said) == 2
