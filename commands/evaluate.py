@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from commands.pages.page import Fact, Gallery, LegendEntry, Page, Picture, ScoreRow, ScoreTable, Tile
 from commands.pages.palette import NO_LABEL, color_labels, label_colors
 from commands.pages.scene_view import CUT_HEIGHT, RoomView
+from shards.doors.text import shown
 from t4p.config.kinds import task_named
 from t4p.config.tasks import EvaluateConfig
 from t4p.metrics.semantic import SemanticScores
@@ -47,7 +49,7 @@ def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     for name in ("IoU %", "recall %"):
         table.add_column(name, justify="right")
     for row, label in enumerate(exported.labels):
-        table.add_row(label, _percent(scores.iou[row]), _percent(scores.recall[row]))
+        table.add_row(escape(shown(label)), _percent(scores.iou[row]), _percent(scores.recall[row]))
     table.add_section()
     table.add_row("mean (mIoU, mAcc)", _percent(scores.miou), _percent(scores.macc))
     table.caption = f"{scores.num_points:,} labelled points, {_percent(scores.accuracy)} % of them right"

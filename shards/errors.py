@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shards.doors.text import shown_message
+
 
 class UserError(Exception):
     """An error whose message is the whole story: what was found, what was wanted, where, and the next move.
+
+    Names out of data stand in it: nothing of it acts on a terminal or a log, whoever prints it.
 
     Attributes:
         exit_status: what a command ends with: 1 where a job failed, 2 where the call was wrong.
     """
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        return shown_message(super().__str__())
 
 
 class ShardError(UserError):

@@ -2,15 +2,27 @@
 
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.doors.text import shown
+
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
+# A JPEG with a preview or a second view behind it, as phones write them (Pillow's MPO), is opened as a JPEG.
+_COLOR_FORMATS = {"jpg": ("JPEG",), "png": ("PNG",)}
+_RAW_DEPTH_FORMATS = ("PNG", "PPM", "TIFF")
 # All the ways in which Pillow reports damaged bytes.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+# Raises ShardError where the (width, height) that a header announces is not that of the image.
+Fits = Callable[[tuple[int, int]], None]
 
 
 class BrokenImageError(Exception):
@@ -22,8 +34,8 @@ def is_depth_png(data: bytes) -> bool:
     return data[:8] == _PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:26] == b"\x10\x00"
 
 
-def decode_depth(data: bytes) -> NDArray[np.uint16]:
-    """Decode a packed depth image.
+def decode_depth(data: bytes, fits: Fits | None = None, *, check_chunks: bool = True) -> NDArray[np.uint16]:
+    """Decode a packed depth image; the arguments are those of `open_image`.
 
     Returns:
         (H, W) uint16, in the units of the frame's depth_scale; 0 means no reading.
@@ -33,7 +45,7 @@ def decode_depth(data: bytes) -> NDArray[np.uint16]:
     """
     if not is_depth_png(data):
         raise BrokenImageError(f"depth cannot be decoded: found {_describe(data)}, wanted a 16-bit grayscale PNG")
-    return np.asarray(_load(data, "depth"), dtype=np.uint16)
+    return np.asarray(open_image(data, "depth", ("PNG",), fits, check_chunks=check_chunks), dtype=np.uint16)
 
 
 def decode_any_depth(data: bytes) -> NDArray[np.uint16]:
@@ -42,7 +54,7 @@ def decode_any_depth(data: bytes) -> NDArray[np.uint16]:
     Raises:
         BrokenImageError: another kind of image, values out of range, or it does not decode.
     """
-    image = _load(data, "depth")
+    image = open_image(data, "depth", _RAW_DEPTH_FORMATS)
     if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
         raise BrokenImageError(
             f"depth cannot be decoded: found {_describe(data)} (Pillow mode {image.mode}), wanted one 16-bit channel"
@@ -61,40 +73,71 @@ def encode_depth(depth: NDArray[np.uint16]) -> bytes:
     return buffer.getvalue()
 
 
-def decode_color(data: bytes, color_format: str) -> NDArray[np.uint8]:
-    """Decode a packed colour image, "jpg" or "png", to (H, W, 3) uint8.
+def decode_color(
+    data: bytes, color_format: str, fits: Fits | None = None, *, check_chunks: bool = True
+) -> NDArray[np.uint8]:
+    """Decode a packed colour image, "jpg" or "png", to (H, W, 3) uint8; the other arguments are those of `open_image`.
 
     Raises:
         BrokenImageError: the bytes are of another kind, or do not decode.
     """
-    # "MPO" is Pillow's name for a JPEG with a preview or a second view behind it, as phones write them.
-    wanted = {"jpg": ("JPEG", "MPO"), "png": ("PNG",)}[color_format]
-    image = _load(data, "color")
-    if image.format not in wanted:
-        raise BrokenImageError(f"color cannot be decoded: found {_describe(data)}, wanted a {wanted[0]}")
+    image = open_image(data, "color", _COLOR_FORMATS[color_format], fits, check_chunks=check_chunks)
     return np.asarray(image.convert("RGB"))
 
 
-def decode_labels(data: bytes) -> NDArray[np.uint16]:
-    """Decode a label image, 8- or 16-bit grayscale or palette PNG, to (H, W) uint16 ids.
+def decode_labels(data: bytes, fits: Fits | None = None) -> NDArray[np.uint16]:
+    """Decode a label image, 8- or 16-bit grayscale or palette PNG, to (H, W) uint16 ids; `fits` as in `open_image`.
 
     Raises:
         BrokenImageError: another kind of image, or it does not decode.
     """
-    image = _load(data, "labels")
-    if image.format != "PNG" or image.mode not in ("L", "P", "I;16", "I"):
+    image = open_image(data, "labels", ("PNG",), fits)
+    if image.mode not in ("L", "P", "I;16", "I"):
         raise BrokenImageError(f"labels cannot be decoded: found {_describe(data)}, wanted a grayscale PNG")
     return np.asarray(image).astype(np.uint16)
 
 
-def _load(data: bytes, what: str) -> Image.Image:
+def open_image(
+    data: bytes, what: str, formats: tuple[str, ...], fits: Fits | None = None, *, check_chunks: bool = True
+) -> Image.Image:
+    """The one way in for encoded images: the header alone says whether the pixels are decoded.
+
+    Args:
+        data: the encoded image.
+        what: it is, in messages.
+        formats: of Pillow, that it may have: others are not even looked for.
+        fits: raises where the size is not the one that belongs to the image.
+        check_chunks: hold every chunk of a PNG against its CRC, which Pillow does not do for those of pixels.
+
+    Raises:
+        BrokenImageError: another kind of image, one of more than MAX_PIXELS, or it does not decode.
+        ShardError: as `fits` does.
+    """
     try:
-        if data[:8] == _PNG_SIGNATURE:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is less
+            image = Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise BrokenImageError(
+            f"{what} is not decoded: {_describe(data)}; at most {MAX_PIXELS} pixels are read"
+        ) from error
+    except _PILLOW_ERRORS as error:
+        raise BrokenImageError(
+            f"{what} cannot be decoded: found {_describe(data)}, wanted a {' or '.join(formats)}"
+        ) from error
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise BrokenImageError(
+            f"{what} is not decoded: {_describe(data)} of {width}x{height}; at most {MAX_PIXELS} pixels are read"
+        )
+    if fits is not None:
+        fits(image.size)
+    try:
+        if check_chunks and data[:8] == _PNG_SIGNATURE:
             _check_png_chunks(data)
-        image = Image.open(io.BytesIO(data))
         image.load()
     except _PILLOW_ERRORS as error:
-        raise BrokenImageError(f"{what} cannot be decoded: found {_describe(data)} ({error})") from error
+        raise BrokenImageError(f"{what} cannot be decoded: found {_describe(data)} ({shown(error)})") from error
     return image
 
 

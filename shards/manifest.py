@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,12 +11,16 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.json_text import parse_json
+from shards.doors.text import shown
 from shards.errors import ShardError
 from shards.schema import FORMAT_VERSION
 
 MANIFEST_NAME = "manifest.json"
 TABLE_NAME = "shards.bin"
 PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
+_MAX_COUNT = 1 << 50  # of samples, and of bytes: sums of them stay within 64 bits
+_KEY = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
 SampleKind = Literal["frames", "scenes"]  # RGB-D views, or whole point clouds
 _ROW = np.dtype([("num_samples", "<u8"), ("size_bytes", "<u8"), ("sha256", "u1", (32,))])
 
@@ -72,24 +77,24 @@ class Manifest:
             ShardError: malformed, or of another format version.
         """
         try:
-            fields = json.loads(data)
+            fields = parse_json(data)
             version = fields["format_version"]
             if version != FORMAT_VERSION:
                 raise ShardError(
-                    f"{where}: format version {version!r}, this program reads {FORMAT_VERSION}; use the program "
-                    "version that packed it, or pack again"
+                    f"{where}: format version {shown(repr(version), 40)}, this program reads {FORMAT_VERSION}; use the "
+                    "program version that packed it, or pack again"
                 )
             sample_kind = fields.get("sample_kind", "frames")  # the only kind at first, when no manifest said so
             if sample_kind not in get_args(SampleKind):
                 raise ShardError(
-                    f"{where}: samples are {sample_kind!r}, this program reads {' and '.join(get_args(SampleKind))}; "
-                    "use the program version that packed it"
+                    f"{where}: samples are {shown(repr(sample_kind), 40)}, this program reads "
+                    f"{' and '.join(get_args(SampleKind))}; use the program version that packed it"
                 )
             return cls(
                 format_version=FORMAT_VERSION,
-                num_samples=int(fields["num_samples"]),
-                num_shards=int(fields["num_shards"]),
-                size_bytes=int(fields["size_bytes"]),
+                num_samples=_count(fields, "num_samples"),
+                num_shards=_count(fields, "num_shards"),
+                size_bytes=_count(fields, "size_bytes"),
                 label_names=tuple(str(name) for name in fields["label_names"]),
                 provenance=dict(fields["provenance"]),
                 shards_sha256=str(fields["shards_sha256"]),
@@ -97,8 +102,15 @@ class Manifest:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(
-                f"{where}: not a dataset manifest ({type(error).__name__}: {error}); pack the dataset again"
+                f"{where}: not a dataset manifest ({type(error).__name__}: {shown(error)}); pack the dataset again"
             ) from error
+
+
+def _count(fields: Mapping[str, Any], name: str) -> int:
+    value = fields[name]
+    if type(value) is not int or not 0 < value < _MAX_COUNT:
+        raise ValueError(f"{name} is {shown(repr(value), 40)}, wanted a whole number above 0")
+    return value
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,9 @@ class ShardTable:
         if len(data) != manifest.num_shards * _ROW.itemsize:
             raise ShardError(f"{where}: {len(data)} bytes are not the {manifest.num_shards} rows of the manifest")
         rows = np.frombuffer(data, dtype=_ROW)
+        counts = np.concatenate([rows["num_samples"], rows["size_bytes"]])
+        if counts.min() < 1 or counts.max() >= _MAX_COUNT:
+            raise ShardError(f"{where}: a shard without samples, or with more than there are; pack the dataset again")
         table = cls(rows["num_samples"].astype(np.int64), rows["size_bytes"].astype(np.int64), rows["sha256"].copy())
         totals = (int(table.num_samples.sum()), int(table.size_bytes.sum()))
         if totals != (manifest.num_samples, manifest.size_bytes):
@@ -210,11 +225,13 @@ class ShardIndex:
             )
         try:
             rows = [line.split("\t") for line in body.decode("ascii").splitlines()]
+            if strange := [key for key, _, _, _ in rows if not _KEY.fullmatch(key)]:
+                raise ValueError(f"'{shown(strange[0])}' is no key: letters, digits, '-', '_' and one '/'")
             return cls(
                 keys=tuple(key for key, _, _, _ in rows),
                 offsets=np.array([int(offset) for _, offset, _, _ in rows], dtype=np.int64),
                 lengths=np.array([int(length) for _, _, length, _ in rows], dtype=np.int64),
                 crc32c=np.array([int(crc, 16) for _, _, _, crc in rows], dtype=np.uint32),
             )
-        except ValueError as error:
-            raise ShardError(f"{where}: malformed index line ({error}); pack the dataset again") from error
+        except (ValueError, OverflowError) as error:
+            raise ShardError(f"{where}: malformed index line ({shown(error)}); pack the dataset again") from error

@@ -1,9 +1,7 @@
 """The second kind of sample: a whole scene as a labelled point cloud, its members in a tar, and its checks."""
 
 import io
-import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.json_text import parse_json
+from shards.doors.npz import read_npz
+from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.schema import FORMAT_VERSION, Matrix, check_rigid, json_bytes, matrix_from_json, read_meta, sample_key
+from shards.schema import (
+    FORMAT_VERSION,
+    Matrix,
+    check_rigid,
+    json_bytes,
+    lengths_from_json,
+    matrix_from_json,
+    read_meta,
+    sample_key,
+)
 
 # A sample's key is SCENE/FRAME; a sample that is a whole scene stands under this frame.
 WHOLE = "whole"
 SCENE_MEMBERS = ("points.npz", "meta.json", "boxes.json")
 _LABEL_TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
+_TYPES = (np.dtype(np.float32), *_LABEL_TYPES)
 _ZIP_LEVEL = 4  # coordinates hardly shrink; labels do at any level
-_NPZ_ERRORS = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_ARRAYS = ("xyz", "rgb", "semantic", "instance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,18 +94,19 @@ def members_of_scene(scene: Scene) -> dict[str, bytes]:
 
 
 def scene_from_members(key: str, members: Mapping[str, bytes]) -> Scene:
-    """Read a scene back from its files; `check_scene` holds its arrays against each other.
+    """Read a scene back from its files; `check_scene` looks at the values in its arrays.
 
     Raises:
-        ShardError: a member is missing, unknown or malformed, or the id in meta.json does not spell this key.
+        ShardError: a member is missing, unknown or malformed, arrays do not fit each other, or the id in meta.json does
+            not spell this key.
     """
     if unknown := sorted(set(members) - set(SCENE_MEMBERS)):
-        raise ShardError(f"sample {key}: unknown member {unknown[0]}; a scene has {SCENE_MEMBERS}")
+        raise ShardError(f"sample {key}: unknown member {shown(unknown[0])}; a scene has {SCENE_MEMBERS}")
     if missing := [name for name in ("points.npz", "meta.json") if name not in members]:
         raise ShardError(f"sample {key}: member {missing[0]} is missing, found {sorted(members)}; pack it again")
     try:
-        arrays = _arrays_of_npz(members["points.npz"])
-        if not {"xyz", "rgb"} <= set(arrays) <= {"xyz", "rgb", "semantic", "instance"}:
+        arrays = read_npz(members["points.npz"], _ARRAYS, _TYPES)
+        if not {"xyz", "rgb"} <= set(arrays):
             raise ValueError(f"points.npz holds {sorted(arrays)}, wanted xyz, rgb and, with labels, semantic, instance")
         meta = read_meta(key, members["meta.json"])
         scene = Scene(
@@ -106,12 +118,13 @@ def scene_from_members(key: str, members: Mapping[str, bytes]) -> Scene:
             instance=arrays.get("instance"),
             boxes=_boxes(members["boxes.json"]) if "boxes.json" in members else None,
         )
-    except (*_NPZ_ERRORS, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ShardError(
-            f"sample {key}: a member is malformed ({type(error).__name__}: {error}); pack it again"
+            f"sample {key}: a member is malformed ({type(error).__name__}: {shown(error)}); pack it again"
         ) from error
     if sample_key(scene.scene_id, WHOLE) != key:
-        raise ShardError(f"sample {key}: meta.json is of scene {scene.scene_id!r}")
+        raise ShardError(f"sample {key}: meta.json is of scene '{shown(scene.scene_id)}'")
+    _check_arrays(scene, f"sample {key}")
     return scene
 
 
@@ -125,7 +138,18 @@ def check_scene(scene: Scene, where: str) -> None:
     Raises:
         ShardError: no points, shapes or types that do not fit, coordinates that are not finite, a box that is not one.
     """
-    num_points = len(scene.points)
+    _check_arrays(scene, where)
+    if not np.isfinite(scene.points).all():
+        raise ShardError(f"{where}: {int((~np.isfinite(scene.points)).any(axis=1).sum())} points are not finite")
+    for box in scene.boxes or ():
+        check_rigid("world_from_box", box.world_from_box, where)
+        if not (np.isfinite(box.size).all() and min(box.size) > 0):
+            raise ShardError(f"{where}: the box of a {box.label} has size {box.size}, wanted metres above 0")
+
+
+def _check_arrays(scene: Scene, where: str) -> None:
+    """Raise ShardError unless there are points, and every array has a row for each."""
+    num_points = scene.points.size // 3
     if num_points == 0:
         raise ShardError(f"{where}: the scene has no points; remove it, and pack again")
     _check_array("xyz", scene.points, (num_points, 3), (np.dtype(np.float32),), where)
@@ -134,12 +158,6 @@ def check_scene(scene: Scene, where: str) -> None:
         _check_array("semantic", scene.semantic, (num_points,), _LABEL_TYPES, where)
     if scene.instance is not None:
         _check_array("instance", scene.instance, (num_points,), _LABEL_TYPES[1:], where)
-    if not np.isfinite(scene.points).all():
-        raise ShardError(f"{where}: {int((~np.isfinite(scene.points)).any(axis=1).sum())} points are not finite")
-    for box in scene.boxes or ():
-        check_rigid("world_from_box", box.world_from_box, where)
-        if not (np.isfinite(box.size).all() and min(box.size) > 0):
-            raise ShardError(f"{where}: the box of a {box.label} has size {box.size}, wanted metres above 0")
 
 
 def _check_array(
@@ -165,16 +183,9 @@ def _npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _arrays_of_npz(data: bytes) -> dict[str, NDArray[Any]]:
-    if data[:2] != b"PK":  # np.load would also take a single array, or refuse a pickle with advice to allow it
-        raise ValueError(f"points.npz is not an npz archive: {len(data)} bytes starting with {data[:8]!r}")
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
 def _boxes(data: bytes) -> tuple[SceneBox, ...]:
     boxes = []
-    for entry in json.loads(data):
-        x, y, z = (float(length) for length in entry["size"])
+    for entry in parse_json(data):
+        x, y, z = lengths_from_json(entry["size"])
         boxes.append(SceneBox(str(entry["label"]), matrix_from_json(entry["world_from_box"], 4), (x, y, z)))
     return tuple(boxes)

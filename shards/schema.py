@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.json_text import parse_json
+from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.images import BrokenImageError, decode_color, decode_depth, decode_labels
+from shards.images import BrokenImageError, Fits, decode_color, decode_depth, decode_labels
 
 FORMAT_VERSION = 1
 MAX_PATH_BYTES = 100  # the name field of a USTAR header; longer names would need the prefix field or PAX headers
@@ -22,7 +24,9 @@ LONGEST_MEMBER_BYTES = max(len(name) for name in MEMBERS)
 # The principal point of a camera lies near the middle of its image. Intrinsics that belong to another resolution put
 # it outside this share of the width or height (the usual mix-ups are factors of 4/3 to 2: 1296 against 640 columns).
 PRINCIPAL_POINT_SHARE = (0.4, 0.6)
+DEPTH_SCALES = (1e-3, 1e9)  # units per metre, from kilometres to nanometres
 RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
+_MAX_META_BYTES = 1 << 20
 Matrix = NDArray[np.float64]
 
 
@@ -156,10 +160,13 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
     """Read a frame back from its files. Images stay encoded; `check_frame` decodes them.
 
     Raises:
-        ShardError: a member is missing, unknown or malformed, or the ids in meta.json do not spell this key.
+        ShardError: a member is missing, unknown or malformed, a number is none to compute with, or the ids in meta.json
+            do not spell this key.
     """
     if unknown := sorted(set(members) - set(MEMBERS)):
-        raise ShardError(f"sample {key}: unknown member {unknown[0]}; format version {FORMAT_VERSION} has {MEMBERS}")
+        raise ShardError(
+            f"sample {key}: unknown member {shown(unknown[0])}; format version {FORMAT_VERSION} has {MEMBERS}"
+        )
     color_names = [name for name in COLOR_MEMBERS if name in members]
     if len(color_names) != 1:
         raise ShardError(f"sample {key}: wanted exactly one of {tuple(COLOR_MEMBERS)}, found {color_names}")
@@ -188,9 +195,13 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
             boxes=_boxes(members["boxes.json"]) if "boxes.json" in members else None,
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"sample {key}: a text member is malformed ({type(error).__name__}: {error})") from error
+        raise ShardError(
+            f"sample {key}: a text member is malformed ({type(error).__name__}: {shown(error)})"
+        ) from error
     if sample_key(frame.scene_id, frame.frame_id) != key:
-        raise ShardError(f"sample {key}: meta.json is of scene {frame.scene_id!r}, frame {frame.frame_id!r}")
+        scene_id, frame_id = shown(frame.scene_id), shown(frame.frame_id)
+        raise ShardError(f"sample {key}: meta.json is of scene '{scene_id}', frame '{frame_id}'")
+    check_numbers(frame, f"sample {key}")
     return frame
 
 
@@ -201,10 +212,10 @@ def read_meta(key: str, data: bytes) -> dict[str, Any]:
         ShardError: it is of another format version.
         ValueError, KeyError, TypeError: it is malformed.
     """
-    meta: dict[str, Any] = json.loads(data)
+    meta: dict[str, Any] = parse_json(data, max_bytes=_MAX_META_BYTES)
     if meta["format_version"] != FORMAT_VERSION:
         raise ShardError(
-            f"sample {key}: meta.json has format version {meta['format_version']!r}, this program reads "
+            f"sample {key}: meta.json has format version {shown(repr(meta['format_version']), 40)}, this program reads "
             f"{FORMAT_VERSION}; use the program version that packed it, or pack again"
         )
     return meta
@@ -220,31 +231,48 @@ def check_frame(frame: Frame, where: str) -> None:
     Raises:
         ShardError: an image does not decode, a size does not fit its K or the depth grid, a transform is not rigid.
     """
+    check_numbers(frame, where)
     try:
-        color_size = decode_color(frame.color, frame.color_format).shape[1::-1]
-        depth_size = decode_depth(frame.depth).shape[::-1]
-        label_sizes = {
-            name: decode_labels(data).shape[::-1]
-            for name, data in (("semantic", frame.semantic), ("instance", frame.instance))
-            if data is not None
-        }
+        decode_color(frame.color, frame.color_format, size_of_camera("color", frame.K_color, where))
+        height, width = decode_depth(frame.depth, size_of_camera("depth", frame.K_depth, where)).shape
+        for name, data in (("semantic", frame.semantic), ("instance", frame.instance)):
+            if data is not None:
+                decode_labels(data, size_of_labels(name, (width, height), where))
     except BrokenImageError as error:
         raise ShardError(f"{where}: {error}; restore the file, or remove the frame, and pack again") from error
-    _check_intrinsics("depth", frame.K_depth, depth_size, where)
-    _check_intrinsics("color", frame.K_color, color_size, where)
-    for name, size in label_sizes.items():
-        if size != depth_size:
-            raise ShardError(
-                f"{where}: the {name} image is {_size(size)}, the depth image {_size(depth_size)}; labels live on the "
-                "depth grid: resize them (nearest neighbour) and pack again"
-            )
-    if not (np.isfinite(frame.depth_scale) and frame.depth_scale > 0):
-        raise ShardError(f"{where}: depth_scale is {frame.depth_scale}, wanted units per metre, above 0")
+
+
+def check_numbers(frame: Frame, where: str) -> None:
+    """Raise ShardError unless the numbers of a frame can be computed with; its images are not looked at."""
+    low, high = DEPTH_SCALES
+    if not low <= frame.depth_scale <= high:
+        raise ShardError(
+            f"{where}: depth_scale is {frame.depth_scale}, wanted units per metre, from {low:g} to {high:g} (1000 for "
+            "millimetres)"
+        )
     check_rigid("color_from_depth", frame.color_from_depth, where)
     if frame.world_from_camera is not None:
         check_rigid("world_from_camera", frame.world_from_camera, where)
     for box in frame.boxes or ():
         check_rigid("camera_from_box", box.camera_from_box, where)
+
+
+def size_of_camera(name: str, K: Matrix, where: str) -> Fits:
+    """What raises ShardError unless the size of an image fits its intrinsics: looked at before it is decoded."""
+    return lambda size: _check_intrinsics(name, K, size, where)
+
+
+def size_of_labels(name: str, depth_size: tuple[int, int], where: str) -> Fits:
+    """What raises ShardError unless a label image is on the depth grid, (width, height)."""
+
+    def fits(size: tuple[int, int]) -> None:
+        if size != depth_size:
+            raise ShardError(
+                f"{where}: the {name} image is {_size(size)}, the depth image {_size(depth_size)}; labels live on the "
+                "depth grid: resize them (nearest neighbour) and pack again"
+            )
+
+    return fits
 
 
 def check_rigid(name: str, matrix: Matrix, where: str) -> None:
@@ -280,18 +308,26 @@ def _size(size: tuple[int, ...]) -> str:
 
 def matrix_from_json(value: Any, size: int) -> Matrix:
     """(size, size) from nested lists; ValueError for another shape."""
-    matrix = np.array(value, dtype=np.float64)
-    if matrix.shape != (size, size):
-        raise ValueError(f"wanted a {size}x{size} matrix, found shape {matrix.shape}")
-    return matrix
+    matrix = np.array(value)
+    if matrix.shape != (size, size) or matrix.dtype.kind not in "fiu":
+        raise ValueError(f"wanted a {size}x{size} matrix of numbers, found {matrix.dtype} of shape {matrix.shape}")
+    return matrix.astype(np.float64)
 
 
 def _boxes(data: bytes) -> tuple[Box, ...]:
     boxes = []
-    for entry in json.loads(data):
-        x, y, z = (float(length) for length in entry["size"])
+    for entry in parse_json(data):
+        x, y, z = lengths_from_json(entry["size"])
         boxes.append(Box(str(entry["label"]), matrix_from_json(entry["camera_from_box"], 4), (x, y, z)))
     return tuple(boxes)
+
+
+def lengths_from_json(value: Any) -> tuple[float, float, float]:
+    """Three lengths, metres; ValueError for anything else."""
+    x, y, z = (float(length) for length in value)
+    if not all(0 < length < np.inf for length in (x, y, z)):
+        raise ValueError(f"wanted three lengths above 0, found {x:g}, {y:g}, {z:g}")
+    return x, y, z
 
 
 def json_bytes(value: Any) -> bytes:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+from shards.doors.text import shown
 from shards.errors import ShardError, needs_extra
 
 BLOCK_BYTES = 512
+_OCTAL = re.compile(rb"[0-7]{1,12}")
 RECORD_BYTES = 20 * BLOCK_BYTES  # tar pads an archive to whole records, after at least two empty blocks
 
 
@@ -62,13 +65,13 @@ def members_of_slice(data: bytes, where: str) -> dict[str, bytes]:
         header = data[position : position + BLOCK_BYTES]
         path = header[:100].rstrip(b"\0").decode("ascii", "replace")
         _, dot, name = path.partition(".")
-        try:
-            size = int(header[124:136].rstrip(b"\0 "), 8)
-        except ValueError as error:
-            raise ShardError(f"{where}: no tar header at byte {position} of the sample; pack again") from error
+        octal = header[124:136].rstrip(b"\0 ")
+        if not _OCTAL.fullmatch(octal):
+            raise ShardError(f"{where}: no tar header at byte {position} of the sample; pack again")
+        size = int(octal, 8)
         start = position + BLOCK_BYTES
         position = start + size + -size % BLOCK_BYTES
         if header[257:262] != b"ustar" or not dot or name in members or position > len(data):
-            raise ShardError(f"{where}: member {path!r} of {size} bytes is not one of this sample; pack again")
+            raise ShardError(f"{where}: member '{shown(path)}' of {size} bytes is not one of this sample; pack again")
         members[name] = data[start : start + size]
     return members

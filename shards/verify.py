@@ -18,6 +18,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.text import shown
 from shards.errors import ShardError
 from shards.manifest import SampleKind, ShardIndex, index_name, shard_name
 from shards.ordered_map import ordered_map
@@ -196,12 +197,13 @@ def _hear_witness(tar: str, data: bytes, expected: Mapping[str, _MemberChecksums
             key = sample["__key__"]
             members = {name: value for name, value in sample.items() if not name.startswith("__")}
             if key in seen or key not in expected:
-                yield Problem(tar, key, f"webdataset's reader finds sample {key} {'again' if key in seen else 'too'}")
+                again = "again" if key in seen else "too"
+                yield Problem(tar, shown(key), f"webdataset's reader finds sample {shown(key)} {again}")
             elif _checksums(members) != expected[key]:
-                yield Problem(tar, key, f"webdataset's reader finds other members: {sorted(members)}")
+                yield Problem(tar, key, f"webdataset's reader finds other members: {sorted(map(shown, members))}")
             seen.add(key)
     except (tarfile.TarError, ValueError, OSError) as error:
-        yield Problem(tar, None, f"webdataset's reader fails: {error}")
+        yield Problem(tar, None, f"webdataset's reader fails: {shown(error)}")
     for key in expected:
         if key not in seen:
             yield Problem(tar, key, f"webdataset's reader does not find sample {key}")

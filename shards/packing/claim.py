@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from shards.doors.json_text import parse_json
 from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME, PACKING_NAME, Manifest
 from shards.stores.second_look import believed
@@ -112,7 +113,7 @@ def _names(owner: str, data: bytes) -> bool:
 
 def _fields(data: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -2,11 +2,10 @@
 
 import hashlib
 import importlib.metadata
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from shards.ordered_map import ordered_map
 from shards.packing.claim import SHARD_FILE, Claim, claim, published_before, release
 from shards.packing.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, load_frame, unique_tasks
 from shards.packing.resume import kept_shards
+from shards.packing.scratch import scratch_folder
 from shards.packing.writer import FinishedShard, ShardWriter
 from shards.schema import FORMAT_VERSION
 from shards.sources.formats import SourceFormat, find_format
@@ -193,10 +193,10 @@ def _pack_rest(
 
 @contextmanager
 def _scratch_folder(shard_size_bytes: int) -> Iterator[Path]:
-    with _explained(shard_size_bytes):
-        folder = tempfile.TemporaryDirectory(prefix="t4p-pack-")
-    with folder:
-        yield Path(folder.name)
+    with ExitStack() as stack:
+        with _explained(shard_size_bytes):
+            folder = stack.enter_context(scratch_folder())
+        yield folder
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.images import BrokenImageError, decode_any_depth
 from shards.schema import Frame
@@ -25,6 +26,7 @@ from shards.sources.raw_files import (
     read_text,
     read_world_from_camera,
     require_folder,
+    require_no_link,
 )
 
 NAME = "folder"
@@ -78,6 +80,9 @@ def scan(root: Path, options: SourceOptions) -> tuple[FolderRef, ...]:
     scenes = (
         [root] if _is_scene(root) else sorted(filter(_is_scene, root.iterdir()), key=lambda p: natural_order(p.name))
     )
+    for scene in scenes:
+        if scene != root:
+            require_no_link(scene)
     refs = [ref for scene in scenes for ref in _scan_scene(scene, options.depth_scale)]
     if not refs:
         raise CallError(f"{root}: no frame found; wanted color/ and depth/ in it, or scene folders that have them")
@@ -113,6 +118,8 @@ def label_names(root: Path) -> tuple[str, ...]:
 
 def _is_scene(folder: Path) -> bool:
     found = [name for name in ("color", "depth") if (folder / name).is_dir()]
+    for name in (*found, *(("pose", "label", "instance") if found else ())):
+        require_no_link(folder / name)
     if len(found) == 1:
         raise ShardError(
             f"{folder}: has a folder {found[0]}/ and no {'depth' if found == ['color'] else 'color'}/; a scene needs "
@@ -169,7 +176,11 @@ def _optional_files(folder: Path, suffixes: tuple[str, ...], colors: dict[str, P
         )
     if missing:
         _logger.warning(
-            "%s: %d of %d frames have no file here, the first is %s", folder, len(missing), len(colors), missing[0]
+            "%s: %d of %d frames have no file here, the first is %s",
+            shown(folder),
+            len(missing),
+            len(colors),
+            shown(missing[0]),
         )
     return files
 
@@ -181,6 +192,7 @@ def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in suffixes:
             continue
+        require_no_link(path)
         if path.stem in files:
             raise ShardError(f"{path}: {files[path.stem].name} is of the same frame; keep one of the two")
         files[path.stem] = path
@@ -205,7 +217,7 @@ def _warn_of_saturation(path: Path) -> None:
     if count := np.count_nonzero(depth == _SATURATED):
         _logger.warning(
             "%s: %d pixels are %d, often a mark for no reading, and are packed as a distance; set them to 0",
-            path,
+            shown(path),
             count,
             _SATURATED,
         )

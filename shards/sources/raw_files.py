@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.images import BrokenImageError, decode_any_depth, encode_depth, is_depth_png
 from shards.schema import Matrix
 
+MAX_FILE_BYTES = 1 << 28
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -39,14 +42,16 @@ def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Every folder under `root` with its file names, all in natural order.
 
     Raises:
-        ShardError: a folder cannot be listed.
+        ShardError: a folder cannot be listed, or is a link to another place.
     """
 
     def refuse(error: OSError) -> None:
         raise ShardError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
 
-    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         subfolders.sort(key=natural_order)
+        for name in subfolders:
+            require_no_link(Path(folder) / name)
         yield Path(folder), sorted(names, key=natural_order)
 
 
@@ -61,10 +66,45 @@ def color_format(path: Path) -> str:
     return "png" if path.suffix.lower() == ".png" else "jpg"
 
 
+def require_no_link(path: Path) -> None:
+    """Raise ShardError where a file or folder of a source is a symbolic link: it may lead to what nobody meant to pack.
+
+    The folder that is given as a source may be one: somebody typed its name.
+    """
+    if path.is_symlink():
+        raise ShardError(
+            f"{path}: a symbolic link, and what it leads to is not packed along; put the files themselves there, or "
+            "give the folder it leads to as the source"
+        )
+
+
+def beside(folder: Path, name: str, where: str) -> Path:
+    """The file that a list names, relative to its folder.
+
+    Raises:
+        ShardError: the name leads out of the folder.
+    """
+    if not name or os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+        raise ShardError(f"{where}: names '{shown(name)}', which is not within {folder}; wanted names of files there")
+    return folder / name
+
+
 def read_bytes(path: Path) -> bytes:
-    """The whole file; ShardError when it cannot be read."""
+    """The whole file; ShardError when it cannot be read, is a link, pipe or device, or larger than a raw file is."""
+    require_no_link(path)
     try:
-        return path.read_bytes()
+        # Opening a pipe would wait for somebody to write; a link made since the look above is not followed.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+        with open(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise ShardError(f"{path}: no file but a pipe, device or folder; put a file there, or remove it")
+            if facts.st_size > MAX_FILE_BYTES:
+                raise ShardError(
+                    f"{path}: {facts.st_size} bytes, and a file of one frame has at most {MAX_FILE_BYTES}; is it "
+                    "another kind of file?"
+                )
+            return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
 

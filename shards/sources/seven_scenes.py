@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.schema import Frame, Matrix
 from shards.sources.raw_files import (
@@ -102,10 +103,10 @@ def _scan_folder(folder: Path, names: list[str], root: Path, options: SourceOpti
     if without_pose:
         _logger.warning(
             "%s: %d of %d frames have no pose file, the first is %s",
-            folder,
+            shown(folder),
             len(without_pose),
             len(frame_ids),
-            without_pose[0],
+            shown(without_pose[0]),
         )
     scene_id, intrinsics_file = _scene_id(folder), _find_intrinsics(folder, root)
     refs = []

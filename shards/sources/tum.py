@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.schema import Frame, Matrix
 from shards.sources.raw_files import (
     SourceOptions,
+    beside,
     color_format,
     pinhole,
     read_bytes,
@@ -235,8 +237,8 @@ def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
             TumRef(
                 scene_id=name,
                 frame_id=color_stamps[i],
-                color=folder / color_names[i],
-                depth=folder / depth_names[j],
+                color=beside(folder, color_names[i], f"{folder / 'rgb.txt'}"),
+                depth=beside(folder, depth_names[j], f"{folder / 'depth.txt'}"),
                 world_from_camera=None if pose is None else tuple(pose.ravel().tolist()),
                 timestamp=stamp,
                 intrinsics=intrinsics,
@@ -250,7 +252,7 @@ def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
 
 def _warn_of_lost(path: Path, what: str, lost: Sequence[str], total: int) -> None:
     if lost:
-        _logger.warning("%s: %d of %d %s, the first is %s", path, len(lost), total, what, lost[0])
+        _logger.warning("%s: %d of %d %s, the first is %s", shown(path), len(lost), total, what, shown(lost[0]))
 
 
 def _intrinsics_of(name: str) -> tuple[float, float, float, float]:
@@ -259,7 +261,7 @@ def _intrinsics_of(name: str) -> tuple[float, float, float, float]:
         _logger.warning(
             "%s: the folder name does not say which camera it was (freiburg1, 2 or 3); using the ROS default "
             "intrinsics %s, a few pixels off any of them. Name the folder as the benchmark does to get the right ones.",
-            name,
+            shown(name),
             _ROS_INTRINSICS,
         )
         return _ROS_INTRINSICS
@@ -294,7 +296,7 @@ def _read_rows(path: Path, num_columns: int) -> list[list[str]]:
             continue
         if len(row) != num_columns or not _is_number(row[0]):
             raise ShardError(
-                f"{path}, line {number}: found {line!r}, wanted a stamp and {num_columns - 1} more columns"
+                f"{path}, line {number}: found '{shown(line)}', wanted a stamp and {num_columns - 1} more columns"
             )
         rows.append(row)
     return rows

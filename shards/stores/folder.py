@@ -38,8 +38,9 @@ class FolderStore:
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         with self._explained(name), (self.folder / name).open("rb") as file:
-            file.seek(offset)
-            return file.read(length)
+            size_bytes = os.fstat(file.fileno()).st_size
+            file.seek(min(offset, size_bytes))
+            return file.read(min(length, max(size_bytes - offset, 0)))  # an index may ask for more than memory holds
 
     def write(self, name: str, data: bytes | Path) -> None:
         with self._explained(name), self._incoming(data) as temporary:

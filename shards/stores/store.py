@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
+from shards.doors.text import shown_message
 from shards.errors import CallError, ShardError
 from shards.stores.patience import Patience
 
@@ -37,7 +38,7 @@ class FaultError(StoreError):
         self.cause = cause
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return shown_message(str(self.args[0]))
 
 
 def take_faults(store: Store) -> Counter[str]:

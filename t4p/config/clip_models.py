@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shards.doors.json_text import parse_json
 from t4p.config.network import ClipConfig
 from t4p.config.packaged import find_packaged
 from t4p.errors import ClipError, ConfigError
@@ -60,7 +60,7 @@ def read_clip_model(clip: ClipConfig) -> ClipModel | None:
         file = folder / f"{clip.name.replace('/', '-')}.json"  # open_clip takes ViT-B/32 as well
         if not file.is_file():
             raise unknown_name(clip.name, sorted(path.stem for path in folder.glob("*.json")))
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     try:
         vision = config["vision_cfg"]
         layers, patch = vision.get("layers"), vision.get("patch_size")
@@ -100,7 +100,7 @@ def read_model_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ClipError: the file cannot be read, or is none.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ClipError(
             f"model.clip.name is the path {path}: {error.strerror}; give an existing model configuration"

@@ -7,7 +7,7 @@ reported at once with its origin.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from t4p.config.run import ClusterConfig
 from t4p.config.section import RULES_LATER, Problem, Section
 from t4p.config.tasks import JobConfig, PretrainConfig
 from t4p.config.words import KeyPath, describe, field_at, unknown_keys
+from t4p.config.yaml_text import MAX_CHARACTERS, YamlError, parse_yaml
 from t4p.errors import ConfigError
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
@@ -299,55 +300,19 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield ChangedKey(f"{prefix}{key}", before, after)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; here that is an error, and so is a key of many parts."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"{key!r} stands where a key is wanted; put quotes around a value that begins with a bracket",
-                    key_node.start_mark,
-                )
-            if not isinstance(key, str):  # YAML 1.1 reads on, off, yes and no as true and false
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is no text; put quotes around it", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        with path.open(encoding="utf-8") as file:
+            tree = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if _refers_to_itself(tree):
-        raise ConfigError(f"{path}: an alias (*) stands inside of what its anchor (&) names; write the value out")
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected sections such as 'train:' at the top, found a {type(tree).__name__}")
     return tree
-
-
-def _refers_to_itself(value: Any, around: tuple[int, ...] = ()) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    if id(value) in around:
-        return True
-    below = value.values() if isinstance(value, dict) else value
-    return any(_refers_to_itself(each, (*around, id(value))) for each in below)
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -356,9 +321,9 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not separator or len(parts) < 2 or not all(parts):
         raise ConfigError(f"{override!r}: an override reads section.key=value, for example train.learning_rate=1e-4")
     try:
-        value: Any = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+        value: Any = parse_yaml(text)
+    except YamlError as error:
+        raise ConfigError(f"{override!r}: the value is {error}") from error
     for part in reversed(parts):
         value = {part: value}
     return value

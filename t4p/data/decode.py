@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.schema import Frame
+from shards.images import BrokenImageError, decode_color, decode_depth
+from shards.schema import Frame, size_of_camera
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +38,16 @@ def decode_frame(frame: Frame) -> DecodedFrame:
     """Decode the images of a frame.
 
     Raises:
-        ShardError: an image cannot be decoded, or the depth is not a 16-bit grey one.
+        ShardError: an image cannot be decoded, has another size than its camera, or the depth is not a 16-bit grey one.
     """
-    name = f"{frame.dataset}, sample {frame.scene_id}/{frame.frame_id}"
+    name = f"{shown(frame.dataset)}, sample {shown(frame.scene_id)}/{shown(frame.frame_id)}"
     try:
-        with Image.open(io.BytesIO(frame.color)) as image:
-            color = np.asarray(image.convert("RGB"))
-        with Image.open(io.BytesIO(frame.depth)) as image:
-            depth = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ShardError(f"{name}: an image cannot be decoded ({error}); run `t4p shards verify` and repack") from error
-    if depth.ndim != 2 or depth.dtype.itemsize < 2:
-        raise ShardError(f"{name}: depth is {depth.dtype} of shape {depth.shape}, wanted a 16-bit grey image; repack")
+        # The chunks of PNGs are not held against their CRCs: the crc32c of the sample was.
+        fits = size_of_camera("color", frame.K_color, name)
+        color = decode_color(frame.color, frame.color_format, fits, check_chunks=False)
+        depth = decode_depth(frame.depth, size_of_camera("depth", frame.K_depth, name), check_chunks=False)
+    except BrokenImageError as error:
+        raise ShardError(f"{name}: {error}; run `t4p shards verify` and repack") from error
     return DecodedFrame(
         color=color,
         depth=(depth / np.float32(frame.depth_scale)).astype(np.float32),

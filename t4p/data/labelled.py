@@ -14,7 +14,7 @@ from shards.errors import ShardError
 from shards.images import BrokenImageError, decode_labels
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene
-from shards.schema import Frame
+from shards.schema import Frame, size_of_labels
 from t4p.config.data import AugmentConfig, PointDataConfig
 from t4p.config.network import NetworkConfig
 from t4p.data import transforms
@@ -251,14 +251,11 @@ def lift_labelled(
         )
     decoded = decode_frame(frame)
     try:
-        ids = decode_labels(frame.semantic)
+        height, width = decoded.depth.shape
+        where = f"sample {frame.scene_id}/{frame.frame_id}"
+        ids = decode_labels(frame.semantic, size_of_labels("semantic", (width, height), where))
     except BrokenImageError as error:
-        raise ShardError(f"sample {frame.scene_id}/{frame.frame_id}: {error}; pack it again") from error
-    if ids.shape != decoded.depth.shape:
-        raise ShardError(
-            f"sample {frame.scene_id}/{frame.frame_id}: labels are {ids.shape}, depth is {decoded.depth.shape}; labels "
-            "live on the depth grid, pack it again"
-        )
+        raise ShardError(f"{where}: {error}; pack it again") from error
     size = image_size or (decoded.color.shape[0], decoded.color.shape[1])
     lifted = transforms.lift_frame(decoded, size, pixel_stride, max_depth, in_world)
     row, col = lifted.depth_pixel_of_point.T

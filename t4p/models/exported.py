@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shards.doors.json_text import parse_json
 from shards.results import write_result
 from t4p.config.kinds import config_of_task, task_named
 from t4p.config.network import NetworkConfig
@@ -214,7 +215,7 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], di
             "copy it again from where it came, or export it again"
         )
     try:
-        header = {name: json.loads(text) for name, text in metadata.items() if name != "format"}
+        header = {name: parse_json(text) for name, text in metadata.items() if name != "format"}
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return {name: tensor.to(device) for name, tensor in tensors.items()}, header

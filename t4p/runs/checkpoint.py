@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shards.doors.json_text import parse_json
 from t4p.errors import CheckpointError
 from t4p.runs.not_finite import dead_ends
 
@@ -79,7 +80,7 @@ def read_state(directory: Path) -> CheckpointState:
     """
     path = directory / STATE
     try:
-        fields = json.loads(path.read_text())
+        fields = parse_json(path.read_text())
         state = CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
         _check_kinds(state)
         return state
@@ -155,7 +156,7 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
     try:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such checkpoint; {_WANTED}")
-        marker = json.loads((directory / MARKER).read_text())
+        marker = parse_json((directory / MARKER).read_text())
         found_version, files = marker["format_version"], marker["files"]
         sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
         digests = {str(name): str(file["sha256"]) for name, file in files.items()}

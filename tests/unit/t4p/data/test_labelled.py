@@ -137,7 +137,7 @@ def test_draws_belong_to_seed_epoch_and_key_and_leave_the_labels():
     [
         ({"semantic": None}, ShardError, r"sample room/0: has no semantic labels"),
         ({"semantic": b"nothing"}, ShardError, r"sample room/0: labels cannot be decoded"),
-        ({"semantic": png(np.zeros((24, 32), np.uint8))}, ShardError, r"labels are \(24, 32\), depth is \(48, 64\)"),
+        ({"semantic": png(np.zeros((24, 32), np.uint8))}, ShardError, "semantic image is 32x24, the depth image 64x48"),
         ({"semantic": png(np.full((48, 64), 9, np.uint8))}, ValueError, r"class id 9 has no name"),
     ],
 )

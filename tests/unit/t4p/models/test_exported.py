@@ -117,12 +117,12 @@ def test_weights_that_are_not_those_of_the_configuration_are_refused(path, chang
 @pytest.mark.parametrize(
     ("key", "text", "cause"),
     [
-        ("config", "{", "JSONDecodeError"),
+        ("config", "{", "JsonError: no JSON"),
         ("config", '{"model": 3}', "ValidationError"),
         ("config", None, "KeyError: 'config'"),
-        ("config", "[" * 100_000, "RecursionError"),
+        ("config", "[" * 100_000, "JsonError: .* more than 32 deep"),
         ("step", '"many"', "ValueError"),
-        ("step", "1e999", "OverflowError"),
+        ("step", "1e999", "JsonError: .* not finite"),
         ("labels", "3", "TypeError"),
         ("towers_sha256", None, "KeyError"),
         ("versions", "[1]", "TypeError"),

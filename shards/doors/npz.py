@@ -1,0 +1,104 @@
+"""The one way in for npz archives: names, types and shapes are held against the sizes before anything is allocated."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.doors.text import shown
+
+MAX_BYTES = 512 << 20  # of all arrays of an archive: 25 million points with colours and labels
+_END_BYTES = 22
+_END_MARK = b"PK\x05\x06"
+_LOCATOR_64 = b"PK\x06\x07"
+_MAX_HEADER = 4096
+_PIECE_BYTES = 1 << 20
+_ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+
+
+class NpzError(ValueError):
+    """Bytes that are not the archive of arrays that they should be; says what is wrong, the caller says where."""
+
+
+def read_npz(
+    data: bytes, names: Collection[str], dtypes: Collection[np.dtype[Any]], max_bytes: int = MAX_BYTES
+) -> dict[str, NDArray[Any]]:
+    """The arrays of an archive, by name. Nothing is ever unpickled.
+
+    Args:
+        data: the archive, as np.savez writes it.
+        names: that may stand in it; none has to.
+        dtypes: that they may have.
+        max_bytes: of all arrays together.
+
+    Raises:
+        NpzError: no archive, an array of another name or type, larger than `max_bytes`, or of another size than its
+            shape says.
+    """
+    if data[:2] != b"PK":
+        raise NpzError(f"not an npz archive: {len(data)} bytes starting with {data[:8]!r}")
+    try:
+        # The directory is looked at before zipfile lists it: it may name millions of files.
+        num_files, directory_bytes = _directory(data)
+        if num_files > len(names) or directory_bytes > 1024 * len(names):
+            raise NpzError(f"an archive of {num_files} files, wanted at most {len(names)}: {', '.join(names)}")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+            found = [entry.filename.removesuffix(".npy") for entry in entries]
+            if strange := sorted({name for name in found if name not in names or found.count(name) > 1}):
+                raise NpzError(f"the array '{shown(strange[0])}' is unknown or there twice; wanted {', '.join(names)}")
+            if (total := sum(entry.file_size for entry in entries)) > max_bytes:
+                raise NpzError(f"arrays of {total} bytes, wanted at most {max_bytes}")
+            arrays = {}
+            for name, entry in zip(found, entries, strict=True):
+                with archive.open(entry) as file:
+                    arrays[name] = _read_array(file, entry.file_size, name, dtypes)
+            return arrays
+    except NpzError:
+        raise
+    except _ERRORS as error:
+        raise NpzError(f"not an npz archive ({type(error).__name__}: {shown(error)})") from error
+
+
+def _directory(data: bytes) -> tuple[int, int]:
+    """How many files the end of the archive announces, and the bytes of their list."""
+    end = data[-_END_BYTES:]
+    before = data[-_END_BYTES - 20 : -_END_BYTES]
+    if end[:4] != _END_MARK or before[:4] == _LOCATOR_64:
+        raise NpzError(f"not an npz archive as numpy writes it: {len(data)} bytes without its end")
+    num_files, directory_bytes = struct.unpack_from("<HI", end, 10)
+    return num_files, directory_bytes
+
+
+def _read_array(file: IO[bytes], size_bytes: int, name: str, dtypes: Collection[np.dtype[Any]]) -> NDArray[Any]:
+    """One array of a file whose size is known, from its header on."""
+    version = np.lib.format.read_magic(file)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise NpzError(f"{name} is an array of format {version}, wanted 1.0 or 2.0")
+    shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_HEADER)
+    if dtype not in dtypes:
+        raise NpzError(f"{name} holds {dtype}, wanted {', '.join(map(str, dtypes))}; nothing is ever unpickled")
+    rest = size_bytes - file.tell()
+    wanted = math.prod(shape) * dtype.itemsize  # of Python's integers: no product is too large to be compared
+    if rest != wanted or min(shape, default=0) < 0:
+        raise NpzError(f"{name} has the shape {shape} of {dtype}, which are {wanted} bytes, and {rest} bytes follow")
+    content = np.empty(wanted, np.uint8)
+    filled = 0
+    while piece := file.read(min(_PIECE_BYTES, wanted - filled) or 1):
+        content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+        filled += len(piece)
+    if filled != wanted:
+        raise NpzError(f"{name}: {filled} bytes came, wanted {wanted}")
+    return content.view(dtype).reshape(shape, order="F" if is_fortran else "C")
