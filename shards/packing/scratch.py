@@ -21,9 +21,11 @@ def scratch_folder() -> Iterator[Path]:
         OSError: it cannot be made.
     """
     sweep(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, (Path(folder) / _LOCK).open("wb") as lock:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, (Path(name) / "unlocked").open("wb") as lock:
+        folder = Path(name)
         _try_lock(lock.fileno())  # until the process ends, however it does
-        yield Path(folder)
+        (folder / "unlocked").rename(folder / _LOCK)  # nobody sees it without its lock
+        yield folder
 
 
 def sweep(parent: Path) -> None:

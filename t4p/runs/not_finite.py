@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.doors.json_text import parse_json
+
 NOT_FINITE = "not_finite.jsonl"
 
 
@@ -59,7 +61,7 @@ def _ends(run_dir: Path) -> Iterator[Mapping[str, Any]]:
         return
     for line in lines:
         try:
-            note = json.loads(line)
+            note = parse_json(line)
         except ValueError:  # torn, when the disk was full
             continue
         if isinstance(note, dict) and isinstance(note.get("step"), int) and "dead_end" in note:
