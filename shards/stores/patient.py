@@ -122,7 +122,9 @@ class PatientStore:
                 if part and part.is_complete:
                     return None
                 if not trial.failed():
-                    raise StoreError(f"{fault} (asked {failures} times in {trial.seconds:.0f} s)") from fault
+                    found, semicolon, next_move = str(fault).rpartition("; ")
+                    asked = f"(asked {failures} times in {trial.seconds:.0f} s)"
+                    raise StoreError(f"{found} {asked}; {next_move}" if semicolon else f"{fault} {asked}") from fault
             except MissingObjectError:
                 self._answered = True
                 raise

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fault_proxy import FaultProxy
 from PIL import Image
 
 from shards.packing.pack import pack
+from shards.stores.place import open_store
 from shards.stores.store import StoreError
 from t4p.config.data import AugmentConfig
 from t4p.data.batch import PairRecipe
@@ -205,3 +207,22 @@ def test_a_shard_that_is_gone_is_a_broken_sample_but_a_storage_that_fails_ends_t
     (copy / "shard-000000.tar").mkdir()  # reading a folder is an error of the storage, not of a sample
     with pytest.raises(StoreError, match=r"shard-000000\.tar"):
         list(TrainingStream(Catalogue([str(copy)]), PairRecipe(SAMPLES), replace(STREAM, num_workers=1)).batches(0, 3))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_storage_that_fails_now_and_then_is_counted_and_leaves_nothing_out(
+    dataset, s3_server, s3_bucket, monkeypatch, num_workers
+):
+    for path in dataset.iterdir():
+        open_store(s3_bucket).write(path.name, path)
+    settings = replace(STREAM, max_skip_fraction=0.5, num_workers=num_workers)
+    wanted = [
+        batch.keys for batch in TrainingStream(Catalogue([str(dataset)]), PairRecipe(SAMPLES), STREAM).batches(0, 3)
+    ]
+    with FaultProxy(s3_server.url, 0.3, 5, ["404", "altered", "503"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        stream = TrainingStream(Catalogue([s3_bucket]), PairRecipe(SAMPLES), settings)
+        assert [batch.keys for batch in stream.batches(0, 3)] == wanted
+    assert stream.num_skipped == 0
+    assert stream.storage_faults.total() == proxy.faults.total()
+    assert {"404 of what is there", "altered bytes", "503"} >= set(stream.storage_faults)
