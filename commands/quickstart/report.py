@@ -334,7 +334,7 @@ def page_of(report: QuickstartReport) -> Page:
 OWN_DATA_NOTES = (
     (
         "Scores need labels, and words need a CLIP that knows your images: this short run used towers with random "
-        "weights. configs/pretrain/scannet.yaml is the full-size configuration."
+        "weights. `t4p pretrain configs/pretrain/own.yaml` takes a real one; docs/pretraining.md says what to set."
     ),
 )
 ROOM_NOTES = (

@@ -22,7 +22,7 @@ def random_towers(config: JobConfig) -> str | None:
         return None
     return (
         "random towers: model.clip.pretrained is random, so this CLIP knows colour and texture and no words; it shows "
-        "that everything works. For results name a real CLIP: model.clip.name=RN50 model.clip.pretrained=openai"
+        "that everything works. For results take a real CLIP, as configs/pretrain/own.yaml does"
     )
 
 
