@@ -30,6 +30,7 @@ from launch.processes.private_folder import RAY
 from launch.ray_package import load_ray, load_ray_train, load_trainer
 from launch.rendezvous import rendezvous_config
 from launch.worker import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
+from t4p.heartbeat import title_process
 
 LOOPBACK = "127.0.0.1"  # the one address with which Ray's own servers listen there alone
 OBJECT_STORE_BYTES = 100 * 2**20  # nothing but the job description and metrics goes through it
@@ -51,6 +52,7 @@ def main(folder: Path) -> None:
     Args:
         folder: private to this attempt.
     """
+    title_process("t4p-driver")
     attempt = read_attempt(folder)
     try:
         outcome = JobOutcome(failures=run_attempt(attempt, folder))
