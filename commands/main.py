@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -214,26 +215,38 @@ def plan(
 
 
 def _train(command: str, arguments: list[str]) -> None:
-    """Be one worker of a training, to its end or to Ctrl-C."""
+    """Be one worker of a training, to its end or until it is told to stop."""
     config = load_worker_config(command, arguments)
     from rich.console import Console
 
     from launch.progress import show_trainings
-    from t4p.tasks.afterwards import look_afterwards
+    from t4p.runs.going_on import how_it_goes_on
+    from t4p.stop import asked, ending_on_signals
+    from t4p.tasks.afterwards import is_finished, look_afterwards
     from t4p.tasks.job import run_watched
     from t4p.train.engine import stop_process_group
 
     console = Console()
     is_first = os.environ.get("RANK", "0") == "0"
-    try:
+
+    def tell(message: str) -> None:
+        if is_first:
+            typer.echo(message, err=True)
+
+    def tell_stopped(signal_number: int) -> None:
+        console.show_cursor()
+        left = how_it_goes_on(Path(config.run.dir) / "checkpoints", config.train.resume)
+        tell(f"stopped by {Signals(signal_number).name}: {left}")
+
+    with ending_on_signals(config.train.save_on_stop, tell, tell_stopped):
         with show_trainings([""], console, "starting") if is_first else nullcontext({"": None}) as shows:
             run_watched(config, show=shows[""])
         stop_process_group()
-        for line in look_afterwards(config) if is_first else ():
-            typer.echo(line)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command resumes from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+    if asked() and not is_finished(config):
+        tell_stopped(asked())
+        raise typer.Exit(128 + asked())
+    for line in look_afterwards(config) if is_first else ():
+        typer.echo(line)
 
 
 def main() -> NoReturn:

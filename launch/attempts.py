@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,9 +27,9 @@ from launch.processes.caretaker import describe_end, end_processes, last_lines
 from launch.processes.environment import importable
 from launch.processes.own_files import open_own
 from launch.processes.private_folder import caretaker, private_folder
-from launch.processes.stop_signals import StopSignals
+from launch.processes.stop_signals import Stopped, StopSignals
 from launch.ray_package import require_ray
-from launch.worker import STEPPED, Attempt, WorkerJob, log_path, write_attempt
+from launch.worker import STEPPED, STOP, Attempt, WorkerJob, log_path, write_attempt
 
 DRIVER_LOG = "driver.log"
 START_PATIENCE_S = "600"  # for places on a busy cluster, and for Ray's workers to start on a busy machine
@@ -42,6 +43,7 @@ def run_job(
     max_restarts: int = 0,
     before_restart: Callable[[JobOutcome, str], WorkerJob] | None = None,
     say: Callable[[str], None] = lambda message: None,
+    stop_patience: float = 0.0,
 ) -> JobOutcome:
     """Run a job and wait for it; begin again where something was lost and nothing was wrong.
 
@@ -57,6 +59,8 @@ def run_job(
         max_restarts: how often a lost attempt is followed by another.
         before_restart: told of the lost attempt, and what was lost; gives the job to go on with (default: the same).
         say: told in one line what the job waits for.
+        stop_patience: seconds that ranks which have made a step get, to end by themselves, when the command is told to
+            stop; a second signal ends them at once. 0 ends them at the first.
 
     Returns:
         The outcome of the last attempt; with failures where ranks failed.
@@ -72,8 +76,11 @@ def run_job(
     with StopSignals() as stops:
         previous: JobOutcome | None = None
         for number in count(1):
-            outcome = replace(_run_attempt(job, number, address, on_tick, keep_logs, say, stops), attempt=number)
+            attempt = _run_attempt(job, number, address, on_tick, keep_logs, say, stops, stop_patience)
+            outcome = replace(attempt, attempt=number)
             lost = worth_restarting(outcome)
+            if stops.asked is not None and (lost is not None or not (outcome.failures or outcome.problem)):
+                raise Stopped(stops.asked)
             if lost is None or number > max_restarts:
                 return outcome
             if (again := same_death_twice(outcome, previous)) is not None:
@@ -93,6 +100,7 @@ def _run_attempt(
     keep_logs: Path | None,
     say: Callable[[str], None],
     stops: StopSignals,
+    stop_patience: float,
 ) -> JobOutcome:
     with private_folder() as folder, caretaker(folder):
         # Ranks on other nodes do not see the folder. A folder per attempt: a straggler of a lost one spoils no other.
@@ -104,7 +112,8 @@ def _run_attempt(
                 write_attempt(folder, Attempt(job, number, address, notes))
                 environment = _environment(folder, address)
                 open_own(folder / DRIVER_LOG, "ab").close()
-            status = _watch_driver(folder, environment, on_tick, say)
+            with stops.passed_on(lambda: stop_patience > 0 and _pass_on(notes)):
+                status = _watch_driver(folder, environment, on_tick, say, stops, stop_patience)
             outcome = read_outcome(folder) or _outcome_of_lost_driver(folder, notes, status)
             return replace(outcome, stepped=(notes / STEPPED).exists())
         finally:
@@ -116,10 +125,30 @@ def _run_attempt(
                     shutil.rmtree(notes, ignore_errors=True)
 
 
+def _pass_on(notes: Path) -> bool:
+    """Ask the ranks to save and end, if they have made a step: before, there is nothing to save."""
+    if not (notes / STEPPED).exists():
+        return False
+    try:
+        (notes / STOP).touch()
+    except OSError:
+        return False
+    return True
+
+
 def _watch_driver(
-    folder: Path, environment: dict[str, str], on_tick: Callable[[], None], say: Callable[[str], None]
+    folder: Path,
+    environment: dict[str, str],
+    on_tick: Callable[[], None],
+    say: Callable[[str], None],
+    stops: StopSignals,
+    stop_patience: float,
 ) -> int:
-    """Start the process that talks to Ray, wait until it ends, return its exit status."""
+    """Start the process that talks to Ray, wait until it ends, return its exit status.
+
+    Raises:
+        Stopped: the ranks were asked to end, and did not in time.
+    """
     with open_own(folder / DRIVER_LOG, "wb") as log:
         driver = subprocess.Popen(
             [sys.executable, "-m", "launch.driver", str(folder)],
@@ -129,12 +158,19 @@ def _watch_driver(
             env=environment,
             start_new_session=True,  # a Ctrl-C in the terminal reaches this process alone
         )
-    num_said = 0
+    num_said, said_asked = 0, False
     while True:
         try:
             return driver.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             on_tick()
+            stops.raise_when_over(stop_patience)
+            if stops.asked is not None and not said_asked:
+                said_asked = True
+                say(
+                    f"{signal.Signals(stops.asked).name}: saving a last checkpoint, for at most {stop_patience:g} s "
+                    "(train.save_on_stop); once more ends at once"
+                )
             if (folder / SAID).exists():
                 lines = (folder / SAID).read_text(encoding="utf-8").splitlines()
                 for line in lines[num_said:]:
@@ -183,7 +219,7 @@ def _outcome_of_lost_driver(folder: Path, notes: Path, status: int) -> JobOutcom
     if status == UNWRITABLE:
         return JobOutcome(
             problem=f"{folder.parent}: what became of the job cannot be written there, so it is not known; make room "
-            "there, or set TMPDIR to another folder. The same command resumes from the last checkpoint"
+            "there, or set TMPDIR to another folder. The same command goes on from what is saved"
         )
     with open_own(folder / DRIVER_LOG, "rb") as file:
         log = file.read().decode("utf-8", errors="replace")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -211,6 +212,8 @@ def _join_cluster(attempt: Attempt, folder: Path) -> bool:
         )
     except ConnectionError as error:
         raise LaunchError(describe_no_cluster(error)) from error
+    # `t4p launch stop` sends it to every process of the job: the command asks the ranks to save, and ends this one.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _wait_for_nodes(attempt, folder)
     return job.gpus_per_worker > 0
 

@@ -23,8 +23,9 @@ from t4p.config.kinds import config_of_task
 from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
 from t4p.runs.checkpoint import newest_checkpoint, step_of
+from t4p.runs.going_on import how_it_goes_on
 from t4p.runs.lock import describe_taken, is_locked
-from t4p.tasks.afterwards import newest_marked, random_towers
+from t4p.tasks.afterwards import is_finished, newest_marked, random_towers
 
 QUOTED_BYTES = 20_000  # of the end of a log, which may be large: it gathers every launch
 PROOF_BYTES = 8192  # more than one block
@@ -45,7 +46,8 @@ def launch_training(
         MissingExtraError: Ray is not installed.
         LaunchError: a worker failed, or something was lost more often than `cluster.max_restarts` puts up with; the
             full story is in `error.txt` in the run folder.
-        SystemExit: the command was told to stop (Ctrl-C, SIGTERM); every process has been ended.
+        SystemExit: the command was told to stop (Ctrl-C, SIGTERM); the ranks had `train.save_on_stop` seconds to save,
+            and every process has been ended.
     """
     check_call(config, num_workers, address)
     require_ray()
@@ -76,11 +78,14 @@ def launch_training(
                 max_restarts=max_restarts,
                 before_restart=before_restart,
                 say=say,
+                stop_patience=config.train.save_on_stop,
             )
     except Stopped as stop:
-        say(f"stopped by {stop}; the same command resumes from the last checkpoint")
+        if is_finished(config):
+            return
+        say(f"stopped by {stop}: {how_it_goes_on(run_dir / 'checkpoints', config.train.resume)}")
         raise SystemExit(128 + stop.signal_number) from None
-    raise_failure(outcome, num_workers, run_dir)
+    raise_failure(outcome, num_workers, run_dir, config.train.resume)
 
 
 def check_call(config: JobConfig, num_workers: int, address: str | None = None) -> None:
@@ -156,7 +161,7 @@ def training_worker(worker_config: dict[str, Any], report: Report) -> None:
     run_watched(config, on_step=on_step)
 
 
-def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
+def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path, resume: str = "auto") -> None:
     """Turn the outcome of a failed job into one clear error; write the whole story to `error.txt`.
 
     Raises:
@@ -174,8 +179,8 @@ def raise_failure(outcome: JobOutcome, num_workers: int, run_dir: Path) -> None:
         what = f"rank {first.rank} of {num_workers} failed: {describe_cause(first)}"
     if worth_restarting(outcome) is not None and outcome.attempt > 1:
         what = (
-            f"gave up after {outcome.attempt} attempts (cluster.max_restarts is {outcome.attempt - 1}); the same "
-            f"command resumes from the last checkpoint. The last attempt: {what}"
+            f"gave up after {outcome.attempt} attempts (cluster.max_restarts is {outcome.attempt - 1}); "
+            f"{how_it_goes_on(run_dir / 'checkpoints', resume)}. The last attempt: {what}"
         )
     raise LaunchError(f"{what}\n{where}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ from launch.processes.own_files import open_own
 from shards.errors import UserError
 from t4p.heartbeat import at_hang
 from t4p.runs.checkpoint import SHARED_FOLDER_PATIENCE
+from t4p.stop import ask
 
 # Called by a worker after every step with its number (from 1), the last one's number, and metrics for Ray.
 Report = Callable[[int, int, Mapping[str, float]], None]
@@ -28,6 +30,8 @@ Report = Callable[[int, int, Mapping[str, float]], None]
 # A report waits until Ray's controller, which looks every half second, took the one before. Every hundredth step costs
 # nothing measurable even at 10 ms per step; whoever wants every step reads metrics.jsonl.
 REPORT_EVERY = 100
+STOP = "stop"  # a file of the notes, written by the command: save after the next step, and end
+LOOK_EVERY = 1.0  # seconds between two looks for it
 STEPPED = "stepped"  # a file of the notes that tells: a step has been made in this attempt
 
 
@@ -115,10 +119,14 @@ def run_rank(job: WorkerJob, notes: Path, report_to_ray: Callable[[dict[str, flo
     rank = int(os.environ["RANK"])
     _redirect_output(log_path(notes, rank))
 
-    stepped = False
+    stepped, looked_at = False, time.monotonic()
 
     def report(step: int, last_step: int, metrics: Mapping[str, float]) -> None:
-        nonlocal stepped
+        nonlocal stepped, looked_at
+        if rank == 0 and time.monotonic() >= looked_at + LOOK_EVERY:
+            looked_at = time.monotonic()
+            if (notes / STOP).exists():
+                ask(signal.SIGTERM)  # the others learn it with the sums of the next step
         if not stepped:
             with suppress(OSError):
                 (notes / STEPPED).touch()

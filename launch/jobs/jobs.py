@@ -17,6 +17,7 @@ from launch.jobs.client import Cluster, JobState, choose_address, find_token
 from launch.jobs.source import project_version, read_requirements, read_source
 from launch.jobs.spec import (
     RUN_DIR_KEY,
+    STOP_KEY,
     STOP_PATIENCE,
     VERSION_KEY,
     JobSpec,
@@ -34,8 +35,8 @@ from t4p.runs.progress import Progress, last_in
 POLL_SHORTEST, POLL_LONGEST = 0.5, 4.0
 # Seconds that a cluster may be silent (a restarting dashboard, a lost tunnel) before following it ends.
 SILENCE = 60.0
-# What ends a job has to reach every node.
-STOP_TIMEOUT = STOP_PATIENCE + 40.0
+# Seconds after the certain end of a job, which has to reach every node.
+AFTER_THE_END = 40.0
 
 
 def connect(address: str | None, environment: Mapping[str, str]) -> Cluster:
@@ -171,8 +172,11 @@ def exit_status(job: JobState) -> int:
     return 2 if job.exit_code == 2 else 1
 
 
-def stop(cluster: Cluster, job_id: str, timeout: float = STOP_TIMEOUT) -> JobState:
+def stop(cluster: Cluster, job_id: str, timeout: float | None = None) -> JobState:
     """End a job and wait until it has ended; one that is over is left as it is.
+
+    Args:
+        timeout: seconds; by default as long as the job may take for a last checkpoint, and to end on every node.
 
     Raises:
         ConfigError: there is no such job.
@@ -181,6 +185,9 @@ def stop(cluster: Cluster, job_id: str, timeout: float = STOP_TIMEOUT) -> JobSta
     job = cluster.job(job_id)
     if job.is_over:
         return job
+    if timeout is None:
+        wait = job.metadata.get(STOP_KEY, "")
+        timeout = (int(wait) if wait.isdecimal() else STOP_PATIENCE) + AFTER_THE_END
     cluster.request_stop(job_id)
     end = time.monotonic() + timeout
     while not (job := cluster.job(job_id)).is_over:

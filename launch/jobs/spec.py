@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ from t4p.errors import ConfigError
 CONFIG_FILE = "t4p-job.yaml"
 REQUIREMENTS_FILE = "t4p-requirements.txt"
 
-# Seconds between the polite and the certain end of a job that is stopped. Ray's default of 3 is too short for the
-# command to end its driver and let the workers close their logs.
+# Seconds between the polite and the certain end of a job that is stopped, beyond what a last checkpoint may take
+# (train.save_on_stop). Ray's default of 3 is too short for the command to end its driver and let the workers close
+# their logs.
 STOP_PATIENCE = 20
 
 # The keys of a job's metadata; the first one marks a job as ours.
@@ -31,6 +33,7 @@ VERSION_KEY = "t4p_version"
 RUN_DIR_KEY = "run_dir"
 WORKERS_KEY = "num_workers"
 CONFIG_KEY = "config_sha256"
+STOP_KEY = "stop_wait"  # seconds from `t4p launch stop` to the certain end
 METADATA_KEYS = (VERSION_KEY, RUN_DIR_KEY, WORKERS_KEY, CONFIG_KEY)
 
 
@@ -138,11 +141,12 @@ def build_job_spec(
             f"absolute paths that every node sees, or s3:// prefixes for shards\n{listed}"
         )
     resolved = dump_config(config).encode()
+    stop_wait = STOP_PATIENCE + math.ceil(config.train.save_on_stop)
     return JobSpec(
         job_id=f"{_run_name(config.run.dir)}-{now:%Y%m%d-%H%M%S}-{suffix}",
         entrypoint=_entrypoint(config.task, num_workers),
         sizes=sizes,
-        env={"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_PATIENCE), **forwarded},
+        env={"PYTHONUNBUFFERED": "1", "RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait), **forwarded},
         forwarded=tuple(forwarded),
         files={
             **source,
@@ -153,6 +157,7 @@ def build_job_spec(
             VERSION_KEY: version,
             RUN_DIR_KEY: config.run.dir,
             WORKERS_KEY: str(num_workers),
+            STOP_KEY: str(stop_wait),
             CONFIG_KEY: hashlib.sha256(resolved).hexdigest(),
         },
     )

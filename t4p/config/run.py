@@ -43,6 +43,9 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt = Field(1000, description="Steps between checkpoints; the last step makes one too.")
     keep_checkpoints: PositiveInt = Field(3, description="Whole checkpoints that stay; older ones are deleted.")
     validate_every: int = Field(0, ge=0, description="0 validates before the first and after the last step only.")
+    save_on_stop: float = Field(
+        60, ge=0, le=3600, description="Seconds that a last checkpoint may take at Ctrl-C or SIGTERM; 0 does not save."
+    )
     step_timeout: PositiveFloat = Field(
         600, description="Seconds in which no rank gets on, after which all end; restarts go on."
     )

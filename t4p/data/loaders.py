@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from t4p.errors import LostLoaderError
 from t4p.heartbeat import Patience, beat
+from t4p.stop import leave_signals_alone
 
 Ref = TypeVar("Ref")
 Sample = TypeVar("Sample")
@@ -215,6 +216,7 @@ def _state(pid: int | None) -> str:
 
 def _begin_worker(worker_id: int) -> None:
     # Ctrl-C reaches the whole process group; the training process ends its loaders, they need not print anything.
+    leave_signals_alone()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

@@ -124,7 +124,7 @@ def await_files(directory: Path, wanted: Mapping[str, int]) -> None:
                 raise CheckpointError(
                     f"{directory}: shows {found} files {pattern} after {SHARED_FOLDER_PATIENCE:g} s, wanted {count}, "
                     "one of each rank. It has no marker, so it will not be used; see that every node writes to the "
-                    "same folder and start again: the run resumes from the last whole one"
+                    "same folder and start again: the run goes on from the last whole one, if there is one"
                 )
             time.sleep(0.1)
 

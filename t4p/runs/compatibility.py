@@ -22,6 +22,7 @@ FREE_KEYS = (
     "train.step_timeout",
     "train.resume",
     "train.keep_checkpoints",
+    "train.save_on_stop",
     "model.clip.pretrained",  # files may move; the weights in them are compared by hash
     "model.unet.activation_checkpointing",
     "data.num_workers",

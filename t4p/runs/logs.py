@@ -105,8 +105,8 @@ class RunLog:
                     self._board.add_scalar(f"{prefix}/{name}", value, step)
         except OSError as error:
             raise RunError(
-                f"{file.name}: cannot be written ({error}); make room and start again: the run resumes from its last "
-                "checkpoint"
+                f"{file.name}: cannot be written ({error}); make room and start again: the run goes on from its last "
+                "checkpoint, if there is one"
             ) from error
 
 

@@ -32,6 +32,12 @@ def newest_marked(checkpoints: Path) -> Path | None:
     return max(whole, key=step_of, default=None)
 
 
+def is_finished(config: JobConfig) -> bool:
+    """Whether the run folder has a whole checkpoint of the last step, by its marker."""
+    newest = newest_marked(Path(config.run.dir) / "checkpoints")
+    return newest is not None and step_of(newest) >= config.train.num_steps
+
+
 def look_afterwards(config: JobConfig) -> tuple[str, ...]:
     """Lines on what a training has left: its folder, its newest checkpoint, and the commands that go on from there."""
     run_dir = Path(config.run.dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from t4p.runs.going_on import how_it_goes_on, move_after_not_finite
 from t4p.runs.logs import RunLog, StepRecord
 from t4p.runs.not_finite import NOT_FINITE, note_not_finite
 from t4p.runs.retention import delete_expired
+from t4p.stop import ask, asked
 from t4p.train.engine import Engine, local_device
 
 Batch = TypeVar("Batch")
@@ -88,6 +90,8 @@ def train(
 ) -> None:
     """Train from `start_step` to `config.num_steps`. Collective: every rank takes the same number of steps.
 
+    Where any rank was asked to end (t4p/stop.py), all save after the same step and return.
+
     Args:
         log: rank 0's; None on the other ranks.
     """
@@ -115,9 +119,10 @@ def train(
             stream.num_skipped - skipped_before,
             stream.storage_faults.total() - faults_before,
             not engine.statistics_are_finite(),
+            bool(asked()),
         )
         sums = all_reduce_sum(torch.cat([terms_so_far, terms_so_far.new_tensor(counts)]).to(local_device()))
-        *terms_of_all, num_skipped, num_faults, num_overflown = sums.tolist()
+        *terms_of_all, num_skipped, num_faults, num_overflown, num_asked = sums.tolist()
         means = [term / world_size() for term in terms_of_all]
         tell_first_step()
 
@@ -144,10 +149,13 @@ def train(
         last = step == config.num_steps
         if last or (config.validate_every and step % config.validate_every == 0):
             _validate(engine, task, step, log)
-        if last or step % config.checkpoint_every == 0:
+        if last or num_asked or step % config.checkpoint_every == 0:
             save_checkpoint(engine, settings.checkpoints, settings.describe(step), config.keep_checkpoints)
             if log is not None:
                 log.checkpoint(step)
+        if num_asked:
+            ask(asked() or signal.SIGTERM)  # every rank has been asked now
+            return
 
 
 def scheduled_learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:

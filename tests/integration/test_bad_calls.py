@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def test_a_flipped_byte_stops_the_run_and_names_the_sample(t4p, tmp_path, shards
     assert_refused(result, 1, "crc32c", "shard-000000.tar", "t4p shards verify")
 
 
-def test_ctrl_c_ends_training_and_its_loaders(tmp_path, shards, clean_environ):
+def test_ctrl_c_saves_and_ends_training_and_its_loaders(tmp_path, shards, clean_environ):
     run_dir = tmp_path / "run"
     process = subprocess.Popen(
         [
@@ -220,7 +221,8 @@ def test_ctrl_c_ends_training_and_its_loaders(tmp_path, shards, clean_environ):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole foreground group gets it
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in stderr
+    assert len(list((run_dir / "checkpoints").glob("step_*/COMPLETE.json"))) == 1
+    assert re.search(r"stopped by SIGINT: saved step \d+; the same command goes on from it", stderr)
     assert "Traceback" not in stderr
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []

@@ -18,7 +18,7 @@ from launch.driver import CONNECTED, UNWRITABLE
 from launch.errors import LaunchError
 from launch.outcome import JobOutcome, WorkerFailure, write_failure, write_outcome
 from launch.processes.stop_signals import Stopped
-from launch.worker import STEPPED, WorkerJob, log_path, read_attempt
+from launch.worker import STEPPED, STOP, WorkerJob, log_path, read_attempt
 
 JOB = WorkerJob("nowhere:nothing", {"resume": "never"}, 1)
 LOST = WorkerFailure(0, "", "The actor died", "", 1.0)
@@ -144,6 +144,46 @@ def test_another_death_or_a_step_in_between_is_a_loss_again(drivers: list[Driver
         *(leaves(LOST), leaves(LOST, stepped=False), leaves()),
     ]
     assert run(max_restarts=9) == JobOutcome(attempt=6)
+
+
+def is_told_to_stop(stepped: bool, *failures: WorkerFailure) -> Driver:
+    """A driver whose command gets SIGTERM while it runs, and which ends as its ranks do."""
+
+    def driver(folder: Path) -> int:
+        notes = read_attempt(folder).notes
+        if stepped:
+            (notes / STEPPED).touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (notes / STOP).exists()
+        write_outcome(folder, JobOutcome(failures))
+        return 0
+
+    return driver
+
+
+@pytest.mark.parametrize("failures", [(), (LOST,)])
+def test_ranks_that_have_made_a_step_are_asked_to_save_and_no_other_attempt_follows(
+    drivers: list[Driver], failures: tuple[WorkerFailure, ...]
+) -> None:
+    drivers.append(is_told_to_stop(True, *failures))
+    with pytest.raises(Stopped) as stopped:
+        run(5, stop_patience=60.0)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert drivers == []
+
+
+def test_an_error_on_the_way_to_the_last_checkpoint_is_told(drivers: list[Driver]) -> None:
+    drivers.append(is_told_to_stop(True, OWN_ERROR))
+    assert run(5, stop_patience=60.0).failures == (OWN_ERROR,)
+
+
+@pytest.mark.parametrize(("stepped", "patience"), [(False, 60.0), (True, 0.0)])
+def test_where_nothing_would_be_saved_the_first_signal_ends(
+    drivers: list[Driver], stepped: bool, patience: float
+) -> None:
+    drivers.append(is_told_to_stop(stepped))
+    with pytest.raises(Stopped):
+        run(5, stop_patience=patience)
 
 
 @pytest.mark.parametrize("max_restarts", [0, 2])

@@ -173,7 +173,7 @@ def test_the_end_of_the_budget_names_the_attempts_and_the_last_reason(tmp_path: 
     with pytest.raises(LaunchError) as caught:
         raise_failure(lost, 2, tmp_path)
     message, where = str(caught.value).splitlines()
-    assert message.startswith("gave up after 4 attempts (cluster.max_restarts is 3); the same command resumes")
+    assert message.startswith("gave up after 4 attempts (cluster.max_restarts is 3); nothing is saved yet: ")
     assert "rank 1 of 2 failed: its process was killed" in message
     assert str(tmp_path / "error.txt") in where
 

@@ -22,6 +22,19 @@ def count(config, report):
         report(step, config["steps"], {"step": step})
 
 
+def stop(config, report):
+    import time
+    from pathlib import Path
+    from t4p.stop import asked
+    report(1, 9, {})
+    (Path(config["notes"]) / "stop").touch()
+    report(2, 9, {})
+    looked_too_soon = asked()
+    time.sleep(1.05)
+    report(3, 9, {})
+    print("asked", looked_too_soon, asked())
+
+
 def fail(config, report):
     print("some output")
     print("some more", file=sys.stderr)
@@ -35,16 +48,19 @@ from launch.worker import WorkerJob, run_rank
 folder = Path(sys.argv[1])
 reported = []
 try:
-    run_rank(WorkerJob(sys.argv[2], {"steps": 250}, 1), Path(sys.argv[3]), reported.append)
+    config = {"steps": 250, "notes": sys.argv[3]}
+    run_rank(WorkerJob(sys.argv[2], config, 1), Path(sys.argv[3]), reported.append)
 finally:
     (folder / "reported.json").write_text(json.dumps(reported))
 """
 
 
-def run_rank_alone(folder: Path, function: str, notes: Path | None = None) -> subprocess.CompletedProcess:
+def run_rank_alone(
+    folder: Path, function: str, notes: Path | None = None, rank: int = 3
+) -> subprocess.CompletedProcess:
     (folder / "rank_functions.py").write_text(MODULE)
     root = Path(__file__).resolve().parents[3]
-    environment = {"RANK": "3", "PYTHONPATH": f"{folder}:{root}", "PATH": ""}
+    environment = {"RANK": str(rank), "PYTHONPATH": f"{folder}:{root}", "PATH": ""}
     arguments = [sys.executable, "-c", RUN_RANK, str(folder), f"rank_functions:{function}", str(notes or folder)]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -52,6 +68,12 @@ def run_rank_alone(folder: Path, function: str, notes: Path | None = None) -> su
 def test_ray_hears_of_every_hundredth_step_and_the_last(tmp_path: Path) -> None:
     assert run_rank_alone(tmp_path, "count").returncode == 0
     assert json.loads((tmp_path / "reported.json").read_text()) == [{"step": 100}, {"step": 200}, {"step": 250}]
+
+
+@pytest.mark.parametrize(("rank", "asked"), [(0, "asked 0 15"), (3, "asked 0 0")])
+def test_rank_0_looks_once_a_second_whether_the_command_wants_an_end(tmp_path: Path, rank: int, asked: str) -> None:
+    assert run_rank_alone(tmp_path, "stop", rank=rank).returncode == 0
+    assert (tmp_path / f"rank-{rank}.log").read_text().strip() == asked
 
 
 def test_a_failing_rank_leaves_its_cause_and_its_output(tmp_path: Path) -> None:
