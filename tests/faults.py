@@ -23,6 +23,7 @@ from ray_site import Site, ended
 from small_model import SMALL
 
 from launch.processes.caretaker import processes_of
+from launch.training import newest_step
 
 EVERY = 8  # steps between checkpoints; the run takes some 70 on its way through all faults
 IMPORTS = "import torch, deepspeed, ray, open_clip"
@@ -200,6 +201,7 @@ class OnPrivateRay:
         last: the attempt that Ctrl-C ended.
         left: processes of the last private Ray right after the command had ended.
         num_steps: that were logged by then.
+        saved: step of the newest checkpoint by then.
         log: of rank 0 by then, and what error.txt said.
     """
 
@@ -210,6 +212,7 @@ class OnPrivateRay:
     last: Members
     left: list[psutil.Process]
     num_steps: int
+    saved: int
     log: str
     story: str
 
@@ -237,6 +240,7 @@ def run_on_private_ray(shards: str, run_dir: Path, road: Road) -> OnPrivateRay:
         last,
         processes_of(last.folder),
         num_lines(run_dir),
+        newest_step(run_dir / "checkpoints"),
         (run_dir / "logs" / "rank-0.log").read_text(),
         (run_dir / "error.txt").read_text(),
     )
@@ -262,7 +266,8 @@ class AsJobs:
         listed: the first job as `launch list` had it, while its workers were suspended.
         second: (status, output, errors) of a second job for the same run folder.
         still: whether the workers were there after Ctrl-C ended the following.
-        stopped: what `launch stop` answered while the workers were suspended, then `launch status` and another stop.
+        stopped: what `launch stop` answered, then `launch status` and another stop.
+        saved: step of the newest checkpoint after it, and how many were logged.
         left: workers that were there after it.
     """
 
@@ -277,6 +282,7 @@ class AsJobs:
     second: tuple[int, str, str]
     still: bool
     stopped: list[str]
+    saved: tuple[int, int]
     left: list[psutil.Process]
     last: Launched
 
@@ -301,7 +307,10 @@ def run_as_jobs(site: Site, run_dir: Path, road: Road) -> AsJobs:
         follower.process.send_signal(signal.SIGINT)
         follower.wait()
         still = all(is_running(worker.pid) for worker in members.workers)
+        for worker in members.workers:
+            worker.resume()
         stopped = [site.ask(verb, job_id)["status"] for verb in ("stop", "status", "stop")]
+        saved = (newest_step(run_dir / "checkpoints"), num_lines(run_dir))
         left = not_ended(members.workers)
     finally:
         follower.end()
@@ -327,6 +336,7 @@ def run_as_jobs(site: Site, run_dir: Path, road: Road) -> AsJobs:
         second,
         still,
         stopped,
+        saved,
         left,
         last,
     )

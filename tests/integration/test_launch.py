@@ -97,7 +97,9 @@ def test_a_stopped_rank_is_called_hung_with_the_stacks_of_who_waited(on_private_
 
 def test_ctrl_c_ends_a_launch_says_how_to_go_on_and_leaves_nothing_behind(on_private_ray: OnPrivateRay) -> None:
     assert on_private_ray.command.process.returncode == 130
-    assert "the same command resumes" in on_private_ray.command.output()
+    words = f"stopped by SIGINT: saved step {on_private_ray.saved}; the same command with train.resume=auto goes on"
+    assert words in on_private_ray.command.output()
+    assert on_private_ray.saved == on_private_ray.num_steps, "a last checkpoint, of the last step"
     assert on_private_ray.num_steps < SHORT.num_steps, "stopped in the middle, else this proves nothing"
     assert on_private_ray.left == []
     for attempt in (*(loss.attempt for loss in on_private_ray.losses), on_private_ray.last):
@@ -133,8 +135,10 @@ def test_ctrl_c_ends_the_following_of_a_job_and_not_the_job(as_jobs: AsJobs, on_
     assert as_jobs.still
 
 
-def test_a_job_is_stopped_with_its_workers_and_once_more_does_no_harm(as_jobs: AsJobs) -> None:
+def test_a_job_that_is_stopped_saves_and_ends_with_its_workers_and_once_more_does_no_harm(as_jobs: AsJobs) -> None:
     assert as_jobs.stopped == ["STOPPED"] * 3
+    step, logged = as_jobs.saved
+    assert step == logged, "a last checkpoint, of the last step"
     assert as_jobs.left == []
 
 
