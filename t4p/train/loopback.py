@@ -12,7 +12,7 @@ import sys
 from datetime import timedelta
 
 from torch import distributed
-from torch.distributed import Store, TCPStore
+from torch.distributed import TCPStore
 
 LOOPBACK = "127.0.0.1"
 
@@ -33,12 +33,16 @@ def join_on_loopback(backend: str, timeout: timedelta) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo takes the address of the machine's name
     rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     distributed.init_process_group(
-        backend, store=_store(rank, world_size, port, timeout), rank=rank, world_size=world_size, timeout=timeout
+        backend,
+        store=loopback_store(rank, world_size, port, timeout),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
     )
 
 
-def _store(rank: int, world_size: int, port: int, timeout: timedelta) -> Store:
-    """Rank 0 listens, at any port where it is alone and none is named (0)."""
+def loopback_store(rank: int, world_size: int, port: int, timeout: timedelta) -> TCPStore:
+    """A store at 127.0.0.1 and nowhere else; rank 0 listens, at any port where none is named (0)."""
     if rank != 0:
         return TCPStore(LOOPBACK, port, world_size, is_master=False, timeout=timeout)
     listening = socket.socket()

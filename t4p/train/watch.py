@@ -25,6 +25,7 @@ import torch.distributed as dist
 from t4p.distributed import broadcast_object, rank, world_size
 from t4p.errors import HungError
 from t4p.heartbeat import Beat, Patience, first_step_is_done, last_beat, told_at_hang
+from t4p.train.loopback import LOOPBACK, loopback_store
 
 # The first step compiles kernels, in one go and without a sign of life.
 FIRST_STEP_FACTOR = 6
@@ -114,12 +115,11 @@ class _Roll:
         self.total = 0
         self._every = every
         self._stopped = threading.Event()
-        host, patience = os.environ["MASTER_ADDR"], timedelta(seconds=60)
         if rank() == 0:
-            self._store = dist.TCPStore(host, 0, None, is_master=True, wait_for_workers=False, timeout=patience)
+            self._store = _open_store(0)
             broadcast_object(self._store.port)
         else:
-            self._store = dist.TCPStore(host, broadcast_object(0), None, is_master=False, timeout=patience)
+            self._store = _open_store(broadcast_object(0))
         threading.Thread(target=self._keep, name="t4p-roll", daemon=True).start()
 
     def stop(self) -> None:
@@ -152,6 +152,14 @@ class _Roll:
             except RuntimeError:  # rank 0 has ended: from now on every rank counts its own
                 return
             told = own
+
+
+def _open_store(port: int) -> dist.TCPStore:
+    """A store on rank 0's node, at any port for rank 0 itself; where all ranks are on one machine, on loopback."""
+    host, patience = os.environ["MASTER_ADDR"], timedelta(seconds=60)
+    if host == LOOPBACK:
+        return loopback_store(rank(), world_size(), port, patience)
+    return dist.TCPStore(host, port, None, is_master=rank() == 0, wait_for_workers=False, timeout=patience)
 
 
 _current: Watch | None = None

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rank_processes import Ranks, start_ranks
 
@@ -63,6 +64,9 @@ def stop_one(ranks: Ranks, folder: Path, stopped: int) -> float:
     while not all((folder / f"steps-{rank}").exists() for rank in range(NUM_RANKS)):
         assert time.monotonic() < begun + 240, ranks.said()
         time.sleep(0.05)
+    for process in ranks.processes:
+        listening = [each for each in psutil.Process(process.pid).net_connections() if each.status == "LISTEN"]
+        assert {each.laddr.ip for each in listening} == {"127.0.0.1"}, "ranks on one machine are reached from it alone"
     os.kill(ranks.processes[stopped].pid, signal.SIGSTOP)
     begun = time.monotonic()
     others = [process for rank, process in enumerate(ranks.processes) if rank != stopped]
