@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.doors.text import shown
+from shards.errors import ShardError
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
@@ -25,7 +26,7 @@ _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib
 Fits = Callable[[tuple[int, int]], None]
 
 
-class BrokenImageError(Exception):
+class BrokenImageError(ShardError):
     """Bytes that are not the image they should be; says what was found and wanted, the caller says where."""
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import ShardError
-from shards.images import decode_color, decode_depth
+from shards.images import BrokenImageError, decode_color, decode_depth
 from shards.reader import DatasetReader
-from shards.schema import Frame
+from shards.schema import size_of_camera
 
 NUM_LOOKS = 8  # samples that are read
 MAX_INDEXES = 64  # shards whose keys are read to count scenes
@@ -90,7 +90,14 @@ def summarise(dataset: DatasetReader) -> Summary:
                 labels.append(scene.semantic is not None)
                 continue
             frame = dataset.read_frame(*where)
-            color, depth = decode_color(frame.color, frame.color_format), _metres(frame)
+            key = f"{dataset.url}, sample {dataset.key(*where)}"
+            color = decode_color(frame.color, frame.color_format, size_of_camera("color", frame.K_color, key))
+            depth = decode_depth(frame.depth, size_of_camera("depth", frame.K_depth, key)) / np.float32(
+                frame.depth_scale
+            )
+        except BrokenImageError as error:
+            problem = f"{key}: {error}"
+            continue
         except ShardError as error:
             problem = str(error)
             continue
@@ -115,10 +122,6 @@ def summarise(dataset: DatasetReader) -> Summary:
         reading_share=_mean(shares),
         points=int(np.median(points)) if points else None,
     )
-
-
-def _metres(frame: Frame) -> np.ndarray:
-    return decode_depth(frame.depth) / np.float32(frame.depth_scale)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ from hostile_datasets import PWNED, write_all
 from shards.errors import ShardError
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
+from shards.summary import summarise
 from shards.verify import verify
 
 # What a training does with each dataset, in a process that measures its memory.
@@ -69,6 +70,17 @@ def test_a_training_refuses_each_in_words_with_little_memory(hostile: Path, clea
         assert error is None or (error.isprintable() and len(error) < 2000), (name, error)
     assert kilobytes < 300_000
     assert not Path(PWNED).exists()
+
+
+def test_what_is_said_of_each_is_printable(hostile: Path) -> None:
+    for folder in sorted(hostile.iterdir()):
+        try:
+            dataset = DatasetReader(str(folder))
+            lines = [dataset.key(0, 0), *summarise(dataset).lines().values()]
+        except ShardError as error:
+            lines = [str(error)]
+        for line in lines:
+            assert line.isprintable(), (folder.name, line)
 
 
 def test_verify_names_each(hostile: Path) -> None:
