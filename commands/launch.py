@@ -88,6 +88,8 @@ def _add_command(name: str, summary: str) -> None:
             if dry_run:
                 _show_plan(None, world_sizes(config, num_workers), as_json)
                 return
+            if address is None and (elsewhere := os.environ.get(ADDRESS_VARIABLE)):
+                typer.echo(f"{ADDRESS_VARIABLE} is set, and this trains here; --address {elsewhere} submits it there")
             launch_training(config, num_workers, address=address)
             for line in look_afterwards(config):
                 typer.echo(line)

@@ -30,7 +30,15 @@ from launch.placement import WorkerResources, describe_shortage
 from launch.processes.private_folder import RAY
 from launch.ray_package import load_ray, load_ray_train, load_trainer
 from launch.rendezvous import rendezvous_config
-from launch.worker import Attempt, WorkerJob, check_shared, describe_error, read_attempt, run_rank
+from launch.worker import (
+    Attempt,
+    WorkerJob,
+    check_shared,
+    describe_error,
+    read_attempt,
+    require_working_directory,
+    run_rank,
+)
 from t4p.heartbeat import title_process
 
 LOOPBACK = "127.0.0.1"  # the one address with which Ray's own servers listen there alone
@@ -212,6 +220,7 @@ def _join_cluster(attempt: Attempt, folder: Path) -> bool:
         )
     except ConnectionError as error:
         raise LaunchError(describe_no_cluster(error)) from error
+    require_working_directory()
     # `t4p launch stop` sends it to every process of the job: the command asks the ranks to save, and ends this one.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _wait_for_nodes(attempt, folder)

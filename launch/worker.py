@@ -107,6 +107,21 @@ def check_shared(notes: Path, patience: float = SHARED_FOLDER_PATIENCE) -> None:
         time.sleep(0.1)
 
 
+def require_working_directory() -> None:
+    """See that the folder of this process is still there: without it importing torch dies in words about oneMKL.
+
+    Raises:
+        LaunchError: it is gone.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise LaunchError(
+            f"the working directory of this job was removed under it on {socket.gethostname()}; several raylets of one "
+            "machine that share a session folder do that: start each with a --temp-dir of its own, or one per machine"
+        ) from error
+
+
 def run_rank(job: WorkerJob, notes: Path, report_to_ray: Callable[[dict[str, float]], None]) -> None:
     """Run the job on this process, a worker that Ray Train has set up: output to a file, the cause of a failure too.
 
@@ -140,6 +155,7 @@ def run_rank(job: WorkerJob, notes: Path, report_to_ray: Callable[[dict[str, flo
 
     at_hang(write_down)  # nobody catches that: the process is ended
     try:
+        require_working_directory()
         module_name, _, function_name = job.worker.partition(":")
         worker = getattr(importlib.import_module(module_name), function_name)
         worker(job.worker_config, report)

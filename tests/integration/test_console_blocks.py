@@ -33,7 +33,7 @@ BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NOT_RUN = "console not-run: "
 MOST_NOT_RUN = 12
 # `source` and `export` are for the shell of a reader.
-OURS = ("t4p ", "make ", "ray ", "source ", "export ")
+OURS = ("t4p ", "make ", "ray ", "(umask", "source ", "export ")
 
 PROGRAM = "import os, sys; os.chdir(sys.argv.pop(1)); from commands.main import main; sys.argv[0] = 't4p'; main()"
 
@@ -77,7 +77,7 @@ t4p checkpoint export runs/page mine.safetensors
 t4p evaluate model.exported=mine.safetensors 'data.shards=[rooms/held_out]' "data.ignored_labels=['*']"
 """,
     ("docs/clusters.md", "t4p launch pretrain"): Elsewhere("tests/integration/test_launch.py", ("--follow",)),
-    ("docs/clusters.md", "ray get-auth-token"): Elsewhere("tests/ray_cluster.py", ("--head", "token")),
+    ("docs/clusters.md", "(umask 077; ray get-auth-token"): Elsewhere("tests/ray_cluster.py", ("--head", "token")),
     ("docs/clusters.md", "t4p launch list"): Elsewhere("tests/faults.py", ("list", "status", "logs", "stop")),
     ("docs/doctor.md", "t4p doctor"): Elsewhere("tests/integration/test_doctor.py", ("doctor", "--url")),
 }

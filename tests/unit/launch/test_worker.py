@@ -10,7 +10,14 @@ import pytest
 
 from launch.errors import LaunchError
 from launch.outcome import read_failures
-from launch.worker import Attempt, WorkerJob, check_shared, read_attempt, write_attempt
+from launch.worker import (
+    Attempt,
+    WorkerJob,
+    check_shared,
+    read_attempt,
+    require_working_directory,
+    write_attempt,
+)
 
 # A module of the test's own: run_rank imports the function by name, on a process whose streams it takes over.
 MODULE = """
@@ -119,3 +126,14 @@ def test_a_folder_that_shows_up_late_is_waited_for(tmp_path: Path) -> None:
     late.start()
     check_shared(tmp_path / "notes")
     late.join()
+
+
+def test_a_working_directory_that_was_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two raylets with one session folder do that, and torch then dies about oneMKL."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    require_working_directory()
+    gone.rmdir()
+    with pytest.raises(LaunchError, match="was removed under it on .*--temp-dir"):
+        require_working_directory()
