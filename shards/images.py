@@ -19,7 +19,16 @@ MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
 _COLOR_FORMATS = {"jpg": ("JPEG",), "png": ("PNG",)}
 _RAW_DEPTH_FORMATS = ("PNG", "PPM", "TIFF")
 # All the ways in which Pillow reports damaged bytes.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,  # a TIFF whose width is a fraction
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 # Raises ShardError where the (width, height) that a header announces is not that of the image.

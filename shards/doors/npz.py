@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -21,7 +22,21 @@ _END_MARK = b"PK\x05\x06"
 _LOCATOR_64 = b"PK\x06\x07"
 _MAX_HEADER = 4096
 _PIECE_BYTES = 1 << 20
-_ERRORS = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+# What zipfile and zlib raise, and numpy where it takes a header for Python: it tokenizes and evaluates it.
+_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's; others take memory as their files say
 
 
 class NpzError(ValueError):
@@ -55,6 +70,8 @@ def read_npz(
             found = [entry.filename.removesuffix(".npy") for entry in entries]
             if strange := sorted({name for name in found if name not in names or found.count(name) > 1}):
                 raise NpzError(f"the array '{shown(strange[0])}' is unknown or there twice; wanted {', '.join(names)}")
+            if any(entry.compress_type not in _COMPRESSIONS for entry in entries):
+                raise NpzError("not an npz archive as numpy writes it: compressed in another way than deflate")
             if (total := sum(entry.file_size for entry in entries)) > max_bytes:
                 raise NpzError(f"arrays of {total} bytes, wanted at most {max_bytes}")
             arrays = {}

@@ -44,6 +44,8 @@ def parse_yaml(text: str) -> Any:
         raise YamlError(f"not valid YAML: {error}") from error
     except YamlError:
         raise
+    except (LookupError, AttributeError) as error:  # PyYAML's, where a tag asks for a number, a truth or a time
+        raise YamlError("not valid YAML: a tag (!!) stands before a value of another kind; leave it out") from error
     except (ValueError, OverflowError) as error:  # of numbers, dates and times that there are none of
         raise YamlError(f"not valid YAML: {shown(error)}") from error
 

@@ -1,6 +1,7 @@
 """Depth images in and out."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -95,3 +96,13 @@ def test_labels_keep_their_ids(dtype: type) -> None:
     assert decode_labels(encoded(ids, "PNG")).tolist() == ids.tolist()
     with pytest.raises(BrokenImageError, match="wanted a grayscale PNG"):
         decode_labels(encoded(np.zeros((4, 4, 3), np.uint8), "PNG"))
+
+
+def test_a_tiff_whose_width_is_a_fraction_is_told() -> None:
+    data = bytearray(encoded(np.ones((4, 5), np.uint16), "TIFF"))
+    entry = struct.pack("<HHI", 256, 4, 1)  # ImageWidth, one number of 32 bits
+    assert entry in data
+    at = data.index(entry)
+    data[at : at + 8] = struct.pack("<HHI", 256, 5, 1)  # a rational
+    with pytest.raises(BrokenImageError, match="depth cannot be decoded"):
+        decode_any_depth(bytes(data))

@@ -1,5 +1,6 @@
 """Archives of arrays: what numpy writes is read, what does not hold together is refused before it takes memory."""
 
+import contextlib
 import io
 import struct
 import tracemalloc
@@ -8,6 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 from hostile_datasets import npy_header, npz, with_size
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards.doors.npz import NpzError, read_npz
 
@@ -71,4 +74,45 @@ def test_two_files_of_one_name_are_refused() -> None:
         with pytest.warns(UserWarning, match="Duplicate name"):
             archive.writestr("xyz.npy", npy_header((0, 3)))
     with pytest.raises(NpzError, match="'xyz' is unknown or there twice"):
+        read(buffer.getvalue())
+
+
+GOOD_HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "(((",
+        "'''abc",
+        "  x\n y",
+        "{[]: 1}",
+        "-" * 3900 + "1",
+        GOOD_HEADER.replace("(1,)", "(True,)"),
+        GOOD_HEADER.replace("(1,)", "(01,)"),
+        GOOD_HEADER.replace("'shape'", "b'shape'"),
+    ],
+)
+def test_a_header_that_numpy_stumbles_over_is_told(header: str) -> None:
+    text = header.encode() + b"\n"
+    with pytest.raises(NpzError, match=r"not an npz archive|holds"):
+        read(npz({"xyz": b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(4)}))
+
+
+@given(st.lists(st.tuples(st.integers(0, len(GOOD_HEADER)), st.sampled_from("{}[]()',: \\\n01-+.bjLTO#")), max_size=4))
+def test_whatever_stands_in_a_header_is_an_array_or_told(typed: list[tuple[int, str]]) -> None:
+    text = GOOD_HEADER
+    for at, letter in typed:
+        text = text[:at] + letter + text[at:]
+    data = text.encode() + b"\n"
+    with contextlib.suppress(NpzError):
+        read(npz({"xyz": b"\x93NUMPY\x01\x00" + struct.pack("<H", len(data)) + data + bytes(4)}))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_that_numpy_does_not_write_is_refused_unread(compression: int) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr("xyz.npy", npy_header((1, 3)) + bytes(12))
+    with pytest.raises(NpzError, match="in another way than deflate"):
         read(buffer.getvalue())
