@@ -32,11 +32,13 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    return (
+    page = (
         _environment()
         .get_template(template)
         .render(policy=policy, style=Markup(style), data=json_element(data), **values)
     )
+    # An id keeps the bytes of a file name that is not UTF-8, as halves of characters: spelled out, as JSON does too.
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def json_element(data: Mapping[str, Any]) -> Markup:

@@ -192,3 +192,10 @@ def test_what_stands_between_backticks_is_code() -> None:
     document = Document(render_page(replace(SMALL, notes=(note, note.replace(" not `", "")))))
     assert document.texts_of("code") == ["t4p <x>", "t4p"]
     assert note in document.texts_of("p"), "one that has no partner stays"
+
+
+def test_an_id_of_bytes_that_are_no_utf_8_is_spelled_out() -> None:
+    name = b"caf\xe9".decode("utf-8", "surrogateescape")
+    text = render_page(Page(title=name, summary=name, data={"name": name}))
+    assert text.encode().count(rb"caf\udce9") == 4
+    assert json.loads(Document(text).texts_of("script")[0]) == {"name": name}
