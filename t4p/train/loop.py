@@ -147,13 +147,16 @@ def train(
         if settings.on_step is not None:
             settings.on_step(record)
         last = step == config.num_steps
-        if last or (config.validate_every and step % config.validate_every == 0):
+        is_due = last or (config.validate_every and step % config.validate_every == 0)
+        if is_due and not num_asked:
             _validate(engine, task, step, log)
         if last or num_asked or step % config.checkpoint_every == 0:
             save_checkpoint(engine, settings.checkpoints, settings.describe(step), config.keep_checkpoints)
             if log is not None:
                 log.checkpoint(step)
         if num_asked:
+            if is_due:  # after the save: it may take longer than train.save_on_stop
+                _validate(engine, task, step, log)
             ask(asked() or signal.SIGTERM)  # every rank has been asked now
             return
 

@@ -23,14 +23,15 @@ from t4p.runs.checkpoint import checkpoint_name, newest_checkpoint, step_of
 pytestmark = pytest.mark.usefixtures("forked_python")
 
 NUM_STEPS = 9
-# `t4p`, in which a rank sends itself a signal after a step.
+# `t4p`, in which a rank sends itself a signal after a step, and validates for minutes from then on.
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 from commands.main import main
+from t4p.stop import asked
 from t4p.tasks.pretrain import PretrainTask
 
 signals = dict(zip(sys.argv[1].split(","), sys.argv[2].split(",")))
-check = PretrainTask.check
+check, validate = PretrainTask.check, PretrainTask.validate
 
 def check_and_signal(self, record):
     check(self, record)
@@ -38,7 +39,11 @@ def check_and_signal(self, record):
     if record.step == 3 and name:
         os.kill(os.getpid(), getattr(signal, name))
 
-PretrainTask.check = check_and_signal
+def validate_slowly(self, module):
+    time.sleep(600 if asked() else 0)
+    return validate(self, module)
+
+PretrainTask.check, PretrainTask.validate = check_and_signal, validate_slowly
 sys.argv = ["t4p", *sys.argv[3:]]
 main()
 """
@@ -108,3 +113,13 @@ def test_a_rank_that_waits_for_another_one_ends_at_the_limit(shards: Path, tmp_p
     assert time.monotonic() - ended < 60
     assert "stopped by SIGTERM: nothing is saved yet: the same command begins again" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_validation_that_is_due_comes_after_the_save_and_cannot_cost_it(shards: Path, tmp_path: Path) -> None:
+    call = command(
+        shards, tmp_path / "run", "train.save_on_stop=10", "train.validate_every=2", signals=("0", "SIGTERM")
+    )
+    with start_ranks(call, 1, tmp_path / "logs") as ranks:
+        assert ranks.processes[0].wait(300) == 128 + signal.SIGTERM
+        said = ranks.said()
+    assert "stopped by SIGTERM: saved step 4; the same command goes on from it" in said
