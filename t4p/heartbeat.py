@@ -129,7 +129,7 @@ def _bytes_moved() -> int:
 
 
 def at_hang(tell: Callable[[BaseException], None]) -> None:
-    """Have a hang told before the process is ended for it: last words, which must be quick and not wait for anybody."""
+    """Have a hang told before the process is ended for it: last words, which are waited for a moment at most."""
     _told.append(tell)
 
 

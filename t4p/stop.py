@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from types import FrameType
 
 from t4p.heartbeat import first_step_is_done
@@ -147,7 +148,7 @@ def _listen(
             return
         acts = {stopping.take(number, time.monotonic(), first_step_is_done()) for number in heard if number in SIGNALS}
         if Act.END in acts or not ready:
-            _end_now(stopping.first, last_words, end)
+            end_now(partial(last_words, stopping.first), 128 + stopping.first, end)
             return
         if Act.SAVE in acts:
             ask(stopping.first)
@@ -158,10 +159,16 @@ def _listen(
                 )
 
 
-def _end_now(number: int, last_words: Callable[[int], None], end: Callable[[int], None]) -> None:
-    speaking = threading.Thread(target=last_words, args=(number,), daemon=True)
+def end_now(last_words: Callable[[], None], status: int, end: Callable[[int], None] = os._exit) -> None:
+    """End this process and its children, whatever else it waits for: a disk that hangs holds nobody.
+
+    Args:
+        last_words: said in a thread that is waited for LAST_WORDS seconds; a failure of theirs is printed.
+        end: how to end this process.
+    """
+    speaking = threading.Thread(target=last_words, daemon=True)
     speaking.start()
     speaking.join(LAST_WORDS)
     for child in multiprocessing.active_children():
         child.kill()
-    end(128 + number)
+    end(status)

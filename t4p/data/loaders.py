@@ -31,6 +31,7 @@ LOOK_EVERY = 0.5  # seconds between two looks at the loaders, while nothing come
 # Seconds without a batch after which loaders are taken for hung. Half of train.step_timeout's default: the other ranks
 # wait meanwhile.
 PATIENCE = 300.0
+ENDED_WITHIN = 5.0  # seconds in which a killed process is gone, if it can go
 _END = object()
 
 
@@ -124,12 +125,17 @@ class _Loaders(Generic[Sample]):
             raise _LostLoader(f"nothing came from the loader processes for {patience:.0f} s ({states})")
 
     def close(self) -> None:
-        """End the processes; a thread that waits for a message of which half came is left to itself."""
+        """End the processes; what cannot end is left to itself.
+
+        That is one in a call to a disk that hangs, which no signal reaches, and the thread where it waits for the other
+        half of a message.
+        """
         self._closed.set()
         for process in self._context.started:
             process.kill()
+        end = time.monotonic() + ENDED_WITHIN
         for process in self._context.started:
-            process.join()
+            process.join(max(0.0, end - time.monotonic()))
         self._thread.join(timeout=1.0)
 
     def _receive(

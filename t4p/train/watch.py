@@ -9,7 +9,6 @@ Seconds are counted in looks of this thread, so a process that was stopped or a 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import threading
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from t4p.distributed import broadcast_object, rank, world_size
 from t4p.errors import HungError
 from t4p.heartbeat import Beat, Patience, first_step_is_done, last_beat, told_at_hang
+from t4p.stop import end_now
 from t4p.train.loopback import LOOPBACK, loopback_store
 
 # The first step compiles kernels, in one go and without a sign of life.
@@ -90,13 +90,17 @@ class Watch:
         if self._stopped.is_set():
             return
         error = HungError(describe_hang(beat.place, waited, silent))
-        error.add_note(stacks())
-        for tell in told_at_hang():
-            tell(error)
-        print(f"rank {rank()}: {error}\n{stacks()}", file=sys.stderr, flush=True)  # noqa: T201
-        for child in multiprocessing.active_children():
-            child.kill()
-        self._end(HungError.exit_status)
+        where = stacks()
+        error.add_note(where)
+
+        def tell_all() -> None:
+            try:
+                for tell in told_at_hang():
+                    tell(error)
+            finally:
+                print(f"rank {rank()}: {error}\n{where}", file=sys.stderr, flush=True)  # noqa: T201
+
+        end_now(tell_all, HungError.exit_status, self._end)
 
 
 class _Roll:
