@@ -171,6 +171,23 @@ class DatasetReader:
             )
 
 
+def spread(samples_per_shard: NDArray[np.int64], count: int) -> list[tuple[int, int]]:
+    """So many (shard, sample) pairs or fewer, spread evenly over all samples, the first and the last included.
+
+    Args:
+        samples_per_shard: (S,) samples of each shard.
+    """
+    stops = np.cumsum(samples_per_shard)
+    num_samples = int(samples_per_shard.sum())
+    count = min(count, num_samples)
+    positions = np.unique(np.linspace(0, num_samples - 1, count).astype(int)).tolist() if count else []
+    shards = [int(np.searchsorted(stops, position, side="right")) for position in positions]
+    return [
+        (shard, int(position - stops[shard] + samples_per_shard[shard]))
+        for position, shard in zip(positions, shards, strict=True)
+    ]
+
+
 def check_layout(index: ShardIndex, size_bytes: int, where: str) -> None:
     """Raise ShardError unless the samples of an index fill a tar of `size_bytes` without gap or overlap."""
     ends = index.offsets + index.lengths

@@ -8,8 +8,9 @@ import numpy as np
 
 from shards.errors import ShardError
 from shards.images import BrokenImageError, decode_color, decode_depth
-from shards.reader import DatasetReader
+from shards.reader import DatasetReader, spread
 from shards.schema import size_of_camera
+from shards.stores.store import MissingObjectError, StoreError
 
 NUM_LOOKS = 8  # samples that are read
 MAX_INDEXES = 64  # shards whose keys are read to count scenes
@@ -75,14 +76,10 @@ def summarise(dataset: DatasetReader) -> Summary:
     """
     num_indexes = min(MAX_INDEXES, dataset.manifest.num_shards)
     scenes = {key.partition("/")[0] for shard in range(num_indexes) for key in dataset.index(shard).keys}
-    stops = np.cumsum(dataset.samples_per_shard)
-    positions = np.unique(np.linspace(0, dataset.num_samples - 1, min(NUM_LOOKS, dataset.num_samples)).astype(int))
     color_sizes: dict[str, None] = {}
     depth_sizes: dict[str, None] = {}
     poses, labels, readings, shares, points, problem = [], [], [], [], [], ""
-    for position in positions.tolist():
-        shard = int(np.searchsorted(stops, position, side="right"))
-        where = shard, int(position - stops[shard] + dataset.samples_per_shard[shard])
+    for where in spread(dataset.samples_per_shard, NUM_LOOKS):
         try:
             if dataset.manifest.sample_kind == "scenes":
                 scene = dataset.read_scene(*where)
@@ -98,6 +95,11 @@ def summarise(dataset: DatasetReader) -> Summary:
         except BrokenImageError as error:
             problem = f"{key}: {error}"
             continue
+        except MissingObjectError as error:
+            problem = str(error)
+            continue
+        except StoreError:  # says nothing of the data, and the next sample would take as long to fail
+            raise
         except ShardError as error:
             problem = str(error)
             continue

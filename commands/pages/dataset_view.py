@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from commands.pages.page import Fact, Page, render_page
 from commands.pages.sample_view import legend_of, names_of, view_sample
 from commands.pages.sheet import draw_sheet
 from shards.errors import CallError
-from shards.reader import DatasetReader
+from shards.reader import DatasetReader, spread
 from shards.results import check_result, write_result
 from shards.sample import Sample, check_sample
 
@@ -41,21 +39,13 @@ def show_dataset(url: str, key: str | None, out: Path, num_samples: int, force: 
         raise CallError(f"--out is {out}, wanted a name that ends in .png or {PAGE_SUFFIX}")
     check_result(out, force)
     dataset = DatasetReader(url)
-    places = [dataset.find(key)] if key is not None else spread(dataset, num_samples)
+    places = [dataset.find(key)] if key is not None else spread(dataset.samples_per_shard, num_samples)
     keys = tuple(dataset.key(*place) for place in places)
     samples = [_read(dataset, *place) for place in places]
     content = draw_samples(samples, dataset, as_page=out.suffix == PAGE_SUFFIX, one=key is not None)
     with write_result(out, force) as partial:
         partial.write_bytes(content)
     return keys
-
-
-def spread(dataset: DatasetReader, num_samples: int) -> list[tuple[int, int]]:
-    """(shard, sample) of samples at even distances over a dataset, the first one among them."""
-    ends = np.cumsum(dataset.samples_per_shard)
-    positions = np.unique(np.arange(num_samples) * dataset.num_samples // num_samples)
-    shards = np.searchsorted(ends, positions, side="right")
-    return [(int(s), int(p - (ends[s] - dataset.samples_per_shard[s]))) for s, p in zip(shards, positions, strict=True)]
 
 
 def draw_samples(samples: Sequence[Sample], dataset: DatasetReader, as_page: bool, one: bool) -> bytes:

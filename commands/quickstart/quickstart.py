@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from commands.pages.dataset_view import spread
 from commands.pages.page import Gallery
 from commands.pages.sample_view import legend_of, names_of, view_sample
 from commands.quickstart.report import QuickstartReport, show_table, write_report
@@ -20,7 +19,7 @@ from launch.training import launch_training
 from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME
 from shards.packing.pack import pack
-from shards.reader import DatasetReader
+from shards.reader import DatasetReader, spread
 from shards.sources.formats import FORMATS, FrameRef, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.stores.place import open_store
@@ -133,7 +132,7 @@ def try_on_own_data(data: str, out: Path, command: str, console: Console) -> Qui
 def show_frames(url: str) -> Gallery:
     """A few frames of the user's, from all over the dataset."""
     dataset = DatasetReader(url)
-    samples = [dataset.read_frame(*place) for place in spread(dataset, NUM_SHOWN)]
+    samples = [dataset.read_frame(*place) for place in spread(dataset.samples_per_shard, NUM_SHOWN)]
     names = names_of(samples, dataset.manifest.label_names)
     shown = [view_sample(sample, names, small=True) for sample in samples]
     return Gallery(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import CallError
-from shards.reader import DatasetReader
+from shards.reader import DatasetReader, spread
 from shards.sample import Sample, sample_from_members
 from shards.stores.store import take_faults
 
@@ -80,14 +80,7 @@ class Catalogue:
 
     def spread(self, count: int) -> list[tuple[int, int]]:
         """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""
-        stops = np.cumsum(self.samples_per_shard)
-        count = min(count, self.num_samples)
-        positions = np.unique(np.linspace(0, self.num_samples - 1, count).astype(int)).tolist() if count else []
-        shards = [int(np.searchsorted(stops, position, side="right")) for position in positions]
-        return [
-            (shard, int(position - stops[shard] + self.samples_per_shard[shard]))
-            for position, shard in zip(positions, shards, strict=True)
-        ]
+        return spread(self.samples_per_shard, count)
 
     def take_faults(self) -> Counter[str]:
         """What the storages did wrong since the last call, in this process, and was put right by asking again."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch import nn
 
 from shards.errors import ShardError
 from shards.schema import Frame
+from shards.stores.store import StoreError
 from t4p.config.kinds import task_named
 from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
@@ -114,9 +114,14 @@ def tell_missing_poses(config: JobConfig, catalogue: Catalogue) -> None:
         return
     posed = []
     for place in catalogue.spread(NUM_LOOKS):
-        with suppress(ShardError):  # training counts what is broken
-            if isinstance(stored := catalogue.fetch(*place), Frame):
-                posed.append(stored.world_from_camera is not None)
+        try:
+            stored = catalogue.fetch(*place)
+        except StoreError:
+            break  # the next would take as long to fail; training says what is wrong there
+        except ShardError:  # training counts what is broken
+            continue
+        if isinstance(stored, Frame):
+            posed.append(stored.world_from_camera is not None)
     if not all(posed):
         print_line(
             f"data.frame is world, and {posed.count(False)} of {len(posed)} frames looked at have no pose: their "

@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import shards.reader
 from shards.errors import CallError, ShardError
 from shards.manifest import ShardIndex, index_name, shard_name
 from shards.packing.pack import pack
-from shards.reader import DatasetReader
+from shards.reader import DatasetReader, spread
 
 
 @pytest.fixture
@@ -184,3 +185,13 @@ def test_a_damaged_shard_table_is_noticed(dataset: Path) -> None:
     (dataset / "shards.bin").write_bytes(b"x" * 48)
     with pytest.raises(ShardError, match=r"shards.bin: sha256 is .* the shard table is damaged"):
         DatasetReader(str(dataset))
+
+
+@pytest.mark.parametrize("counts", [(9,), (4, 5), (1, 7, 1), (2, 2, 2, 2, 1)])
+@pytest.mark.parametrize("wanted", [0, 1, 2, 5, 9, 50])
+def test_samples_are_spread_evenly_over_the_shards(counts: tuple[int, ...], wanted: int) -> None:
+    every = [(shard, sample) for shard, count in enumerate(counts) for sample in range(count)]
+    found = [every.index(place) for place in spread(np.array(counts), wanted)]
+    assert len(found) == min(wanted, len(every))
+    assert not found or found[0] == 0
+    assert len(found) < 2 or (found[-1] == 8 and np.ptp(np.diff(found)) <= 1)

