@@ -210,13 +210,17 @@ def _look(
 
 
 def _in_sight(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(N,) whether a point is drawn: not too high, and on neither of the sides that face the camera."""
+    """(N,) whether a point is drawn: not too high, and on neither of the sides that face the camera.
+
+    All of them where that would leave none: a few points far from each other are no room.
+    """
     low, high = np.percentile(points, [_OUTLIERS, 100 - _OUTLIERS], axis=0)
     thickness = np.minimum(_WALL_THICKNESS, 0.05 * (high - low))  # a thin cloud is not all wall
     above_floor = points[:, 2] - low[2]
     behind_walls = (points[:, :2] >= (low + thickness)[:2]).all(axis=1)
     inside = (points >= low - _WALL_THICKNESS).all(axis=1) & (points <= high + _WALL_THICKNESS).all(axis=1)
-    return inside & (above_floor <= CUT_HEIGHT) & (behind_walls | (above_floor <= _FLOOR_THICKNESS))
+    drawn = inside & (above_floor <= CUT_HEIGHT) & (behind_walls | (above_floor <= _FLOOR_THICKNESS))
+    return drawn if drawn.any() else np.ones(len(points), bool)
 
 
 def _place_camera(

@@ -235,9 +235,7 @@ class _SampleDataset(Dataset[Sample | BrokenSample | StoreError], Generic[Sample
         except MissingObjectError as error:
             return BrokenSample(key, "missing", str(error))
         except StoreError as error:
-            return (
-                error  # the storage failed, not the sample: raised in the training process, without a second traceback
-            )
+            return error  # the storage failed, and not the sample: raised in the training process, with one traceback
         except ShardError as error:
             return BrokenSample(key, "damaged", str(error))
         except ValueError as error:

@@ -180,3 +180,12 @@ def test_a_picture_has_room_for_its_boxes(room: NDArray[np.float32]) -> None:
         blue = drawn[..., 2] - drawn[..., 0] > 90
         assert blue.any() == has_room
         assert not blue[0].any(), "nothing is cut off at the rim"
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 3, 8])
+@pytest.mark.parametrize("extent", [(1, 1, 1), (0.1, 100, 1000), (1e4, 1e-3, 50)])
+def test_a_few_points_that_are_no_room_are_drawn(num_points: int, extent: tuple[float, float, float]) -> None:
+    for seed in range(3):
+        points = np.random.default_rng(seed).normal(size=(num_points, 3)) * extent
+        view = RoomView.of(points, 64, 48)
+        assert (pixels(view.draw(np.zeros((num_points, 3), np.uint8))) < 128).any()
