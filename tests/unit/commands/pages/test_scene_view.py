@@ -188,4 +188,4 @@ def test_a_few_points_that_are_no_room_are_drawn(num_points: int, extent: tuple[
     for seed in range(3):
         points = np.random.default_rng(seed).normal(size=(num_points, 3)) * extent
         view = RoomView.of(points, 64, 48)
-        assert (pixels(view.draw(np.zeros((num_points, 3), np.uint8))) < 128).any()
+        assert (pixels(view.draw(np.zeros((num_points, 3), np.uint8))) < 255).any()
