@@ -28,7 +28,10 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # What trainings and the commands around them import; read when they are: one thread each, and no GPU.
-IMPORTED = ("commands.main", "commands.checkpoint", "t4p.tasks.pretrain", "t4p.tasks.semantic", "t4p.tasks.evaluate")
+IMPORTED = (
+    *("commands.main", "commands.checkpoint", "t4p.tasks.pretrain", "t4p.tasks.semantic", "t4p.tasks.evaluate"),
+    *("t4p.train.run_folder", "t4p.models.clip_package", "launch.progress", "torch.utils.tensorboard"),
+)
 SETTINGS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
 
 

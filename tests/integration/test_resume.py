@@ -184,7 +184,7 @@ def calls(shards, uninterrupted, tmp_path_factory):
 
 def test_naming_a_checkpoint_without_its_marker_is_refused(calls):
     run_dir, result = calls["unmarked"]
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"{run_dir.parent / 'unmarked' / 'step_00000003'}: no COMPLETE.json" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (run_dir / "metrics.jsonl").exists()
