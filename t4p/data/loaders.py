@@ -38,6 +38,11 @@ _END = object()
 class _LostLoader(Exception):
     """What happened to a loader, in words."""
 
+    def __init__(self, what: str, next_move: str) -> None:
+        """Say `what`; where it happens again, `next_move` too."""
+        super().__init__(what)
+        self.next_move = next_move
+
 
 def load(
     dataset: Dataset[Sample],
@@ -72,10 +77,7 @@ def load(
             return
         except _LostLoader as lost:
             if lost_at == num_done:
-                raise LostLoaderError(
-                    f"{lost}, a second time at the same samples; where memory is short, lower data.num_workers, or set "
-                    "it to 0 to see what happens there"
-                ) from None
+                raise LostLoaderError(f"{lost}, a second time at the same samples; {lost.next_move}") from None
             lost_at = num_done
             print(f"{lost}; other loaders take its place", flush=True)  # noqa: T201
             beat("loaders take the place of others")
@@ -119,10 +121,16 @@ class _Loaders(Generic[Sample]):
     def _look(self, hung: bool, patience: float) -> None:
         for process in self._context.started:
             if process.exitcode is not None:
-                raise _LostLoader(f"loader process {process.pid} {_describe_end(process.exitcode)}")
+                raise _LostLoader(
+                    f"loader process {process.pid} {_describe_end(process.exitcode)}",
+                    "where memory is short, lower data.num_workers, or set it to 0 to see what happens there",
+                )
         if hung:
             states = ", ".join(f"{process.pid} is {_state(process.pid)}" for process in self._context.started)
-            raise _LostLoader(f"nothing came from the loader processes for {patience:.0f} s ({states})")
+            raise _LostLoader(
+                f"nothing came from the loader processes for {patience:.0f} s ({states})",
+                "see whether the disk or storage of the data answers; if they were at work, raise train.step_timeout",
+            )
 
     def close(self) -> None:
         """End the processes; what cannot end is left to itself.

@@ -219,10 +219,11 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))
     validation = build_validation(config)
-    from t4p.train.run_folder import say
 
     if model.head == "words" and model.pretrained is None and rank() == 0:
-        say("model.head is words, and there is no model.pretrained: random weights know no words; linear learns more")
+        print_line(
+            "model.head is words, and there is no model.pretrained: random weights know no words; linear learns more"
+        )
     module = build_module(config, towers.to(device)).to(device)
 
     def wrap(checkpoint: Path | None) -> Engine:
@@ -230,7 +231,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
             differing = load_pretrained(module, config, towers.sha256)
             if rank() == 0:
                 for line in differing:
-                    say(f"model.pretrained was trained otherwise: {line}")
+                    print_line(f"model.pretrained was trained otherwise: {line}")
         return build_engine(
             module,
             config.train,

@@ -35,6 +35,7 @@ from t4p.runs.checkpoint import (
 from t4p.runs.going_on import how_it_goes_on, move_after_not_finite
 from t4p.runs.logs import RunLog, StepRecord
 from t4p.runs.not_finite import NOT_FINITE, note_not_finite
+from t4p.runs.progress import print_line
 from t4p.runs.retention import delete_expired
 from t4p.stop import ask, asked
 from t4p.train.engine import Engine, local_device
@@ -211,7 +212,7 @@ def save_checkpoint(engine: Engine, checkpoints: Path, state: CheckpointState, k
         ) from error
     if rank() == 0:
         for sentence in delete_expired(checkpoints, state.step, keep):
-            print(sentence, flush=True)  # noqa: T201
+            print_line(sentence)
 
 
 def _what_is_not_finite(record: StepRecord, loss: float, overflown: bool) -> str:

@@ -34,7 +34,7 @@ from t4p.runs.compatibility import freed_keys, refuse_changes
 from t4p.runs.lock import describe_taken, take_lock
 from t4p.runs.logs import RunLog, StepRecord
 from t4p.runs.not_finite import note_changes
-from t4p.runs.progress import Show, Tracker
+from t4p.runs.progress import Show, Tracker, print_line
 from t4p.runs.universal import is_universal, made_from, make_universal, universal_of
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.loop import LoopSettings
@@ -94,7 +94,7 @@ def open_run(
             write_atomically(run_dir / "config.yaml", dump_config(config))
             if changes:
                 note_changes(run_dir, start_step, changes)
-                say(f"after a step that was not finite, from step {start_step} on with " + ", ".join(changes))
+                print_line(f"after a step that was not finite, from step {start_step} on with " + ", ".join(changes))
             tracker = Tracker(config.train.num_steps, task_named(config.task).scores, start_step or None, show)
             log = RunLog(run_dir, start_step, tracker)
         except OSError as error:
@@ -103,7 +103,7 @@ def open_run(
         left = f"steps {start_step + 1} on" if start_step < config.train.num_steps else "every step is taken already"
         if start_step == 0 and config.data.validation_shards:
             left += ", after a first validation"
-        say(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, {left}")
+        print_line(f"{world_size()} rank(s), {share} frame(s) each per micro-batch, {left}")
     try:
         yield engine, LoopSettings(start_step, config.run.seed, checkpoints, describe, on_step), log
     finally:
@@ -138,10 +138,10 @@ def fit_to_world(checkpoint: Path, saved: CheckpointState) -> Path:
     universal = universal_of(checkpoint)
     problem: CheckpointError | None = None
     if rank() == 0:
-        say(f"{checkpoint} was written by {saved.world_size} rank(s), this run has {world_size()}")
+        print_line(f"{checkpoint} was written by {saved.world_size} rank(s), this run has {world_size()}")
         try:
             with beating_while_files_move(f"converting {checkpoint.name}"):
-                make_universal(checkpoint, universal, convert_to_universal, say)
+                make_universal(checkpoint, universal, convert_to_universal, print_line)
         except CheckpointError as error:
             problem = error
     problem = broadcast_object(problem)
@@ -241,7 +241,7 @@ def choose_checkpoint(resume: str, checkpoints: Path) -> Path | None:
 
 def _choose(resume: str, checkpoints: Path) -> Path | None:
     if resume not in ("auto", "never"):
-        named = as_checkpoint(Path(resume), say)
+        named = as_checkpoint(Path(resume), print_line)
         verify_marker(named)
         newest, _ = newest_checkpoint(checkpoints)
         if newest is not None and not _same_checkpoint(named, newest):
@@ -266,9 +266,9 @@ def _choose(resume: str, checkpoints: Path) -> Path | None:
             )
         return None
     for sentence in passed_over:
-        say(f"passed over: {sentence}")
+        print_line(f"passed over: {sentence}")
     if newest is not None:
-        say(f"resuming from {newest}")
+        print_line(f"resuming from {newest}")
     return newest
 
 
@@ -288,8 +288,3 @@ def _same_checkpoint(named: Path, newest: Path) -> bool:
     if is_universal(named):
         return made_from(named, newest)
     return named.resolve() == newest.resolve()
-
-
-def say(message: str) -> None:
-    """Tell whoever watches rank 0."""
-    print(message, flush=True)  # noqa: T201

@@ -9,9 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from live_processes import is_running
+from torch.utils.data import Dataset
 
 from shards.packing.pack import pack
+from t4p.data.loaders import load
+from t4p.errors import LostLoaderError
 
 SCRIPT = """
 import json, multiprocessing, sys, time
@@ -43,3 +47,32 @@ def test_loaders_of_a_killed_process_end(tmp_path: Path) -> None:
     while left := [pid for pid in loaders if is_running(pid)]:
         assert time.monotonic() < deadline, f"loaders {left} are still there"
         time.sleep(0.2)
+
+
+class Deadly(Dataset[int]):
+    """The fourth sample kills or hangs whoever makes it."""
+
+    def __init__(self, sign: int) -> None:
+        self._sign = sign
+
+    def __getitem__(self, number: int) -> int:
+        if number == 3:
+            os.kill(os.getpid(), self._sign)
+        return number
+
+
+@pytest.mark.parametrize(
+    ("sign", "message"),
+    [
+        (
+            signal.SIGKILL,
+            "was killed .*, a second time at the same samples; where memory is short, lower data.num_work",
+        ),
+        (signal.SIGSTOP, "nothing came .*is stopped.*, a second time .*; see whether the disk or storage .* answers"),
+    ],
+)
+def test_what_ends_loaders_twice_ends_the_loading_and_the_next_move_fits(sign: int, message: str) -> None:
+    loaded = load(Deadly(sign), lambda done: ([n] for n in range(done, 9)), 1, tuple, patience=2.0)
+    assert [next(loaded) for _ in range(3)] == [(0,), (1,), (2,)]
+    with pytest.raises(LostLoaderError, match=message):
+        next(loaded)
