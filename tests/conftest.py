@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,10 @@ from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # no
 # A shell that starts the tests in the background has SIGINT ignored, and every process below inherits that: the tests
 # that press Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A deadline of 200 ms for an example measures the machine.
+hypothesis.settings.register_profile("t4p", deadline=None)
+hypothesis.settings.load_profile("t4p")
 
 
 @pytest.hookimpl(tryfirst=True)
