@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from shards.doors.json_text import parse_json
 from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.schema import FORMAT_VERSION
+from shards.schema import FORMAT_VERSION, MAX_PATH_BYTES
 
 MANIFEST_NAME = "manifest.json"
 TABLE_NAME = "shards.bin"
 PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
 _MAX_COUNT = 1 << 50  # of samples, and of bytes: sums of them stay within 64 bits
+_MAX_LINE_BYTES = MAX_PATH_BYTES + 2 * len("\t1125899906842624") + len("\t01234567\n")  # of an index: key, counts, crc
 _KEY = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
 SampleKind = Literal["frames", "scenes"]  # RGB-D views, or whole point clouds
 _ROW = np.dtype([("num_samples", "<u8"), ("size_bytes", "<u8"), ("sha256", "u1", (32,))])
@@ -136,6 +137,11 @@ class ShardTable:
     size_bytes: NDArray[np.int64]
     sha256: NDArray[np.uint8]
 
+    @staticmethod
+    def encoded_size(num_shards: int) -> int:
+        """Bytes of the table of so many shards."""
+        return num_shards * _ROW.itemsize
+
     @classmethod
     def from_rows(cls, rows: Sequence[ShardRow]) -> "ShardTable":
         """Stack rows."""
@@ -162,9 +168,9 @@ class ShardTable:
         if digest != manifest.shards_sha256:
             raise ShardError(
                 f"{where}: sha256 is {digest} ({len(data)} bytes), the manifest says {manifest.shards_sha256} "
-                f"({manifest.num_shards * _ROW.itemsize} bytes); the shard table is damaged, pack the dataset again"
+                f"({cls.encoded_size(manifest.num_shards)} bytes); the shard table is damaged, pack the dataset again"
             )
-        if len(data) != manifest.num_shards * _ROW.itemsize:
+        if len(data) != cls.encoded_size(manifest.num_shards):
             raise ShardError(f"{where}: {len(data)} bytes are not the {manifest.num_shards} rows of the manifest")
         rows = np.frombuffer(data, dtype=_ROW)
         counts = np.concatenate([rows["num_samples"], rows["size_bytes"]])
@@ -201,6 +207,11 @@ class ShardIndex:
         rows = zip(self.keys, self.offsets.tolist(), self.lengths.tolist(), self.crc32c.tolist(), strict=True)
         body = "".join(f"{key}\t{offset}\t{length}\t{crc:08x}\n" for key, offset, length, crc in rows).encode("ascii")
         return body + b"#crc32c\t%08x\n" % google_crc32c.value(body)
+
+    @staticmethod
+    def largest_size(num_samples: int) -> int:
+        """Bytes that the .idx of so many samples has at most."""
+        return (num_samples + 1) * _MAX_LINE_BYTES
 
     @staticmethod
     def is_whole(data: bytes) -> bool:

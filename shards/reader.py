@@ -8,6 +8,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.doors.json_text import MAX_BYTES
 from shards.errors import CallError, ShardError
 from shards.manifest import (
     MANIFEST_NAME,
@@ -52,7 +53,9 @@ class DatasetReader:
         self.store: Store = open_store(url)
         self.url = self.store.url
         self.manifest = _read_manifest(self.store)
-        table = believed(self.store, partial(self.store.read, TABLE_NAME), self._is_table)
+        # One byte more than wanted is enough to tell that it is another file, however large.
+        read = partial(self.store.read_range, TABLE_NAME, 0, ShardTable.encoded_size(self.manifest.num_shards) + 1)
+        table = believed(self.store, read, self._is_table)
         self.table = ShardTable.decode(table, self.manifest, f"{self.url}/{TABLE_NAME}")
         self._indexes: dict[int, ShardIndex] = {}
 
@@ -81,7 +84,8 @@ class DatasetReader:
         where = f"{self.url}/{index_name(shard_index)}"
         if not 0 <= shard_index < self.manifest.num_shards:
             raise ShardError(f"{self.url}: no shard {shard_index}, the dataset has {self.manifest.num_shards}")
-        read = partial(self.store.read, index_name(shard_index))
+        most = ShardIndex.largest_size(int(self.table.num_samples[shard_index]))
+        read = partial(self.store.read_range, index_name(shard_index), 0, most + 1)
         index = ShardIndex.decode(believed(self.store, read, ShardIndex.is_whole), where)
         if len(index.keys) != self.table.num_samples[shard_index]:
             raise ShardError(
@@ -114,13 +118,14 @@ class DatasetReader:
         return members_of_slice(data, where)
 
     def read_shard(self, shard_index: int) -> bytes:
-        """The whole tar, or what there is instead of it: only its hash in the shard table tells which.
+        """The whole tar, or what there is instead of it, of no more bytes than one above the tar's: its hash tells.
 
         Raises:
             MissingObjectError: there is none.
         """
         wanted = self.table.sha256[shard_index].tobytes()
-        read = partial(self.store.read, shard_name(shard_index))
+        most = int(self.table.size_bytes[shard_index])
+        read = partial(self.store.read_range, shard_name(shard_index), 0, most + 1)
         return believed(self.store, read, lambda data: hashlib.sha256(data).digest() == wanted)
 
     def read_frame(self, shard_index: int, sample_index: int) -> Frame:
@@ -221,7 +226,7 @@ def _spellings(key: str) -> set[str]:
 
 def _read_manifest(store: Store) -> Manifest:
     try:
-        data = believed(store, partial(store.read, MANIFEST_NAME), None)
+        data = believed(store, partial(store.read_range, MANIFEST_NAME, 0, MAX_BYTES + 1), None)
     except MissingObjectError as error:
         if store.exists(PACKING_NAME):
             raise CallError(

@@ -228,7 +228,8 @@ def _rebuild_index(data: bytes) -> ShardIndex:
 def _altered_lines(dataset: DatasetReader, idx: str, rebuilt: ShardIndex) -> list[Problem]:
     """The samples whose line is not in a damaged index as it should be."""
     try:
-        data = believed(dataset.store, partial(dataset.store.read, idx), ShardIndex.is_whole)
+        read = partial(dataset.store.read_range, idx, 0, ShardIndex.largest_size(len(rebuilt.keys)) + 1)
+        data = believed(dataset.store, read, ShardIndex.is_whole)
         found = set(data.splitlines())
     except MissingObjectError:
         found = set()

@@ -152,11 +152,17 @@ def _listen(
             return
         if Act.SAVE in acts:
             ask(stopping.first)
-            with suppress(OSError):
-                say(
-                    f"{signal.Signals(stopping.first).name}: saving after this step, for at most {stopping.limit:g} s "
-                    "(train.save_on_stop); once more ends at once"
-                )
+            words = (
+                f"{signal.Signals(stopping.first).name}: saving after this step, for at most {stopping.limit:g} s "
+                "(train.save_on_stop); once more ends at once"
+            )
+            # Not here: where a terminal is paused or nobody empties a pipe, the next signal would not be heard.
+            threading.Thread(target=_say, args=(say, words), daemon=True).start()
+
+
+def _say(say: Callable[[str], None], words: str) -> None:
+    with suppress(OSError):
+        say(words)
 
 
 def end_now(last_words: Callable[[], None], status: int, end: Callable[[int], None] = os._exit) -> None:

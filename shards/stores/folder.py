@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from shards.doors.files import open_file, read_file
 from shards.stores.patience import Patience
 from shards.stores.store import CHUNK_BYTES, MissingObjectError, StoreError
 
@@ -34,10 +35,10 @@ class FolderStore:
 
     def read(self, name: str) -> bytes:
         with self._explained(name):
-            return (self.folder / name).read_bytes()
+            return read_file(self.folder / name)
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        with self._explained(name), (self.folder / name).open("rb") as file:
+        with self._explained(name), open_file(self.folder / name) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             file.seek(min(offset, size_bytes))
             return file.read(min(length, max(size_bytes - offset, 0)))  # an index may ask for more than memory holds

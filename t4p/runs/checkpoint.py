@@ -20,7 +20,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shards.doors.json_text import parse_json
+from shards.doors.files import open_file, read_file
+from shards.doors.json_text import MAX_BYTES, parse_json
 from t4p.errors import CheckpointError
 from t4p.runs.not_finite import dead_ends
 
@@ -80,7 +81,7 @@ def read_state(directory: Path) -> CheckpointState:
     """
     path = directory / STATE
     try:
-        fields = parse_json(path.read_text())
+        fields = parse_json(read_file(path, MAX_BYTES))
         state = CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
         _check_kinds(state)
         return state
@@ -156,7 +157,7 @@ def check_sizes(directory: Path) -> Mapping[str, str]:
     try:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: no such checkpoint; {_WANTED}")
-        marker = parse_json((directory / MARKER).read_text())
+        marker = parse_json(read_file(directory / MARKER, MAX_BYTES))
         found_version, files = marker["format_version"], marker["files"]
         sizes = {str(name): int(file["size_bytes"]) for name, file in files.items()}
         digests = {str(name): str(file["sha256"]) for name, file in files.items()}
@@ -266,7 +267,7 @@ def verify_marker(directory: Path) -> None:
     for name, wanted in check_sizes(directory).items():
         path = directory / name
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise _unreadable(path, error) from error
@@ -354,7 +355,7 @@ def marker_sha256(checkpoint: Path) -> str:
         CheckpointError: the marker cannot be read.
     """
     try:
-        return hashlib.sha256((checkpoint / MARKER).read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(checkpoint / MARKER, MAX_BYTES)).hexdigest()
     except OSError as error:
         raise CheckpointError(f"{checkpoint / MARKER}: cannot be read ({error}); name another checkpoint") from error
 

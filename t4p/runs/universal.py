@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
+from shards.doors.files import read_file
+from shards.doors.json_text import MAX_BYTES
 from t4p.errors import CheckpointError
 from t4p.runs.checkpoint import STATE, first_line, free_space, marker_sha256, verify_marker, write_marker
 
@@ -46,7 +48,7 @@ def is_universal(directory: Path) -> bool:
 def made_from(universal: Path, checkpoint: Path) -> bool:
     """Whether a universal checkpoint says that it was made from this checkpoint, as it is now."""
     try:
-        note = (universal / MADE_FROM).read_text()
+        note = read_file(universal / MADE_FROM, MAX_BYTES).decode()
     except (OSError, ValueError):
         return False
     return note == marker_sha256(checkpoint)

@@ -65,7 +65,7 @@ def look_before_evaluation(config: EvaluateConfig) -> None:
     """
     looks = _Looks()
     with looks.at("model.exported"):
-        _look_at_weights("model.exported", Path(config.model.exported))
+        _look_at_export(Path(config.model.exported))
     with looks.at("data.shards"):
         Catalogue(config.data.shards)
     looks.tell()
@@ -138,6 +138,14 @@ def _look_at_towers(model: NetworkConfig) -> None:
         path = find_packaged(clip.pretrained) if clip.pretrained.startswith("configs/") else Path(clip.pretrained)
         if problem := problem_of_weights_file(clip.name, path):
             raise ClipError(problem)
+
+
+def _look_at_export(path: Path) -> None:
+    if path.is_dir():
+        raise CheckpointError(
+            f"model.exported is {str(path)!r}, a folder; wanted a file: `t4p checkpoint export {path} FILE` writes one"
+        )
+    _look_at_weights("model.exported", path)
 
 
 def _look_at_weights(key: str, path: Path) -> None:

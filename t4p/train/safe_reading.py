@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from shards.doors.text import shown
 from t4p.errors import CheckpointError
-from t4p.runs.checkpoint import first_line
 
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 FORCE_NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # torch refuses to read anything where both are set
@@ -59,5 +59,8 @@ def _describe(checkpoint: Path, error: pickle.UnpicklingError) -> str:
                     "trust has written"
                 )
     named = re.search(r"GLOBAL (\S+)", str(error))
-    what = f"names {named[1]}" if named else f"has a file that is no saved tensors ({first_line(error)})"
+    # torch goes on to advise weights_only=False.
+    reason = re.search(r"WeightsUnpickler error: *(.+)", str(error))
+    why = shown(reason[1]) if reason else type(error).__name__
+    what = f"names {named[1]}" if named else f"has a file that is no saved tensors ({why})"
     return f"{checkpoint}: {what}; nothing of it was run. Use a checkpoint that you or somebody you trust has written"

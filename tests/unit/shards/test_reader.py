@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -195,3 +196,13 @@ def test_samples_are_spread_evenly_over_the_shards(counts: tuple[int, ...], want
     assert len(found) == min(wanted, len(every))
     assert not found or found[0] == 0
     assert len(found) < 2 or (found[-1] == 8 and np.ptp(np.diff(found)) <= 1)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shards.bin", index_name(0), shard_name(0)])
+def test_a_file_larger_than_memory_is_damage_and_is_not_read(dataset: Path, name: str) -> None:
+    os.truncate(dataset / name, 1 << 42)
+    if name == shard_name(0):
+        assert len(DatasetReader(str(dataset)).read_shard(0)) < 100_000
+        return
+    with pytest.raises(ShardError, match=re.escape(name)):
+        DatasetReader(str(dataset)).index(0)

@@ -201,15 +201,15 @@ def test_a_repeated_key_in_a_shard_whose_index_is_damaged_is_named_with_the_rest
 
 
 def test_storage_that_fails_is_no_damage(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, failures = FolderStore.read, [True]
+    read_range, failures = FolderStore.read_range, [True]
 
-    def fail(self: FolderStore, name: str) -> bytes:
+    def fail(self: FolderStore, name: str, offset: int, length: int) -> bytes:
         if name == index_name(1) and failures:
             failures.pop()  # for a moment only
             raise StoreError("the network is down")
-        return read(self, name)
+        return read_range(self, name, offset, length)
 
-    monkeypatch.setattr(FolderStore, "read", fail)
+    monkeypatch.setattr(FolderStore, "read_range", fail)
     with pytest.raises(StoreError, match="the network is down"):
         verify(str(dataset))
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -49,9 +50,9 @@ class Heard:
         self.ended.set()
 
 
-def wait_for_wish() -> None:
+def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 20
-    while not asked() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -68,7 +69,7 @@ def test_a_signal_is_a_wish_and_no_exception_and_a_second_one_ends(heard: Heard,
     before = [signal.getsignal(each) for each in stop.SIGNALS]
     with ending_on_signals(LIMIT, heard.said.append, heard.last_words.append, heard.end):
         os.kill(os.getpid(), number)
-        wait_for_wish()
+        wait_for(lambda: heard.said)
         assert asked() == number
         assert heard.statuses == []
         time.sleep(0.1)
@@ -87,6 +88,17 @@ def test_the_limit_ends_whatever_the_main_thread_waits_for(heard: Heard) -> None
     with ending_on_signals(0.2, heard.said.append, lambda number: time.sleep(100), heard.end):
         os.kill(os.getpid(), signal.SIGINT)
         assert heard.ended.wait(20), "also where nobody hears the last words"
+    assert heard.statuses == [130]
+    ask(0)
+
+
+def test_a_second_signal_ends_also_where_nobody_reads_what_is_said(heard: Heard) -> None:
+    with ending_on_signals(LIMIT, lambda words: time.sleep(100), heard.last_words.append, heard.end):
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_for(asked)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard.ended.wait(20)
     assert heard.statuses == [130]
     ask(0)
 

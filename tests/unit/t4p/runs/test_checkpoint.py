@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -90,6 +91,23 @@ def test_damage_is_found_and_named(tmp_path, damage):
     assert str(victim) in str(caught.value)
 
 
+@pytest.mark.parametrize("victim", [MARKER, "state.json", "sub/optimizer.pt"])
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_among_the_files_is_refused_and_not_waited_for(tmp_path, victim, put):
+    directory = make_checkpoint(tmp_path, 3)
+    (directory / victim).unlink()
+    put(directory / victim)
+    with pytest.raises(CheckpointError, match=re.escape(str(directory / victim))):
+        verify_marker(directory)
+
+
+def test_a_marker_larger_than_memory_is_not_read(tmp_path):
+    directory = make_checkpoint(tmp_path, 3)
+    os.truncate(directory / MARKER, 1 << 40)
+    with pytest.raises(CheckpointError, match=r"COMPLETE\.json: cannot be read .*1099511627776 bytes, wanted at most"):
+        verify_marker(directory)
+
+
 def test_a_missing_directory_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         verify_marker(tmp_path / "step_00000001")
@@ -100,18 +118,17 @@ def test_a_missing_directory_is_no_checkpoint(tmp_path):
 def test_a_file_that_cannot_be_read_is_damage_and_is_passed_over(tmp_path, monkeypatch, victim, moment):
     older, newer = make_checkpoint(tmp_path, 3), make_checkpoint(tmp_path, 5)
     victims = {newer / victim} if moment == "open" else {newer / victim, newer}
-    genuine = {name: getattr(Path, name) for name in ("open", "is_dir", "is_file")}
 
-    def fail(name):
-        def method(self, *arguments, **options):
-            if self in victims:
-                raise OSError(errno.EIO, "Input/output error", str(self))
-            return genuine[name](self, *arguments, **options)
+    def failing(genuine):
+        def call(path, *arguments, **options):
+            if path in victims:
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return genuine(path, *arguments, **options)
 
-        return method
+        return call
 
-    for name in ["open"] if moment == "open" else ["is_dir", "is_file"]:
-        monkeypatch.setattr(Path, name, fail(name))
+    for place, name in [(os, "open")] if moment == "open" else [(Path, "is_dir"), (Path, "is_file")]:
+        monkeypatch.setattr(place, name, failing(getattr(place, name)))
     chosen, passed_over = newest_checkpoint(tmp_path)
     assert chosen == older
     assert len(passed_over) == 1

@@ -139,6 +139,9 @@ def test_an_evaluation_needs_its_file_and_its_data(tmp_path: Path) -> None:
     look(OLDER / "semantic.safetensors", SCENES)
     with pytest.raises(ConfigError, match=r"data\.shards: .*no dataset here"):
         look(OLDER / "semantic.safetensors", tmp_path)
+    run = OLDER / "runs" / "pretrain"
+    with pytest.raises(ConfigError, match=rf"model\.exported is .*, a folder.*`t4p checkpoint export {run} FILE`"):
+        look(run, SCENES)
     missing = r"model\.exported is .* and there is no such file; write one with"
     with pytest.raises(ConfigError, match=missing):
         look(tmp_path / "none", SCENES)

@@ -33,6 +33,14 @@ def test_nothing_that_a_file_names_is_called(tmp_path, legacy):
     assert ("part.pt: names" in str(caught.value)) == (not legacy)
 
 
+def test_the_advice_to_read_it_without_the_lock_is_not_passed_on(tmp_path):
+    file = tmp_path / "part.pt"
+    file.write_bytes(b"\x80\x02\x95 no pickle that torch would read")
+    with pytest.raises(CheckpointError, match="no saved tensors") as caught, reading_is_not_running(tmp_path, ()):
+        torch.load(file, weights_only=False)
+    assert "weights_only" not in str(caught.value)
+
+
 def test_a_listed_class_is_made_and_another_is_not(tmp_path):
     for name, value in (("record", Record(3)), ("fraction", Fraction(1, 3))):
         torch.save(value, tmp_path / f"{name}.pt")
