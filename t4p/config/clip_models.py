@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from shards.doors.json_text import parse_json
+from shards.doors.files import read_file
+from shards.doors.json_text import MAX_BYTES, parse_json
 from t4p.config.network import ClipConfig
 from t4p.config.packaged import find_packaged
 from t4p.errors import ClipError, ConfigError
@@ -100,7 +101,7 @@ def read_model_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ClipError: the file cannot be read, or is none.
     """
     try:
-        document = parse_json(path.read_text(encoding="utf-8"))
+        document = parse_json(read_file(path, MAX_BYTES))
     except OSError as error:
         raise ClipError(
             f"model.clip.name is the path {path}: {error.strerror}; give an existing model configuration"

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from shards.doors.files import read_file
 from t4p.config.check import check
 from t4p.config.kinds import TASKS, schemas, task_named
 from t4p.config.packaged import find_packaged
@@ -355,7 +356,7 @@ def _read_labels(labels: tuple[str, ...] | str) -> tuple[str, ...]:
         return labels
     path = find_packaged(labels)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MAX_CHARACTERS).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); wanted a UTF-8 text file with one label per line"

@@ -1,5 +1,8 @@
 """Configuration: merging, origins, and every mistake at once."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from t4p.config.files import changed_keys, dump_config, load_config, load_config_of
@@ -119,7 +122,11 @@ def test_labels_may_be_a_file_of_lines(tmp_path):
 def test_labels_that_are_no_text_file_are_refused(tmp_path):
     latin = tmp_path / "labels.txt"
     latin.write_bytes("caf\u00e9 table\n".encode("latin-1"))
-    for path, cause in ((tmp_path, "Is a directory"), (latin, "can't decode byte")):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    no_file = "no file but a pipe, device or folder"
+    causes = ((tmp_path, no_file), (pipe, no_file), (Path("/dev/zero"), no_file), (latin, "can't decode byte"))
+    for path, cause in causes:
         with pytest.raises(ConfigError, match=f"model.labels: {path} cannot be read .*{cause}.*one label per line"):
             load_config([], [*MINIMAL, f"model.labels={path}"])
 
