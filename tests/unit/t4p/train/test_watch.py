@@ -21,10 +21,12 @@ def fail(error: BaseException) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("tell", [hang, fail])
-def test_a_disk_that_hangs_or_is_full_does_not_keep_a_hung_rank_alive(tell, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tell", "waited_for"), [(hang, 0.2), (fail, 20.0)])
+def test_a_disk_that_hangs_or_is_full_does_not_keep_a_hung_rank_alive(
+    tell, waited_for: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(heartbeat, "_told", [tell])
-    monkeypatch.setattr(stop, "LAST_WORDS", 0.2)
+    monkeypatch.setattr(stop, "LAST_WORDS", waited_for)
     monkeypatch.setattr("t4p.train.watch.FIRST_STEP_FACTOR", 1)
     ended, statuses = threading.Event(), []
 
