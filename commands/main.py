@@ -242,8 +242,9 @@ def _train(command: str, arguments: list[str]) -> None:
         with show_trainings([""], console, "starting") if is_first else nullcontext({"": None}) as shows:
             run_watched(config, show=shows[""])
         stop_process_group()
-    if asked() and not is_finished(config):
-        tell_stopped(asked())
+        if stopped := bool(asked()) and not is_finished(config):
+            tell_stopped(asked())  # here, where a second signal and the limit end what waits for a reader
+    if stopped:
         raise typer.Exit(128 + asked())
     for line in look_afterwards(config) if is_first else ():
         typer.echo(line)

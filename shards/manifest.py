@@ -96,7 +96,7 @@ class Manifest:
                 num_samples=_count(fields, "num_samples"),
                 num_shards=_count(fields, "num_shards"),
                 size_bytes=_count(fields, "size_bytes"),
-                label_names=tuple(str(name) for name in fields["label_names"]),
+                label_names=_names(fields["label_names"]),
                 provenance=dict(fields["provenance"]),
                 shards_sha256=str(fields["shards_sha256"]),
                 sample_kind=sample_kind,
@@ -105,6 +105,12 @@ class Manifest:
             raise ShardError(
                 f"{where}: not a dataset manifest ({type(error).__name__}: {shown(error)}); pack the dataset again"
             ) from error
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"label_names is {shown(value, 40)}, wanted a list of text")
+    return tuple(value)
 
 
 def _count(fields: Mapping[str, Any], name: str) -> int:
@@ -229,7 +235,7 @@ class ShardIndex:
         body, marker, last = data.rpartition(b"#crc32c\t")
         if not cls.is_whole(data):
             found = google_crc32c.value(body)
-            wanted = last.strip().decode("ascii", "replace") if marker else "a last line '#crc32c ...'"
+            wanted = shown(last.strip().decode("ascii", "replace"), 20) if marker else "a last line '#crc32c ...'"
             raise ShardError(
                 f"{where}: the index is damaged: crc32c {found:08x} of {len(data)} bytes, wanted {wanted}; "
                 "run verify, then pack again"

@@ -61,6 +61,6 @@ def _describe(checkpoint: Path, error: pickle.UnpicklingError) -> str:
     named = re.search(r"GLOBAL (\S+)", str(error))
     # torch goes on to advise weights_only=False.
     reason = re.search(r"WeightsUnpickler error: *(.+)", str(error))
-    why = shown(reason[1]) if reason else type(error).__name__
+    why = (shown(reason[1]) if reason else "").strip() or type(error).__name__
     what = f"names {named[1]}" if named else f"has a file that is no saved tensors ({why})"
     return f"{checkpoint}: {what}; nothing of it was run. Use a checkpoint that you or somebody you trust has written"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -96,3 +97,11 @@ def test_manifests_of_other_kinds_are_refused() -> None:
     for broken in (b"", b"[]", b"{}", manifest.encode()[:-20]):
         with pytest.raises(ShardError, match="here: not a dataset manifest"):
             Manifest.decode(broken, "here")
+
+
+@pytest.mark.parametrize("names", ["wall", [1, 2], {"wall": 1}])
+def test_label_names_that_are_no_list_of_text_are_refused(names: object) -> None:
+    fields = {"format_version": 1, "num_samples": 1, "num_shards": 1, "size_bytes": 1, "provenance": {}}
+    text = json.dumps({**fields, "shards_sha256": "0" * 64, "label_names": names})
+    with pytest.raises(ShardError, match=r"label_names is .*, wanted a list of text"):
+        Manifest.decode(text.encode(), "here")
