@@ -107,8 +107,9 @@ def parse_line(line: str) -> Progress | None:
 
 
 def last_in(log: str) -> Progress | None:
-    """The last line of a training in a log; None where there is none."""
-    for line in reversed(log.splitlines()):
+    """The last whole line of a training in a log; None where there is none."""
+    whole = log.rpartition("\n")[0]  # of a line that is being written the checkpoint may lack digits
+    for line in reversed(whole.splitlines()):
         if (found := parse_line(line)) is not None:
             return found
     return None

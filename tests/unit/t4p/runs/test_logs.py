@@ -51,6 +51,6 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
     log = RunLog(tmp_path, 0)
     log._metrics.close()
     log._metrics = open("/dev/full", "a")  # noqa: SIM115
-    with pytest.raises(RunError, match=r"/dev/full: cannot be written \(.*No space left.*resumes from its last"):
+    with pytest.raises(RunError, match=r"/dev/full: cannot be written \(.*No space left.*goes on from its last"):
         log.step(StepRecord(1, {"loss": 1.0}, 1e-3, 2.0, 14, 0, 10.0, 0.2, 0.01))
     log.close()
