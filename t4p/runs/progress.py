@@ -15,6 +15,7 @@ from typing import Any
 
 LINE_EVERY = 10.0  # seconds between two lines of a training whose output is no terminal
 _WINDOW = 50  # steps that rates are taken over
+_ENDLESS = re.compile(r"\d{20}")  # no number of a training; int() refuses those of thousands of digits
 _IS_LOSS = re.compile(r"loss\b|loss_")
 
 
@@ -90,7 +91,7 @@ _LINE = re.compile(
 def parse_line(line: str) -> Progress | None:
     """What a line says, whatever stands before it; None where it is none of a training."""
     found = _LINE.search(line.rstrip())
-    if found is None:
+    if found is None or _ENDLESS.search(found[0]):
         return None
     pairs = (pair.rsplit(" ", 1) for pair in found["named"].split(", ")[:-1])
     named = {name: float(value) for name, value in pairs}

@@ -72,6 +72,7 @@ def test_the_last_line_of_a_log_is_found_between_others() -> None:
     assert last_in(f"{LINE}\n{LINE.replace('step 120', 'step 130')[:-1]}") == PROGRESS, "one that is being written"
     assert last_in("starting Ray\n") is None
     assert last_in("") is None
+    assert last_in(LINE.replace("step ", "step " + "9" * 5000)) is None, "no number of a training"
 
 
 def line_of(step: int, seconds: float = 2.0) -> dict[str, float]:
