@@ -204,7 +204,10 @@ def describe_hang(place: str, seconds: float, silent: Sequence[int]) -> str:
         gone = ("ranks " if len(silent) > 1 else "rank ") + ", ".join(map(str, silent))
         verb = "give" if len(silent) > 1 else "gives"
         said += f"; {gone} {verb} no sign of life: stopped, or its machine hangs, or its network is gone"
-    return f"{said}\nthe same command goes on from the newest checkpoint, if there is one; if it was at work, raise train.step_timeout"
+    return (
+        f"{said}\nthe same command goes on from the newest checkpoint, if there is one; if it was at work, raise "
+        "train.step_timeout"
+    )
 
 
 def stacks() -> str:
