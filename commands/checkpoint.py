@@ -135,8 +135,8 @@ def export_command(
 
     export_checkpoint(checkpoint, out, pretrained, finetuned_share, force)
     typer.echo(
-        f"{out}: {out.stat().st_size / 1e6:,.1f} MB; score it with `t4p evaluate model.exported={out}`, read it with "
-        f"t4p.load({str(out)!r})"
+        f"{out}: {out.stat().st_size / 1e6:,.1f} MB; read it in Python with t4p.load({str(out)!r}), score it on "
+        f"a dataset with labels with `t4p evaluate model.exported={out} data.shards=[DST]`"
     )
 
 

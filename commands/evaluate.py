@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from t4p.tasks.evaluate import ScoredSample
 
 _MOST_SHOWN = 4  # samples on a page
-_RIGHT, _WRONG = (222, 222, 224), (216, 68, 74)
+_RIGHT, _WRONG = (222, 222, 224), (20, 20, 22)  # no class has them
+RANDOM_TOWERS = "Random towers: the CLIP of this network knows no words, so a zero-shot score of it means nothing."
 _WIDTH, _HEIGHT = 480, 360  # pixels of a picture
 
 
@@ -42,6 +43,11 @@ def title_of(exported: ExportedNetwork) -> str:
     return title
 
 
+def has_random_towers(exported: ExportedNetwork) -> bool:
+    """Whether what it says of words means nothing."""
+    return exported.config.model.clip.pretrained == "random"
+
+
 def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     """A line per class and the means, in per cent."""
     table = Table(title=title_of(exported))
@@ -52,8 +58,10 @@ def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
         table.add_row(escape(shown(label)), _percent(scores.iou[row]), _percent(scores.recall[row]))
     table.add_section()
     table.add_row("mean (mIoU, mAcc)", _percent(scores.miou), _percent(scores.macc))
-    table.caption = f"{scores.num_points:,} labelled points, {_percent(scores.accuracy)} % of them right"
+    table.caption = f"{scores.num_points:,} points, {_percent(scores.accuracy)} % right"
     Console().print(table)
+    if has_random_towers(exported):
+        Console().print(RANDOM_TOWERS)
 
 
 class ShownSamples:
@@ -76,7 +84,8 @@ def page_of(config: EvaluateConfig, exported: ExportedNetwork, scores: SemanticS
     network, step = Path(config.model.exported).name, exported.step
     return Page(
         title=f"Scores of {network}",
-        summary=f"{title_of(exported)}; ScanNet's protocol on {scores.num_points:,} labelled points.",
+        summary=f"{title_of(exported)}; ScanNet's protocol on {scores.num_points:,} labelled points."
+        + (f" {RANDOM_TOWERS}" if has_random_towers(exported) else ""),
         tiles=(
             Tile("mean IoU", f"{_percent(scores.miou)} %", "over the classes that are there"),
             Tile("mean recall", f"{_percent(scores.macc)} %", "over the classes that are there"),
@@ -114,7 +123,7 @@ def _gallery(sample: ScoredSample, labels: tuple[str, ...]) -> Gallery:
         pictures=(
             Picture("truth", "the class of every voxel", view.draw(color_labels(sample.truth, labels))),
             Picture("what the network says", "the predicted class", view.draw(color_labels(sample.predicted, labels))),
-            Picture(f"right: {share} (red: wrong)", "where the prediction is wrong", view.draw(faults)),
+            Picture(f"right: {share} (black: wrong)", "where the prediction is wrong", view.draw(faults)),
         ),
         legend=(*legend, LegendEntry("no label", NO_LABEL)),
         small=True,

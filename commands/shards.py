@@ -120,7 +120,7 @@ def pack_command(
             f"{report.url}: {report.num_samples} samples in {report.num_shards} shards{kept}, "
             f"{report.size_bytes / 1e6:.1f} MB, {report.seconds:.1f} s\n"
             f"terms of the data: {report.licence}\n"
-            f"next: t4p shards verify {report.url}"
+            f"next: t4p shards info {report.url}; t4p shards verify {report.url}"
         )
         _tell_faults(report.storage_faults)
 

@@ -16,6 +16,7 @@ NUM_LOOKS = 8  # samples that are read
 MAX_INDEXES = 64  # shards whose keys are read to count scenes
 DEPTH_PIXELS = 20_000  # of each depth image, spread over it
 QUANTILES = (0.05, 0.5, 0.95)
+USUAL_MEDIAN = (0.3, 8.0)  # metres; indoors nothing is outside, and a scale that is wrong by ten nearly always
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Summary:
             if self.depth is not None:
                 near, middle, far = self.depth
                 told["depth range"] = f"{near:.2f} to {far:.2f} m (5 to 95 %), median {middle:.2f} m"
+                if not USUAL_MEDIAN[0] < middle < USUAL_MEDIAN[1]:
+                    told["depth range"] += "; rooms have a median of 1 to 4 m: is --depth-scale right?"
             told["poses"] = _share(self.pose_share)
         told["labels"] = _share(self.label_share)
         unread = f"; others could not be read: {self.problem}" if self.problem else ""

@@ -101,7 +101,9 @@ def pack(
     refs = chosen.scan(root, SourceOptions(depth_scale))
     selected = refs[frames or slice(None)][::every]
     if not selected:
-        raise CallError(f"{src}: none of its {len(refs)} frames is left by frames {frames} and every {every}")
+        raise CallError(
+            f"{src}: none of its {len(refs)} frames is left by --frames {_spelt(frames)} and --every {every}"
+        )
     tasks = unique_tasks(selected)
     label_names = chosen.label_names(root)
     options = {
@@ -135,6 +137,12 @@ def pack(
         licence=chosen.licence,
         storage_faults=Counter(store.faults),
     )
+
+
+def _spelt(frames: slice | None) -> str:
+    """As on the command line."""
+    ends = (None, None) if frames is None else (frames.start, frames.stop)
+    return ":".join("" if end is None else str(end) for end in ends)
 
 
 def _check_call(num_workers: int, shard_size_bytes: int, every: int, depth_scale: float | None) -> None:

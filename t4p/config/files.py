@@ -302,6 +302,10 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        inside = path / "config.yaml"
+        is_run = f"a run folder; its configuration is {inside}" if inside.exists() else "a folder, wanted a YAML file"
+        raise ConfigError(f"{path}: {is_run}")
     try:
         with path.open(encoding="utf-8") as file:
             tree = parse_yaml(file.read(MAX_CHARACTERS + 1))

@@ -58,7 +58,8 @@ class TrainConfig(Section):
         if self.warmup_steps >= self.num_steps:
             yield Problem(
                 ("warmup_steps", "num_steps"),
-                f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})",
+                f"warmup_steps ({self.warmup_steps}) must be smaller than num_steps ({self.num_steps})"
+                f"; set train.warmup_steps={min(1, self.num_steps - 1)}",
             )
         if self.global_batch_size % self.grad_accum_steps:
             yield Problem(

@@ -64,7 +64,8 @@ def refuse_changes(
             )
         raise CheckpointError(
             f"{directory}: cannot resume, the configuration has changed:\n{listed}\n"
-            f"take the changes back, or start a new run in another run.dir{hint}"
+            f"take the changes back, or start a new run in another run.dir; what it was trained with is in "
+            f"{directory.parent.parent / 'config.yaml'}{hint}"
         )
     return tuple(str(change) for change in differing)
 

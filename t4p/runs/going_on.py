@@ -15,7 +15,7 @@ REMEDIES = {
 
 
 def how_it_goes_on(checkpoints: Path, resume: str) -> str:
-    """What is saved, and what the same command does with it: "saved step 120; the same command goes on from it".
+    """What is saved, and what the same command does with it: "saved step 120; the same command goes on from it (...)".
 
     Args:
         checkpoints: folder of the run's checkpoints.
@@ -24,7 +24,7 @@ def how_it_goes_on(checkpoints: Path, resume: str) -> str:
     newest, _ = newest_checkpoint(checkpoints, check_sizes)
     if newest is None:
         return f"nothing is saved yet: the same command begins again{_from_where(resume)}"
-    return f"saved step {step_of(newest)}; {_same_command(resume)} goes on from it"
+    return f"saved step {step_of(newest)}; {_same_command(resume)} goes on from it ({newest})"
 
 
 def move_after_not_finite(checkpoints: Path, resume: str, step: int, began_after: int | None) -> str:

@@ -44,8 +44,10 @@ def look_afterwards(config: JobConfig) -> tuple[str, ...]:
     checkpoint = newest_marked(run_dir / "checkpoints")
     if checkpoint is None:
         return (f"run folder: {run_dir}, without a whole checkpoint",)
+    step, num_steps = step_of(checkpoint), config.train.num_steps
+    beyond = f"finished: at step {step}, beyond train.num_steps={num_steps}; raise it to go on"
     return (
-        f"finished at step {step_of(checkpoint)} of {config.train.num_steps}",
+        beyond if step > num_steps else f"finished at step {step} of {num_steps}",
         f"  run folder: {run_dir}",
         f"  checkpoint: {checkpoint}",
         *(f"  next: {command}" for command in next_commands(config, checkpoint)),

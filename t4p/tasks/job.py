@@ -108,6 +108,15 @@ def build_validation_stream(
     )
 
 
+def tell_same_data(config: JobConfig) -> None:
+    """Say where validation looks at what is trained on: its scores then tell what was learnt by heart."""
+    shared = {str(url).rstrip("/") for url in config.data.shards} & {
+        str(url).rstrip("/") for url in config.data.validation_shards
+    }
+    if shared and rank() == 0:
+        print_line(f"{', '.join(sorted(shared))}: trained on and validated on, so scores tell what is known by heart")
+
+
 def tell_missing_poses(config: JobConfig, catalogue: Catalogue) -> None:
     """Say, once, how many of a few frames have no pose where the points are wanted in the world."""
     if rank() != 0 or config.data.frame != "world":
@@ -184,6 +193,7 @@ def run_training(
     from t4p.train.loop import train
     from t4p.train.run_folder import open_run
 
+    tell_same_data(config)
     if rank() == 0 and (sentence := random_towers(config)) is not None:
         print_line(sentence)
     show = show or PlainLines(print_line)

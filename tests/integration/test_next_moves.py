@@ -177,7 +177,7 @@ MOVES = {
         2,
         ["there is no such file; write one with `t4p checkpoint export CHECKPOINT FILE`"],
         ["checkpoint", "export", "{run}", "{tmp}/out.safetensors"],
-        "score it with `t4p evaluate model.exported=",
+        "with labels with `t4p evaluate model.exported=",
     ),
     # Checkpoints and run folders.
     "no such checkpoint": Move(
@@ -200,7 +200,7 @@ MOVES = {
         1,
         ["a universal checkpoint; export the one that it was made from"],
         ["checkpoint", "export", STEP + "3", "{tmp}/out.safetensors"],
-        "score it with",
+        "score it on",
         spoil=lambda files: t4p(files, "checkpoint", "convert", "{run}"),
     ),
     "an export over a file": Move(
@@ -208,7 +208,7 @@ MOVES = {
         2,
         ["--force"],
         ["checkpoint", "export", "{run}", "{tmp}/out.safetensors", "--force"],
-        "score it with",
+        "score it on",
         spoil=write_file,
     ),
     "another model on resume": Move(

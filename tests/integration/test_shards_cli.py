@@ -78,7 +78,7 @@ def test_from_raw_frames_to_a_picture(run: Run, call: Run, tum_sample: Path, tmp
     packed = run("pack", "tum", tum_sample, "dataset", "--workers", 1)
     assert (packed.returncode, packed.stderr) == (0, "")
     assert "dataset: 4 samples in 1 shards, 2.4 MB" in packed.stdout
-    assert packed.stdout.endswith("next: t4p shards verify dataset\n")
+    assert packed.stdout.endswith("next: t4p shards info dataset; t4p shards verify dataset\n")
 
     verified = run("verify", "dataset")
     assert (verified.returncode, verified.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def test_rooms_have_scenes_sizes_poses_labels_and_a_range_of_depth(
     assert found.lines()["poses"] == "all"
     monkeypatch.setattr(summary_module, "MAX_INDEXES", 1)
     assert summarise(dataset).lines()["scenes"].startswith("1 at least")
+
+
+def test_a_range_of_depth_that_no_room_has_is_asked_about(tmp_path: Path) -> None:
+    pack("synthetic", "seed=3,rooms=1,frames=2,width=64,height=48", str(tmp_path / "d"))
+    found = summarise(DatasetReader(str(tmp_path / "d")))
+    assert "is --depth-scale right?" not in found.lines()["depth range"]
+    assert "is --depth-scale right?" in replace(found, depth=(10.6, 18.4, 28.8)).lines()["depth range"]
 
 
 def test_scenes_have_points(tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ def test_the_next_move_of_a_run_that_named_a_checkpoint(checkpoints, tmp_path):
 
 
 def test_what_is_saved_is_told_as_it_is(checkpoints, tmp_path):
-    assert how_it_goes_on(checkpoints, "auto") == "saved step 10; the same command goes on from it"
-    assert how_it_goes_on(checkpoints, "never").endswith("the same command with train.resume=auto goes on from it")
+    newest = checkpoints / "step_00000010"
+    assert how_it_goes_on(checkpoints, "auto") == f"saved step 10; the same command goes on from it ({newest})"
+    assert "; the same command with train.resume=auto goes on from it (" in how_it_goes_on(checkpoints, "never")
     assert how_it_goes_on(tmp_path / "none", "never") == "nothing is saved yet: the same command begins again"
     assert how_it_goes_on(tmp_path / "none", "run/x").endswith("begins again from run/x")
 
