@@ -109,7 +109,8 @@ def worth_restarting(outcome: JobOutcome) -> str | None:
 def same_death_twice(outcome: JobOutcome, previous: JobOutcome | None) -> str | None:
     """Why a third attempt would end as the last two did: both died of the same before any step was made.
 
-    A Ray that did not come up in time is no death: a busy machine may be quicker the next time.
+    A Ray that did not come up in time is no death, since a busy machine may be quicker the next time, and neither is a
+    node that went away, since another comes.
 
     Returns:
         What to tell the user, or None.
@@ -117,7 +118,8 @@ def same_death_twice(outcome: JobOutcome, previous: JobOutcome | None) -> str | 
     if previous is None or outcome.stepped or previous.stepped or SLOW_START in outcome.problem:
         return None
     causes = [worth_restarting(each) for each in (previous, outcome)]
-    if None in causes or len({re.sub(r"\d+", "", cause) for cause in causes if cause}) > 1:
+    nodes = [failure for each in (previous, outcome) for failure in each.failures if LOST_NODE.search(failure.message)]
+    if nodes or None in causes or len({re.sub(r"\d+", "", cause) for cause in causes if cause}) > 1:
         return None
     return (
         f"{causes[1]}, and so it was in the attempt before, both times before the first step: this is no loss that "

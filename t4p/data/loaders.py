@@ -12,6 +12,7 @@ import queue
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any, Generic, TypeVar
@@ -31,6 +32,7 @@ LOOK_EVERY = 0.5  # seconds between two looks at the loaders, while nothing come
 # Seconds without a batch after which loaders are taken for hung. Half of train.step_timeout's default: the other ranks
 # wait meanwhile.
 PATIENCE = 300.0
+MOST_LOST, SOON = 5, 100  # as often within so many batches something is wrong that other loaders do not mend
 ENDED_WITHIN = 5.0  # seconds in which a killed process is gone, if it can go
 _END = object()
 
@@ -61,13 +63,13 @@ def load(
         patience: seconds without any batch after which the loaders are replaced.
 
     Raises:
-        LostLoaderError: loaders are lost at the same list a second time.
+        LostLoaderError: loaders are lost at the same list a second time, or MOST_LOST times within SOON lists.
     """
     if num_workers == 0:
         for refs in refs_from(0):
             yield collate([dataset[ref] for ref in refs])
         return
-    num_done, lost_at = 0, -1
+    num_done, lost_at = 0, deque[int](maxlen=MOST_LOST)
     while True:
         loaders = _Loaders(dataset, refs_from(num_done), num_workers, collate)
         try:
@@ -76,9 +78,13 @@ def load(
                 num_done += 1
             return
         except _LostLoader as lost:
-            if lost_at == num_done:
+            if num_done in lost_at:
                 raise LostLoaderError(f"{lost}, a second time at the same samples; {lost.next_move}") from None
-            lost_at = num_done
+            lost_at.append(num_done)
+            if len(lost_at) == MOST_LOST and num_done - lost_at[0] < SOON:
+                raise LostLoaderError(
+                    f"{lost}, for the {MOST_LOST}th time within {num_done - lost_at[0]} batches; {lost.next_move}"
+                ) from None
             print(f"{lost}; other loaders take its place", flush=True)  # noqa: T201
             beat("loaders take the place of others")
         finally:

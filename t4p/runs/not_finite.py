@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.doors.json_text import parse_json
+from t4p.errors import CheckpointError
 
 NOT_FINITE = "not_finite.jsonl"
 
@@ -57,8 +58,13 @@ def _add(run_dir: Path, note: Mapping[str, Any]) -> None:
 def _ends(run_dir: Path) -> Iterator[Mapping[str, Any]]:
     try:
         lines = (run_dir / NOT_FINITE).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{run_dir / NOT_FINITE}: cannot be read ({error}), so it is not known from where this run can go on; mend "
+            "its permissions, or move it away to go on from the newest checkpoint"
+        ) from error
     for line in lines:
         try:
             note = parse_json(line)

@@ -146,6 +146,13 @@ def test_another_death_or_a_step_in_between_is_a_loss_again(drivers: list[Driver
     assert run(max_restarts=9) == JobOutcome(attempt=6)
 
 
+def test_two_nodes_that_went_away_before_a_step_are_two_losses(drivers: list[Driver]) -> None:
+    """As where machines are taken back by whoever lends them."""
+    gone = replace(LOST, message="The actor died because its node has died.")
+    drivers += [leaves(gone, stepped=False), leaves(gone, stepped=False), leaves()]
+    assert run(max_restarts=9) == JobOutcome(attempt=3)
+
+
 def is_told_to_stop(stepped: bool, *failures: WorkerFailure) -> Driver:
     """A driver whose command gets SIGTERM while it runs, and which ends as its ranks do."""
 

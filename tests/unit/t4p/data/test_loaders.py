@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,27 @@ def test_what_ends_loaders_twice_ends_the_loading_and_the_next_move_fits(sign: i
     assert [next(loaded) for _ in range(3)] == [(0,), (1,), (2,)]
     with pytest.raises(LostLoaderError, match=message):
         next(loaded)
+
+
+class DeadlyOnce(Dataset[int]):
+    """Each of some samples kills whoever makes it first."""
+
+    def __init__(self, folder: Path, deadly: range) -> None:
+        self._folder, self._deadly = folder, deadly
+
+    def __getitem__(self, number: int) -> int:
+        if number in self._deadly and not (been := self._folder / str(number)).exists():
+            been.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+
+def test_four_losses_are_borne_and_the_fifth_within_a_hundred_batches_is_not(tmp_path: Path) -> None:
+    def numbers(done: int) -> Iterator[list[int]]:
+        return ([n] for n in range(done, 30))
+
+    loaded = load(DeadlyOnce(tmp_path, range(3, 19, 5)), numbers, 1, tuple)
+    assert list(loaded) == [(n,) for n in range(30)]
+    loaded = load(DeadlyOnce(tmp_path, range(2, 25, 5)), numbers, 1, tuple)
+    with pytest.raises(LostLoaderError, match=r"for the 5th time within 2\d batches"):
+        list(loaded)

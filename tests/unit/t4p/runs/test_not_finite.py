@@ -74,6 +74,12 @@ def test_what_is_saved_is_told_as_it_is(checkpoints, tmp_path):
     assert how_it_goes_on(tmp_path / "none", "run/x").endswith("begins again from run/x")
 
 
+def test_notes_that_cannot_be_read_are_no_empty_notes(checkpoints):
+    (checkpoints.parent / "not_finite.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot be read .* move it away"):
+        newest_checkpoint(checkpoints)
+
+
 def test_a_checkpoint_that_nothing_can_go_on_from_is_passed_over_until_it_is_written_anew(checkpoints):
     newest = checkpoints / checkpoint_name(10)
     note_not_finite(checkpoints.parent, 11, "the loss is nan", marker_sha256(newest))
