@@ -73,7 +73,9 @@ class Deadly(Dataset[int]):
     ],
 )
 def test_what_ends_loaders_twice_ends_the_loading_and_the_next_move_fits(sign: int, message: str) -> None:
-    loaded = load(Deadly(sign), lambda done: ([n] for n in range(done, 9)), 1, tuple, patience=2.0)
+    loaded = load(
+        Deadly(sign), lambda done: ([n] for n in range(done, 9)), 1, tuple, patience=5.0
+    )  # a busy machine takes seconds to start a loader
     assert [next(loaded) for _ in range(3)] == [(0,), (1,), (2,)]
     with pytest.raises(LostLoaderError, match=message):
         next(loaded)
