@@ -38,8 +38,8 @@ IMPORTERS = {
     "torch.utils.tensorboard": {"t4p/runs/logs.py"},
     "torchvision": set(),
     "webdataset": {"shards/slices.py"},
-    # Not on Windows.
-    "fcntl": {"t4p/runs/lock.py"},
+    # Not on Windows; each says what follows from that.
+    "fcntl": {"shards/packing/scratch.py", "t4p/runs/lock.py"},
     "resource": set(),
 }
 
