@@ -146,6 +146,7 @@ class SameBatch:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        self.storage_faults: Counter[str] = Counter()
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
         while True:
