@@ -19,7 +19,9 @@ from t4p.runs.checkpoint import MARKER, CheckpointState, checkpoint_name, write_
 
 def call(*arguments):
     """The command's output; what the user is told as an error comes as the exception that `main` prints."""
-    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        app, list(map(str, arguments)), env={"COLUMNS": "300"}
+    )  # one line for a path of any length
     if isinstance(result.exception, UserError):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -136,7 +138,9 @@ def test_a_file_that_is_not_in_the_marker_is_refused_before_it_is_opened(run_dir
 @pytest.mark.parametrize("command", ["verify", "export", "convert"])
 def test_a_run_folder_is_its_newest_whole_checkpoint_and_that_is_said(run_dir, command):
     out = [run_dir / "out.safetensors"] if command == "export" else []
-    result = CliRunner().invoke(app, [command, str(run_dir), *map(str, out)], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        app, [command, str(run_dir), *map(str, out)], env={"COLUMNS": "300"}
+    )  # one line for a path of any length
     lines = result.output.splitlines()
     assert [line.partition(":")[0] for line in lines[:2]] == ["passed over", "passed over"]
     assert f"{run_dir}: a run folder, of which step_00000030 is taken, its newest whole checkpoint" in lines

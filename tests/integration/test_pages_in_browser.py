@@ -125,7 +125,9 @@ def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
     points, labels = small_room()
     shown = ShownSamples()
     shown.take(SimpleNamespace(key=EVIL, position=0, num_samples=1, points=points, predicted=labels, truth=labels))
-    network = SimpleNamespace(labels=LABELS, step=3, finetuned_share=1.0, config=SimpleNamespace(task="pretrain"))
+    clip = SimpleNamespace(pretrained="random")
+    of_network = SimpleNamespace(task="pretrain", model=SimpleNamespace(clip=clip))
+    network = SimpleNamespace(labels=LABELS, step=3, finetuned_share=1.0, config=of_network)
     config = EvaluateConfig(model=EvaluatedModelConfig(exported=EVIL), data=EvaluatedDataConfig(shards=(EVIL,)))
     found["scores"] = folder / "scores.html"
     found["scores"].write_text(render_page(page_of(config, network, scores[0], shown)), encoding="utf-8")

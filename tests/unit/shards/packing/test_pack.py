@@ -81,7 +81,7 @@ def test_frames_and_every_choose_by_position(source: Path, tmp_path: Path) -> No
     assert numbers("b", frames=slice(-3, None)) == [7, 8, 9]
     assert numbers("c", every=4) == [0, 4, 8]
     assert numbers("d", frames=slice(1, 8), every=3) == [1, 4, 7]
-    with pytest.raises(CallError, match="none of its 10 frames is left by frames"):
+    with pytest.raises(CallError, match="none of its 10 frames is left by --frames"):
         numbers("e", frames=slice(10, 20))
 
 

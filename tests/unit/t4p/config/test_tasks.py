@@ -45,7 +45,10 @@ def test_three_mistakes_are_reported_at_once_with_key_value_and_file(tmp_path):
     assert message.startswith("3 problem(s) in the configuration")
     assert "model.voxel_size: wanted more than 0, got -0.02 [scannet.yaml]" in message
     assert "model.voxel_sise: unknown key, did you mean 'voxel_size'? [scannet.yaml]" in message
-    assert "train: warmup_steps (2000) must be smaller than num_steps (1000) [scannet.yaml]" in message
+    assert (
+        "train: warmup_steps (2000) must be smaller than num_steps (1000); set train.warmup_steps=1 [scannet.yaml]"
+        in message
+    )
 
 
 def test_the_origin_of_a_problem_is_the_last_to_set_the_key(tmp_path):

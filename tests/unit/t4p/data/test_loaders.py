@@ -58,6 +58,7 @@ class Deadly(Dataset[int]):
 
     def __getitem__(self, number: int) -> int:
         if number == 3:
+            time.sleep(0.5)  # what was made before is on its way
             os.kill(os.getpid(), self._sign)
         return number
 
