@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 SHARD_SIZE_MB = "1.2"
+NUM_FRAMES = 32
 
 
 def command(source: Path, folder: Path, workers: int = 2) -> list[str]:
@@ -21,7 +22,7 @@ def command(source: Path, folder: Path, workers: int = 2) -> list[str]:
 
 @pytest.fixture(scope="module")
 def long_sequence(tum_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pairs out of the four of this repository: long enough to be interrupted."""
+    """Many pairs out of four: long enough to be interrupted, by a test that gets no turn for a second, too."""
     original = tum_sample / "rgbd_dataset_freiburg1_rpy"
     folder = tmp_path_factory.mktemp("long") / "freiburg1_long"
     folder.mkdir()
@@ -29,7 +30,7 @@ def long_sequence(tum_sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
         lines = [line.split() for line in (original / f"{name}.txt").read_text().splitlines() if line[0] != "#"]
         (folder / name).mkdir()
         with (folder / f"{name}.txt").open("w") as listing:
-            for i in range(20):
+            for i in range(NUM_FRAMES):
                 stamp, path = float(lines[i % 4][0]) + 100 * (i // 4), lines[i % 4][1]
                 shutil.copyfile(original / path, folder / name / f"{i}.png")
                 listing.write(f"{stamp:.6f} {name}/{i}.png\n")
@@ -88,7 +89,9 @@ def test_stopped_in_the_middle(
     else:
         assert process.returncode == {"SIGTERM": 143}.get(how, 130)
         warning, message = errors.splitlines()
-        assert warning.endswith("groundtruth.txt: 20 of 20 frames have no pose, the first is 1305031241.529758")
+        assert warning.endswith(
+            f"groundtruth.txt: {NUM_FRAMES} of {NUM_FRAMES} frames have no pose, the first is 1305031241.529758"
+        )
         assert message == "stopped; what is finished is kept, and the same call again resumes"
         assert not [name for name in left if name.startswith(".")]
         assert list(scratch.iterdir()) == []
