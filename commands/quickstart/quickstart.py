@@ -12,7 +12,8 @@ from rich.console import Console
 
 from commands.pages.page import Gallery
 from commands.pages.sample_view import legend_of, names_of, view_sample
-from commands.quickstart.report import QuickstartReport, show_table, write_report
+from commands.quickstart.figures import QuickstartReport
+from commands.quickstart.report import show_table, write_report
 from commands.quickstart.rooms import try_on_rooms
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
 from launch.training import launch_training

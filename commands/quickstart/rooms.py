@@ -15,7 +15,7 @@ from commands.bars import progress_bar
 from commands.pages.page import Gallery, LegendEntry, Picture
 from commands.pages.palette import color_labels, label_colors
 from commands.pages.scene_view import CUT_HEIGHT, RoomView
-from commands.quickstart.report import QuickstartReport, RoomScores, read_lines
+from commands.quickstart.figures import QuickstartReport, RoomScores, read_lines
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
 from launch.processes.side_by_side import Command, run_side_by_side
 from launch.processes.stop_signals import Stopped

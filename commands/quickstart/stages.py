@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from commands.pages.page import Section
-from commands.quickstart.report import Pretraining, read_lines
+from commands.quickstart.figures import Pretraining, read_lines
 from launch.errors import LaunchError
 from shards.reader import DatasetReader
 from t4p.config.tasks import PretrainConfig

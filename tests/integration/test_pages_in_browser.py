@@ -31,7 +31,8 @@ from commands.pages.page import (
 )
 from commands.pages.palette import color_labels, label_colors
 from commands.pages.scene_view import RoomView
-from commands.quickstart.report import Pretraining, QuickstartReport, RoomScores, write_report
+from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScores
+from commands.quickstart.report import write_report
 from shards.images import encode_depth
 from shards.packing.pack import pack
 from t4p.config.data import EvaluatedDataConfig

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from commands.pages.page import Section
-from commands.quickstart.report import Pretraining, QuickstartReport, RoomScores, read_lines, show_table, write_report
+from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScores, read_lines
+from commands.quickstart.report import show_table, write_report
 from t4p.metrics.semantic import evaluate
 
 LABELS = ("wall", "floor", "ceiling", "chair", "lamp")
