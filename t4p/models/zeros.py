@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from t4p.models.operations import Operations
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 aten = torch.ops.aten
@@ -16,24 +17,11 @@ _DRAWS_IN_PLACE = {aten.normal_.default, aten.uniform_.default, aten.erfinv_.def
 _DRAWS: dict[Any, Callable[..., Any]] = {aten.randn.default: aten.zeros.default, aten.rand.default: aten.zeros.default}
 
 
-class _NothingDrawn(TorchDispatchMode):
+class _NothingDrawn(Operations):
     """Random numbers are zeros, or what is there. (Building on the meta device would import torch's compiler.)"""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch asks whether to wrap `__torch_dispatch__` for its compiler, which takes 2 CPU seconds to import."""
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func in _DRAWS_IN_PLACE:
-            return args[0]
-        return _DRAWS.get(func, func)(*args, **(kwargs or {}))
+    def take(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0] if func in _DRAWS_IN_PLACE else _DRAWS.get(func, func)(*args, **kwargs)
 
 
 def with_zeros(build: Callable[[], AnyModule]) -> AnyModule:

@@ -16,7 +16,8 @@ import numpy as np
 import torch  # noqa: TID253 - imported by measure.py only, which commands/main.py imports inside its command
 from numpy.typing import NDArray
 from torch import Tensor, UntypedStorage  # noqa: TID253
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: TID253
+
+from t4p.models.operations import Operations
 
 aten = torch.ops.aten
 
@@ -36,7 +37,7 @@ class _Storage:
     end: _End | None = None
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(Operations):
     """Follows every storage that is made while the mode is on.
 
     Attributes:
@@ -49,20 +50,8 @@ class LiveMemory(TorchDispatchMode):
         self._alive: dict[int, _Storage] = {}
         self._all: list[_Storage] = []
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch asks whether to wrap `__torch_dispatch__` for its compiler, which takes 3 CPU seconds to import."""
-        return False
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def take(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, then look for results that share no storage with its arguments."""
-        kwargs = kwargs or {}
         result = self._run(func, args, kwargs)
         self.now += 1
         # 100,000 operations come by here: arguments are looked at only where a result is not known.
