@@ -6,7 +6,6 @@ A process has one training, so it has one place at a time: this is kept for the 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,16 +22,14 @@ class Beat:
     Attributes:
         number: of signs so far.
         place: in words, for a message: "step 12", "validation, frame 3".
-        at: time.monotonic() of it, in seconds.
     """
 
     number: int
     place: str
-    at: float
 
 
 @dataclass
-class Patience:
+class Standstill:
     """How long nothing has happened. Pure: fed with what is seen at each look.
 
     Attributes:
@@ -59,7 +56,7 @@ class Patience:
         return self.waited >= self.limit
 
 
-_last = Beat(0, "the start", time.monotonic())
+_last = Beat(0, "the start")
 _warm = threading.Event()
 _told: list[Callable[[BaseException], None]] = []
 
@@ -71,7 +68,7 @@ def beat(place: str) -> None:
         place: what comes now.
     """
     global _last
-    _last = Beat(_last.number + 1, place, time.monotonic())
+    _last = Beat(_last.number + 1, place)
 
 
 def last_beat() -> Beat:

@@ -201,7 +201,7 @@ def write_all(folder: Path, samples: Samples) -> list[str]:
 
     name_of_first = f"{key}.color.jpg".encode()
     headers = {
-        "tar_climbs": _header(good, b"../../../../tmp/evil.color.jpg"),
+        "tar_climbs": _header(good, b"../../../../../evil.color.jpg"),
         "tar_absolute": _header(good, b"/etc/evil.color.jpg"),
         "tar_escapes": _header(good, b"a\x1b]0;OWNED\x07.color.jpg"),
         "tar_huge_size": _header(good, name_of_first, b"77777777777"),

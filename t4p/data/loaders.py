@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from t4p.errors import LostLoaderError
-from t4p.heartbeat import Patience, beat
+from t4p.heartbeat import Standstill, beat
 from t4p.stop import leave_signals_alone
 
 Ref = TypeVar("Ref")
@@ -109,7 +109,7 @@ class _Loaders(Generic[Sample]):
 
     def next(self, patience: float) -> Any:
         """The next batch, or _END."""
-        waiting = Patience(patience, longest=4 * LOOK_EVERY)
+        waiting = Standstill(patience, longest=4 * LOOK_EVERY)
         looked = time.monotonic()
         while True:
             try:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from t4p.distributed import broadcast_object, rank, world_size
 from t4p.errors import HungError
-from t4p.heartbeat import Beat, Patience, first_step_is_done, last_beat, told_at_hang
+from t4p.heartbeat import Beat, Standstill, first_step_is_done, last_beat, told_at_hang
 from t4p.stop import end_now
 from t4p.train.loopback import LOOPBACK, loopback_store
 
@@ -73,15 +73,15 @@ class Watch:
             self._roll.stop()
 
     def _watch(self) -> None:
-        patience = Patience(self._timeout * FIRST_STEP_FACTOR, longest=2 * self._look_every)
+        standstill = Standstill(self._timeout * FIRST_STEP_FACTOR, longest=2 * self._look_every)
         looked = time.monotonic()
         while not self._stopped.wait(self._look_every):
             now = time.monotonic()
             if first_step_is_done():
-                patience.limit = self._timeout
+                standstill.limit = self._timeout
             beat, roll = last_beat(), self._roll
-            if patience.is_over(beat.number + (roll.total if roll else 0), now - looked):
-                self._say_and_end(beat, patience.waited, roll)
+            if standstill.is_over(beat.number + (roll.total if roll else 0), now - looked):
+                self._say_and_end(beat, standstill.waited, roll)
                 return
             looked = now
 

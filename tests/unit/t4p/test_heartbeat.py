@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from t4p import heartbeat
-from t4p.heartbeat import Patience, beating_while_files_move, last_beat
+from t4p.heartbeat import Standstill, beating_while_files_move, last_beat
 
 
 def test_patience_ends_after_its_limit_without_news_and_begins_anew_with_any():
     rng = random.Random(0)
     for _ in range(500):
         limit, every = rng.uniform(1, 100), rng.uniform(0.1, 5)
-        patience = Patience(limit, longest=2 * every)
+        patience = Standstill(limit, longest=2 * every)
         waited, news = 0.0, 0
         patience.is_over(news, every)
         for _ in range(200):
@@ -26,7 +26,7 @@ def test_patience_ends_after_its_limit_without_news_and_begins_anew_with_any():
 
 
 def test_time_in_which_this_process_stood_still_is_no_waiting():
-    patience = Patience(limit=10, longest=2)
+    patience = Standstill(limit=10, longest=2)
     assert not patience.is_over(1, 1)
     assert not patience.is_over(1, 3600)  # stopped for an hour: one look
     assert patience.waited == 2
