@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
-import numpy as np
 import pytest
 from forks import run_python
-from PIL import Image
 from s3_server import S3Server
+from slanted_plane import write_folder, write_seven_scenes
 from small_model import SMALL, TINY_NETWORK
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
@@ -126,7 +125,7 @@ BLOCKS = [
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Iterator[tuple[Path, dict[str, str]]]:
     folder = tmp_path_factory.mktemp("reader")
-    write_raw_frames(folder / "RAW", 12)
+    write_folder(folder / "RAW", 12)
     write_seven_scenes(folder / "RAW" / "chess", 3)
     environ = os.environ | s3_server.environ() | {"COLUMNS": "120"}
     client = boto3.client(
@@ -139,35 +138,6 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> It
     client.create_bucket(Bucket="bucket")
     yield folder, environ
     shutil.rmtree(folder)
-
-
-def images(rng: np.random.Generator, index: int) -> tuple[Image.Image, Image.Image]:
-    """Colour and depth of a slanted plane, 64x48."""
-    depth = (1500 + 10 * index + np.add.outer(np.arange(48), np.arange(64)) * 5).astype(np.uint16)
-    return Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)), Image.fromarray(depth)
-
-
-def write_raw_frames(folder: Path, num_frames: int) -> None:
-    """The layout `folder`."""
-    rng = np.random.default_rng(0)
-    for name in ("color", "depth"):
-        (folder / name).mkdir(parents=True)
-    np.savetxt(folder / "intrinsic.txt", [[60, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
-    for index in range(num_frames):
-        color, depth = images(rng, index)
-        color.save(folder / "color" / f"{index:06d}.jpg")
-        depth.save(folder / "depth" / f"{index:06d}.png")
-
-
-def write_seven_scenes(folder: Path, num_frames: int) -> None:
-    rng = np.random.default_rng(1)
-    folder.mkdir()
-    np.savetxt(folder / "camera-intrinsics.txt", [[60, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
-    for index in range(num_frames):
-        color, depth = images(rng, index)
-        color.save(folder / f"frame-{index:06d}.color.png")
-        depth.save(folder / f"frame-{index:06d}.depth.png")
-        np.savetxt(folder / f"frame-{index:06d}.pose.txt", np.eye(4))
 
 
 def run(command: str, folder: Path, environ: dict[str, str]) -> None:

@@ -3,11 +3,10 @@
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from fault_proxy import FaultProxy
-from PIL import Image
+from slanted_plane import write_seven_scenes
 
 from shards.packing.pack import pack
 from shards.stores.place import open_store
@@ -49,23 +48,10 @@ STREAM = StreamSettings(
 )
 
 
-def write_raw(folder, num_frames):
-    """Frames in the layout of 7-Scenes: a slanted plane, colour and depth different in each."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    np.savetxt(folder / "camera-intrinsics.txt", [[60, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
-    for index in range(num_frames):
-        depth = (1500 + 10 * index + np.add.outer(np.arange(48), np.arange(64)) * 5).astype(np.uint16)
-        Image.fromarray(depth).save(folder / f"frame-{index:06d}.depth.png")
-        color = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
-        Image.fromarray(color).save(folder / f"frame-{index:06d}.color.png")
-        np.savetxt(folder / f"frame-{index:06d}.pose.txt", np.eye(4))
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
-    write_raw(folder / "raw", NUM_FRAMES)
+    write_seven_scenes(folder / "raw", NUM_FRAMES)
     pack("seven-scenes", folder / "raw", str(folder / "shards"), shard_size_bytes=40_000)
     return folder / "shards"
 
