@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -45,14 +45,43 @@ class _Terminated(BaseException):
     """SIGTERM, turned into an exception so that everything on the stack cleans up."""
 
 
+class _Stops:
+    """SIGINT and SIGTERM as exceptions, of which none is lost.
+
+    Python throws away what is raised while an object is deleted, and tarfile deletes a stream for every shard: so a
+    signal is raised once more at the next sign of progress.
+    """
+
+    def __init__(self) -> None:
+        self._heard: BaseException | None = None
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The handler of both signals."""
+        self._heard = KeyboardInterrupt() if number == signal.SIGINT else _Terminated()
+        raise self._heard
+
+    def heard_at(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """A sign of progress that also raises what was thrown away."""
+
+        def tell(done: int, total: int) -> None:
+            if self._heard is not None:
+                raise self._heard
+            on_progress(done, total)
+
+        return tell
+
+
 @contextmanager
-def _user_errors(when_stopped: str = "stopped") -> Iterator[None]:
+def _user_errors(when_stopped: str = "stopped") -> Iterator[_Stops]:
     """Turn what a user can cause into one message on stderr and an exit status."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread:
-        before = signal.signal(signal.SIGTERM, _raise_terminated)
+    stops, before = _Stops(), {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # where it is ignored it stays so
+            heard.append(signal.SIGINT)
+        before = {number: signal.signal(number, stops.hear) for number in heard}
     try:
-        yield
+        yield stops
     except ShardError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, CallError) else 1) from None
@@ -60,12 +89,8 @@ def _user_errors(when_stopped: str = "stopped") -> Iterator[None]:
         typer.echo(when_stopped, err=True)
         raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _raise_terminated(signal_number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command("formats")
@@ -97,7 +122,7 @@ def pack_command(
     ] = None,
 ) -> None:
     """Pack raw frames into a dataset. Stopped in the middle, the same call again resumes."""
-    with _user_errors("stopped; what is finished is kept, and the same call again resumes"):
+    with _user_errors("stopped; what is finished is kept, and the same call again resumes") as stops:
         from shards.packing.pack import pack
 
         if not math.isfinite(shard_size_mb):
@@ -113,7 +138,7 @@ def pack_command(
                 frames=_parse_frames(frames),
                 every=every,
                 depth_scale=depth_scale,
-                on_progress=on_progress,
+                on_progress=stops.heard_at(on_progress),
             )
         kept = f" ({report.num_kept_shards} kept from before)" if report.num_kept_shards else ""
         typer.echo(
@@ -128,11 +153,11 @@ def pack_command(
 @app.command("verify", epilog="Example: t4p shards verify s3://bucket/mine")
 def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False) -> None:
     """Re-read everything and name every broken sample; exit status 1 if there is one."""
-    with _user_errors():
+    with _user_errors() as stops:
         from shards.verify import verify
 
         with progress_bar("verifying") as on_progress:
-            report = verify(url, num_workers=workers or _default_workers(), on_progress=on_progress)
+            report = verify(url, num_workers=workers or _default_workers(), on_progress=stops.heard_at(on_progress))
         if as_json:
             _echo_json(
                 {
