@@ -102,5 +102,6 @@ def test_four_losses_are_borne_and_the_fifth_within_a_hundred_batches_is_not(tmp
     loaded = load(DeadlyOnce(tmp_path, range(3, 19, 5)), numbers, 1, tuple)
     assert list(loaded) == [(n,) for n in range(30)]
     loaded = load(DeadlyOnce(tmp_path, range(2, 25, 5)), numbers, 1, tuple)
-    with pytest.raises(LostLoaderError, match=r"for the 5th time within 2\d batches"):
+    # from the third list's loss to the twenty-third's; each is seen up to a few lists early, or a little late
+    with pytest.raises(LostLoaderError, match=r"for the 5th time within (1[5-9]|2\d) batches"):
         list(loaded)
