@@ -141,7 +141,7 @@ def compare_on_frames(url: str, config_file: str, overrides: tuple[str, ...], re
     torch.set_num_threads(1)
     config = load_config([REPOSITORY / "configs" / config_file], [f"data.shards=[{url}]", *overrides])
     towers = load_towers_from(config.model.clip.model_copy(update={"pretrained": "random"}), 0)
-    catalogue, recipe = Catalogue(config.data.shards), PairRecipe(build_sample_settings(config, towers))
+    catalogue, recipe = Catalogue(config.data.urls), PairRecipe(build_sample_settings(config, towers))
     places = [index * (int(catalogue.samples_per_shard[0]) // NUM_FRAMES) for index in range(NUM_FRAMES)]
     batch = recipe.join([recipe.make(catalogue.fetch(0, i), 0, catalogue.key(0, i), 0) for i in places])
     rows = []

@@ -294,25 +294,36 @@ def order_command(
     epoch: Annotated[int, typer.Option(min=0)] = 0,
     from_step: Annotated[int, typer.Option(min=0, help="First step of the epoch to show.")] = 0,
     steps: Annotated[int | None, typer.Option(min=0, help="How many; default: to the end of the epoch.")] = None,
-    streams: Annotated[int, typer.Option(min=1)] = 64,
-    shuffle_block: Annotated[int, typer.Option(min=1)] = 2048,
+    ranks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on a machine: samples move within it first. Default: all.")
+    ] = None,
+    streams: Annotated[int, typer.Option(min=1, help="As data.streams.")] = 64,
+    shuffle_block: Annotated[int, typer.Option(min=1, help="Bytes, as data.shuffle_block.")] = 8 << 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Which samples a rank reads at which step, without reading any."""
+    """Which samples a rank trains at which step, without reading any."""
+    import numpy as np
+
+    from t4p.data.course import Course, CourseSettings
     from t4p.data.fetch import Catalogue
-    from t4p.data.order import EpochOrder, rank_positions, steps_per_epoch
+    from t4p.data.order import steps_per_epoch
+    from t4p.data.ranks import Nodes
     from t4p.errors import ConfigError
 
     catalogue = Catalogue([url])
     try:
-        last = steps_per_epoch(catalogue.num_samples, global_batch_size)
-        last = last if steps is None else min(last, from_step + steps)
-        order = EpochOrder(catalogue.samples_per_shard, seed, epoch, streams, shuffle_block)
+        in_epoch = steps_per_epoch(catalogue.num_samples, global_batch_size)
+        last = in_epoch if steps is None else min(in_epoch, from_step + steps)
+        nodes = Nodes.equal(world_size, ranks_per_node or world_size)
+        settings = CourseSettings(seed, streams, shuffle_block, global_batch_size, 1, nodes)
+        course = Course(catalogue.pools, settings)
+        if rank >= world_size:
+            raise ValueError(f"rank is {rank}; it must be in [0, {world_size}), the world size")
         listed: list[tuple[int, list[str]]] = []
         for step in range(from_step, last):
-            positions = rank_positions(step, global_batch_size, 1, 0, rank, world_size)
-            keys = [catalogue.key(shard, sample) for shard, sample in order.samples_at(positions).tolist()]
-            listed.append((step, keys))
+            batch = course.micro_batch(epoch * in_epoch + step, 0)
+            mine = batch.samples[np.flatnonzero(batch.ranks == rank)]
+            listed.append((step, [catalogue.key(shard, sample) for shard, sample in mine.tolist()]))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:

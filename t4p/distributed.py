@@ -4,7 +4,10 @@ Everything works without a process group too: a process alone is rank 0 of 1. Un
 counts[r] rows each become one (W, max(counts), ...) tensor, so that nothing is copied apart and back together.
 """
 
+import hashlib
+import socket
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -101,6 +104,26 @@ def all_reduce_max(tensor: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def nodes_of_ranks(device: torch.device) -> tuple[int, ...]:
+    """The machine (or container) that each rank runs on, numbered by their first ranks. Collective.
+
+    Args:
+        device: where the process group's backend expects tensors.
+    """
+    name = hashlib.blake2b(socket.gethostname().encode() + _boot_id(), digest_size=7).digest()
+    names = [name for (name,) in all_gather_ints([int.from_bytes(name)], device)]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return tuple(numbers[name] for name in names)
+
+
+def _boot_id() -> bytes:
+    """What tells machines of one name apart; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:
+        return b""
 
 
 def subgroup(size: int) -> dist.ProcessGroup:

@@ -64,7 +64,7 @@ class PlanesTask:
 def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None, show: Any = None) -> None:
     start_worker(config.train)
     towers = load_towers_from(config.model.clip, config.run.seed)
-    catalogue = Catalogue(config.data.shards)
+    catalogue = Catalogue(config.data.urls)
     ignored = config.data.ignored_labels
     recipe = build_label_recipe(
         catalogue, config.data, config.model, config.model.label_names, ignored, augment=None, seed=config.run.seed

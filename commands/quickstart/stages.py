@@ -68,5 +68,5 @@ def collect_pretraining(config: PretrainConfig) -> Pretraining:
         raise LaunchError(
             f"{run_dir / 'metrics.jsonl'} holds {len(steps)} steps, {config.train.num_steps} were asked for"
         )
-    num_samples = sum(DatasetReader(url).num_samples for url in config.data.shards)
+    num_samples = sum(DatasetReader(url).num_samples for url in config.data.urls)
     return Pretraining(num_samples, steps, read_lines(run_dir / "validation.jsonl"))

@@ -197,7 +197,7 @@ def _lost_paths(config: JobConfig, shipped: Collection[str]) -> Iterator[str]:
     """Paths that only mean something from the folder in which the user stands, as `key: what was found`."""
     clip = config.model.clip
     paths = [("run.dir", config.run.dir)]
-    paths += [("data.shards", shards) for shards in config.data.shards]
+    paths += [("data.shards", url) for url in config.data.urls]
     paths += [("data.validation_shards", shards) for shards in config.data.validation_shards]
     if clip.name.endswith(".json"):
         paths.append(("model.clip.name", clip.name))

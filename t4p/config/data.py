@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationError
 
-from t4p.config.section import Fraction, Places, PositiveFloat, PositiveInt, Section
+from t4p.config.section import Fraction, Listed, Places, PositiveFloat, PositiveInt, Problem, Section
 
 
 class AugmentConfig(Section):
@@ -18,19 +19,58 @@ class AugmentConfig(Section):
     color_jitter: Fraction = Field(0.05, description="Standard deviation of Gaussian noise on colours in [0, 1].")
 
 
+class WeightedPlace(Section):
+    """A dataset of a mixture."""
+
+    url: str = Field(description="A packed dataset: a folder, or an s3://, gs:// or az:// prefix.")
+    weight: PositiveFloat = Field(description="Its share of the samples, beside the weights of the others.")
+
+
+def _place(value: Any) -> Any:
+    """A text as it is, a dataset of a mixture as such; ValueError in one sentence for anything else."""
+    if isinstance(value, str | WeightedPlace):
+        return value
+    try:
+        return WeightedPlace.model_validate(value)
+    except ValidationError:
+        raise ValueError("wanted a folder or prefix, or {url: ..., weight: a number above 0}") from None
+
+
 class PointDataConfig(Section):
     """What every job reads, and how its points are made."""
 
-    shards: Places = Field(min_length=1, description="Packed datasets: folders or s3:// prefixes.")
+    shards: Annotated[tuple[Annotated[str | WeightedPlace, BeforeValidator(_place)], ...], Listed] = Field(
+        min_length=1, description="Packed datasets, read as one; or a mixture, each as {url: ..., weight: ...}."
+    )
     validation_shards: Places = Field((), description="Packed datasets that are scored and never trained on.")
     num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
     streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
-    shuffle_block: PositiveInt = Field(2048, description="Samples shuffled together within a stream.")
+    shuffle_block: PositiveInt = Field(8 << 20, description="Bytes of a shard that are read at once and shuffled.")
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
     max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
     frame: Literal["camera", "world"] = Field("camera", description="Axes of the points; world only if its z is up.")
     max_skip_fraction: Fraction = Field(0.0, description="Share of broken samples a run puts up with.")
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Places of the training data."""
+        return tuple(place if isinstance(place, str) else place.url for place in self.shards)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weights of a mixture; None where all datasets are read as one."""
+        weights = tuple(place.weight for place in self.shards if isinstance(place, WeightedPlace))
+        return weights if len(weights) == len(self.shards) else None
+
+    def rules(self) -> Iterator[Problem]:
+        without = [place for place in self.shards if isinstance(place, str)]
+        if 0 < len(without) < len(self.shards):
+            yield Problem(
+                ("shards",),
+                f"{without[0]} has no weight and another dataset has one; give each of a mixture "
+                "{url: ..., weight: ...}, or none",
+            )
 
 
 class DataConfig(PointDataConfig):

@@ -13,11 +13,12 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from t4p.config.data import WeightedPlace
 from t4p.config.section import Section
 from t4p.config.tasks import JobConfig
 from t4p.errors import ConfigError
 
-_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
+_WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", WeightedPlace: "{url, weight}"}
 _BOUNDS = ((Gt, "gt", "above"), (Ge, "ge", "at least"), (Lt, "lt", "below"), (Le, "le", "at most"))
 
 

@@ -13,11 +13,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | dict) else value
 
 
 # One dataset may stand there without brackets.
 Places = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Listed = BeforeValidator(_listed)
 
 # The context of a validation that leaves the rules between keys to its caller, who wants those of all sections at once.
 RULES_LATER = {"rules": "later"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from shards.errors import CallError
 from shards.reader import DatasetReader, spread
 from shards.sample import Sample, sample_from_members
 from shards.stores.store import take_faults
+from t4p.data.course import Pool
 
 
 class Catalogue:
@@ -21,13 +23,14 @@ class Catalogue:
 
     Attributes:
         samples_per_shard: (num_shards,) int64 over all datasets.
+        weights: of a mixture, one for each dataset; None where all are read as one.
         num_samples: their sum.
         urls: places of the datasets.
         label_names: for each dataset, the names of its class ids, by id; empty without labels.
         shards_sha256: for each dataset, the hash its manifest gives for its shard table.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], weights: Sequence[float] | None = None) -> None:
         """Open the manifests.
 
         Raises:
@@ -42,6 +45,7 @@ class Catalogue:
                 problems.append(error)
         if problems:
             raise problems[0] if len(problems) == 1 else CallError("\n  ".join(map(str, problems)))
+        self.weights = None if weights is None else tuple(weights)
         tables = [reader.samples_per_shard for reader in self._readers]
         self._first_shard = np.cumsum([0, *(len(table) for table in tables)])
         self.samples_per_shard: NDArray[np.int64] = np.concatenate(tables)
@@ -58,6 +62,14 @@ class Catalogue:
         """The key of a sample, unique within its dataset."""
         reader, local_shard = self._locate(shard_index)
         return reader.key(local_shard, sample_index)
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """What orders run over: all datasets as one, or each of a mixture."""
+        each = [Pool(reader.table.num_samples, reader.table.size_bytes) for reader in self._readers]
+        if self.weights is not None:
+            return tuple(replace(pool, weight=weight) for pool, weight in zip(each, self.weights, strict=True))
+        return (Pool(self.samples_per_shard, np.concatenate([pool.bytes_per_shard for pool in each])),)
 
     def require_frames(self) -> None:
         """Raise CallError unless every dataset holds RGB-D frames: pre-training needs images."""

@@ -1,17 +1,21 @@
-"""Which rank reads which sample at which step: a pure function of (shard table, seed, epoch, step).
+"""Which sample is trained at which step: a pure function of (shard table, seed, epoch, step). Order 2.
 
 Nothing here reads a file or keeps a position. A run is resumed from its global step alone, on any number of ranks.
 
-One epoch is built in four moves, each drawn from the epoch's own random words:
-1. the shards are permuted and laid end to end;
+The unit is the block: samples of one shard that lie side by side in its tar, about `block_bytes` of bytes, so that
+object storage is read in large parts. One epoch is built in four moves, each drawn from the epoch's own random words:
+1. the blocks of all shards are permuted and laid end to end;
 2. that line is closed to a ring and opened again at a random sample, so that nothing always falls on a boundary;
 3. the ring is cut into as many ranges as there are streams, and a permutation says which range serves as which stream;
-4. each stream is shuffled within blocks.
+4. each stream is shuffled within what it holds of a block: within a window.
 Position p of the epoch is then sample p // num_streams of stream p mod num_streams.
 
-Moves 2 and 3 are for small datasets: with one shard of 100 samples and 64 streams the blocks hold one or two samples,
-and without them every epoch would draw the same batches.
+Moves 2 and 3 are for small datasets: with one shard of 100 samples and 64 streams the windows hold one or two samples,
+and without them every epoch would draw the same batches. A global batch takes no two samples of a stream
+(`streams_of_batch`), so that it touches as many shards as one drawn at random would, however large it is.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +25,14 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
+ORDER_VERSION = 2  # in the state of a run: what was begun in one order cannot go on in another
+IN_FLIGHT_BYTES = 16 << 30  # of all blocks that are open at a time: many streams make smaller blocks
+
 # The last word of the Philox counter: keeps the draws of the four moves apart. Changing one changes every run's order.
-_SHARD_ORDER = 1
+_BLOCK_ORDER = 1
 _RING_START = 2
 _RANGE_ORDER = 3
-_BLOCK_ORDER = 4
+_WINDOW_ORDER = 4
 
 
 def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
@@ -44,84 +51,70 @@ def steps_per_epoch(num_samples: int, global_batch_size: int) -> int:
     return num_samples // global_batch_size
 
 
-def epoch_and_step(step: int, num_samples: int, global_batch_size: int) -> tuple[int, int]:
-    """Where a run stands after `step` optimizer steps.
+def streams_of_batch(num_streams: int, global_batch_size: int) -> int:
+    """The streams of an order: a multiple of the global batch, `num_streams` of them or the next such number above.
 
-    Args:
-        step: optimizer steps since the start of the run, 0 or more: the whole state of the data side.
-
-    Returns:
-        epoch: the epoch that holds this step.
-        step_in_epoch: its index there, in [0, steps_per_epoch).
-
-    Raises:
-        ValueError: as steps_per_epoch, or step is negative.
+    A batch then takes its samples from as many streams, and begins at the same ones again and again: the streams of a
+    rank are its own.
     """
-    if step < 0:
-        raise ValueError(f"step is {step}; it counts from 0")
-    return divmod(step, steps_per_epoch(num_samples, global_batch_size))
+    return global_batch_size * -(-num_streams // global_batch_size)
 
 
-def rank_positions(
-    step_in_epoch: int, global_batch_size: int, grad_accum_steps: int, micro_step: int, rank: int, world_size: int
-) -> IntArray:
-    """Positions of one epoch that one rank reads for one micro-batch.
+def block_bytes_of(shuffle_block: int, num_streams: int) -> int:
+    """Bytes of a block: `shuffle_block`, or fewer where so many streams would hold more than IN_FLIGHT_BYTES open."""
+    return max(1, min(shuffle_block, IN_FLIGHT_BYTES // num_streams))
 
-    Step i is positions [iB, (i + 1)B); micro-batch m of A is the m-th of its A equal parts; rank r of W takes the
-    positions p with p mod W = r. The union over ranks is therefore the same for every W, and shares differ by at most
-    one. With W above B / A some ranks get nothing in some micro-batches: they still enter every collective.
 
-    Returns:
-        (n,) int64 positions, increasing.
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Where the samples of some positions lie, and what is read along with them.
 
-    Raises:
-        ValueError: the batch does not divide into micro-batches, there are more ranks than samples in a batch, or an
-            index is out of range.
+    Attributes:
+        samples: (n, 2) int64 of (shard_index, sample_index).
+        streams: (n,) int64, the stream of each.
+        blocks: (n,) int64, for `EpochOrder.pieces`.
     """
-    if step_in_epoch < 0:
-        raise ValueError(f"step_in_epoch is {step_in_epoch}; it counts from 0")
-    if global_batch_size < 1 or grad_accum_steps < 1 or global_batch_size % grad_accum_steps:
-        raise ValueError(
-            f"a global batch of {global_batch_size} does not divide into {grad_accum_steps} equal micro-batches; "
-            "train.global_batch_size must be a multiple of train.grad_accum_steps"
-        )
-    if not 0 <= micro_step < grad_accum_steps:
-        raise ValueError(f"micro_step is {micro_step}; it must be in [0, {grad_accum_steps}), train.grad_accum_steps")
-    if not 1 <= world_size <= global_batch_size:
-        raise ValueError(
-            f"the world size is {world_size} but the global batch has {global_batch_size} samples; "
-            "each rank needs at least one: use fewer workers or a larger train.global_batch_size"
-        )
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank}; it must be in [0, {world_size}), the world size")
-    micro_batch_size = global_batch_size // grad_accum_steps
-    start = step_in_epoch * global_batch_size + micro_step * micro_batch_size
-    first = start + (rank - start) % world_size
-    return np.arange(first, start + micro_batch_size, world_size, dtype=np.int64)
+
+    samples: IntArray
+    streams: IntArray
+    blocks: IntArray
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one stream holds of a block: samples [start, stop) of its shard."""
+
+    stream: int
+    start: int
+    stop: int
 
 
 class EpochOrder:
     """The order of one epoch, addressable at any position.
 
-    Building it costs O(num_shards); a read costs the blocks it touches, never what lies before them. Blocks in use are
-    kept, one per stream, so reading on costs next to nothing. Instances pickle.
+    Building it costs O(number of blocks); a read costs the windows it touches, never what lies before them. Windows in
+    use are kept, one per stream, so reading on costs next to nothing. Instances pickle.
     """
 
     def __init__(
         self,
         samples_per_shard: NDArray[Any],
+        bytes_per_shard: NDArray[Any],
         seed: int,
         epoch: int,
-        num_streams: int = 64,
-        shuffle_block: int = 2048,
+        num_streams: int,
+        block_bytes: int,
+        dataset_index: int = 0,
     ) -> None:
         """
         Args:
             samples_per_shard: (num_shards,) int, samples in each shard, in the manifest's order; 0 is allowed.
+            bytes_per_shard: (num_shards,) int, bytes of each tar.
             seed: seed of the run, in [0, 2^64).
             epoch: 0 or more.
             num_streams: streams read side by side. Part of a run's identity: changing it changes the order.
-            shuffle_block: samples of one stream shuffled among themselves; likewise.
+            block_bytes: bytes of a block, as near as whole samples and equal blocks come to it; likewise.
+            dataset_index: among those of a mixture: equal datasets get orders of their own.
 
         Raises:
             ValueError: an argument is out of range, or there is no sample at all.
@@ -132,34 +125,34 @@ class EpochOrder:
                 f"samples_per_shard must be a 1-D integer array without negative entries, "
                 f"got {counts.dtype} of shape {counts.shape}"
             )
+        if np.shape(bytes_per_shard) != counts.shape:
+            raise ValueError(f"bytes_per_shard has shape {np.shape(bytes_per_shard)}, samples_per_shard {counts.shape}")
         if not 0 <= seed < 2**64 or not 0 <= epoch < 2**64:
             raise ValueError(f"seed and epoch must be in [0, 2^64), got seed {seed} and epoch {epoch}")
-        if num_streams < 1 or shuffle_block < 1:
+        if num_streams < 1 or block_bytes < 1:
             raise ValueError(
-                f"num_streams and shuffle_block must be at least 1, got {num_streams} streams and a block of "
-                f"{shuffle_block} (data.streams, data.shuffle_block)"
+                f"num_streams and block_bytes must be at least 1, got {num_streams} streams and a block of "
+                f"{block_bytes} bytes (data.streams, data.shuffle_block)"
             )
         self.num_samples = int(counts.sum(dtype=np.int64))
         if self.num_samples == 0:
             raise ValueError(f"the dataset is empty: {len(counts)} shards hold no sample")
-        self._words = _EpochWords(int(seed), int(epoch))
-        self._num_streams = int(num_streams)
-        self._shuffle_block = int(shuffle_block)
-
-        self._shard_order = _permutation(self._words.draw(len(counts), _SHARD_ORDER))
-        self._shard_stops = np.cumsum(counts[self._shard_order], dtype=np.int64)
-        self._shard_starts = self._shard_stops - counts[self._shard_order]
-        self._ring_start = int(self._words.draw(1, _RING_START)[0] % np.uint64(self.num_samples))
+        self.num_streams = int(num_streams)
+        self._words = _EpochWords(int(seed), int(epoch), dataset_index)
+        self._lay_ring(*_blocks(counts.astype(np.int64), np.asarray(bytes_per_shard, np.int64), int(block_bytes)))
 
         # Streams 0 .. (num_samples mod num_streams - 1) hold one sample more: exactly those that p mod num_streams
         # visits once more.
-        stream_of_range = _permutation(self._words.draw(self._num_streams, _RANGE_ORDER))
-        self._stream_sizes = np.full(self._num_streams, self.num_samples // self._num_streams, dtype=np.int64)
-        self._stream_sizes[: self.num_samples % self._num_streams] += 1
-        range_sizes = self._stream_sizes[stream_of_range]
-        self._stream_starts = np.empty(self._num_streams, dtype=np.int64)
-        self._stream_starts[stream_of_range] = np.cumsum(range_sizes) - range_sizes
-        self._last_block: dict[int, tuple[int, IntArray]] = {}  # stream -> (block index, its permutation)
+        self._stream_of_range = _permutation(self._words.draw(self.num_streams, _RANGE_ORDER))
+        stream_sizes = np.full(self.num_streams, self.num_samples // self.num_streams, dtype=np.int64)
+        stream_sizes[: self.num_samples % self.num_streams] += 1
+        self._range_stops = np.cumsum(stream_sizes[self._stream_of_range])
+        self._stream_stops = np.empty(self.num_streams, dtype=np.int64)
+        self._stream_stops[self._stream_of_range] = self._range_stops
+        self._stream_starts = self._stream_stops - stream_sizes
+        widest = min(int(self._block_sizes.max()), int(stream_sizes.max()))
+        self._windows = np.zeros((self.num_streams, widest), np.int32)  # the permutation of each stream's open window
+        self._window_starts = np.full(self.num_streams, -1, np.int64)
 
     def samples(self, start: int, stop: int) -> IntArray:
         """Samples at positions [start, stop) of the epoch.
@@ -172,16 +165,13 @@ class EpochOrder:
         """
         if not 0 <= start <= stop <= self.num_samples:
             raise ValueError(f"positions [{start}, {stop}) leave the epoch's {self.num_samples} positions")
-        return self.samples_at(np.arange(start, stop, dtype=np.int64))
+        return self.places_at(np.arange(start, stop, dtype=np.int64)).samples
 
-    def samples_at(self, positions: IntArray) -> IntArray:
-        """Samples at any positions, in the order given; touches only the streams that they fall in.
+    def places_at(self, positions: IntArray) -> Places:
+        """Where the samples at any positions lie, in the order given; touches only the streams that they fall in.
 
         Args:
             positions: (n,) int64.
-
-        Returns:
-            (n, 2) int64, (shard_index, sample_index).
 
         Raises:
             ValueError: a position leaves the epoch.
@@ -191,37 +181,90 @@ class EpochOrder:
             raise ValueError(
                 f"positions {positions.min()} to {positions.max()} leave the epoch's {self.num_samples} positions"
             )
-        index_in_stream, stream = np.divmod(positions, self._num_streams)
-        ring_position = self._stream_starts[stream] + self._shuffled(stream, index_in_stream)
-        line_position = (ring_position + self._ring_start) % self.num_samples
-        # side="right" steps over empty shards, which stop where they start.
-        slot = np.searchsorted(self._shard_stops, line_position, side="right")
-        return np.stack([self._shard_order[slot], line_position - self._shard_starts[slot]], axis=1)
+        index_in_stream, streams = np.divmod(positions, self.num_streams)
+        in_ring = self._stream_starts[streams] + index_in_stream
+        blocks = np.searchsorted(self._block_stops, in_ring, side="right")
+        block_starts = self._block_stops[blocks] - self._block_sizes[blocks]
+        window_starts = np.maximum(block_starts, self._stream_starts[streams])
+        window_stops = np.minimum(self._block_stops[blocks], self._stream_stops[streams])
+        shuffled = self._shuffled(streams, in_ring, window_starts, window_stops)
+        samples = np.stack([self._block_shards[blocks], self._block_firsts[blocks] + shuffled - block_starts], axis=1)
+        return Places(samples, streams, blocks)
 
-    def _shuffled(self, stream: IntArray, index_in_stream: IntArray) -> IntArray:
-        """Send each index of a stream through the permutation of its block."""
-        shuffled = np.empty_like(index_in_stream)
-        block, index_in_block = np.divmod(index_in_stream, self._shuffle_block)
-        by_block = np.lexsort((block, stream))
-        changes = (np.diff(stream[by_block]) != 0) | (np.diff(block[by_block]) != 0)
-        for group in np.split(by_block, np.flatnonzero(changes) + 1):
-            if len(group):
-                permutation = self._block_permutation(int(stream[group[0]]), int(block[group[0]]))
-                shuffled[group] = block[group[0]] * self._shuffle_block + permutation[index_in_block[group]]
-        return shuffled
+    def bounds(self, block: int) -> tuple[int, int, int]:
+        """A block is samples [start, stop) of a shard: (shard_index, start, stop)."""
+        start = int(self._block_firsts[block])
+        return int(self._block_shards[block]), start, start + int(self._block_sizes[block])
 
-    def _block_permutation(self, stream: int, block: int) -> IntArray:
-        kept_block, permutation = self._last_block.get(stream, (None, None))
-        if kept_block != block or permutation is None:
-            length = min(self._shuffle_block, int(self._stream_sizes[stream]) - block * self._shuffle_block)
-            permutation = _permutation(self._words.draw(length, _BLOCK_ORDER, stream, block))
-            self._last_block[stream] = (block, permutation)
-        return permutation
+    def pieces(self, block: int) -> list[Piece]:
+        """What the streams hold of a block: together all of it, in the order of the tar."""
+        stop = int(self._block_stops[block])
+        start = stop - int(self._block_sizes[block])
+        to_sample = int(self._block_firsts[block]) - start
+        first, last = np.searchsorted(self._range_stops, [start, stop - 1], side="right").tolist()
+        edges = [start, *self._range_stops[first:last].tolist(), stop]
+        return [
+            Piece(stream, edges[k] + to_sample, edges[k + 1] + to_sample)
+            for k, stream in enumerate(self._stream_of_range[first : last + 1].tolist())
+            if edges[k] < edges[k + 1]
+        ]
+
+    def _lay_ring(self, shards: IntArray, firsts: IntArray, sizes: IntArray) -> None:
+        """Blocks in the order of the ring; the one that it is opened in counts as two."""
+        order = _permutation(self._words.draw(len(shards), _BLOCK_ORDER))
+        shards, firsts, sizes = shards[order], firsts[order], sizes[order]
+        ring_start = int(self._words.draw(1, _RING_START)[0] % np.uint64(self.num_samples))
+        stops = np.cumsum(sizes)
+        opened = int(np.searchsorted(stops, ring_start, side="right"))
+        head = ring_start - int(stops[opened] - sizes[opened])  # samples of it that come last
+        shards, firsts, sizes = (np.roll(column, -opened) for column in (shards, firsts, sizes))
+        if head:
+            shards, firsts, sizes = (np.append(column, column[0]) for column in (shards, firsts, sizes))
+            firsts[0] += head
+            sizes[0] -= head
+            sizes[-1] = head
+        self._block_shards, self._block_firsts, self._block_sizes = shards, firsts, sizes
+        self._block_stops = np.cumsum(sizes)
+
+    def _shuffled(self, streams: IntArray, in_ring: IntArray, starts: IntArray, stops: IntArray) -> IntArray:
+        """Send each position of the ring through the permutation of its window."""
+        shuffled = np.empty_like(in_ring)
+        todo = np.argsort(starts, kind="stable")
+        while True:
+            open_ones = self._window_starts[streams[todo]] == starts[todo]
+            now, todo = todo[open_ones], todo[~open_ones]
+            shuffled[now] = starts[now] + self._windows[streams[now], in_ring[now] - starts[now]]
+            if not len(todo):
+                return shuffled
+            _, firsts = np.unique(streams[todo], return_index=True)
+            for index in todo[firsts].tolist():
+                self._open(int(streams[index]), int(starts[index]), int(stops[index]))
+
+    def _open(self, stream: int, start: int, stop: int) -> None:
+        self._windows[stream, : stop - start] = _permutation(
+            self._words.draw(stop - start, _WINDOW_ORDER, stream, start)
+        )
+        self._window_starts[stream] = start
+
+
+def _blocks(counts: IntArray, sizes_bytes: IntArray, block_bytes: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Shard, first sample and number of samples of every block, in the order of the shards.
+
+    A shard is cut into equally many samples as far as they go; samples of very different sizes make blocks of different
+    bytes.
+    """
+    num_blocks = np.clip((sizes_bytes + block_bytes // 2) // block_bytes, 1, np.maximum(counts, 1))
+    num_blocks[counts == 0] = 0
+    shards = np.repeat(np.arange(len(counts)), num_blocks)
+    index_in_shard = np.arange(len(shards)) - np.repeat(np.cumsum(num_blocks) - num_blocks, num_blocks)
+    firsts = index_in_shard * counts[shards] // num_blocks[shards]
+    stops = (index_in_shard + 1) * counts[shards] // num_blocks[shards]
+    return shards, firsts, stops - firsts
 
 
 @dataclass(frozen=True)
 class _EpochWords:
-    """Random 64-bit words of one (seed, epoch), addressed by what they are for.
+    """Random 64-bit words of one (seed, epoch, dataset), addressed by what they are for.
 
     Raw Philox output is a pure function of (key, counter): the same on every machine and in every numpy, which a
     Generator's shuffle does not promise.
@@ -229,12 +272,18 @@ class _EpochWords:
 
     seed: int
     epoch: int
+    dataset_index: int
 
-    def draw(self, count: int, purpose: int, stream: int = 0, block: int = 0) -> NDArray[np.uint64]:
+    def draw(self, count: int, purpose: int, stream: int = 0, start: int = 0) -> NDArray[np.uint64]:
         key = np.array([self.seed, self.epoch], dtype=np.uint64)
-        counter = np.array([0, stream, block, purpose], dtype=np.uint64)
+        counter = np.array([0, stream, start, purpose + 16 * self.dataset_index], dtype=np.uint64)
         return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def _permutation(words: NDArray[np.uint64]) -> IntArray:
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    """The order that sorts the words: each carries its index in its low bits, so that plain sorting tells, and fast."""
+    bits = max(len(words) - 1, 1).bit_length()
+    low = np.uint64((1 << bits) - 1)
+    keyed = (words & ~low) | np.arange(len(words), dtype=np.uint64)
+    keyed.sort()
+    return (keyed & low).astype(np.int64)

@@ -15,7 +15,8 @@ from shards.sample import Sample as StoredSample
 from shards.scene import Scene
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
-from t4p.data.order import steps_per_epoch
+from t4p.data.order import ORDER_VERSION, steps_per_epoch
+from t4p.data.ranks import Nodes
 from t4p.data.stream import StreamSettings, TrainingStream
 from t4p.data.transforms import PointCloud, lift_frame
 
@@ -97,6 +98,7 @@ class PointStream:
         self._stream = TrainingStream(catalogue, recipe, settings)
         self._steps_per_epoch = steps_per_epoch(catalogue.num_samples, settings.global_batch_size)
         self._order: dict[str, Any] = {
+            "order": ORDER_VERSION,
             "batch_size": settings.global_batch_size,
             "seed": settings.seed,
             "streams": settings.num_streams,
@@ -163,7 +165,7 @@ def stream(
     max_depth: float = 10.0,
     frame: Literal["camera", "world"] = "camera",
     streams: int = 64,
-    shuffle_block: int = 2048,
+    shuffle_block: int = 8 << 20,
     max_skip_fraction: float = 0.0,
 ) -> PointStream:
     """The points of packed frames or scenes in batches, in the order of a training with these numbers.
@@ -174,14 +176,14 @@ def stream(
 
     Args:
         urls: places of packed datasets, folders or s3:// prefixes, in an order that belongs to the stream.
-        batch_size: samples of a batch over all ranks; rank r has every `world_size`-th of them.
+        batch_size: samples of a batch over all ranks, which have equal shares, but for one sample.
         seed: seed of the order.
         rank, world_size: this process among those that share the batches.
         num_workers: loader processes; 0 loads in this one.
         pixel_stride: for frames, lift every k-th row and column of the depth image.
         max_depth: for frames, metres; readings beyond are dropped.
         frame: axes of a frame's points: upright camera axes (right, ahead, up), or the dataset's world, if its z is up.
-        streams, shuffle_block: settings of the order, as data.streams and data.shuffle_block of a training.
+        streams, shuffle_block: settings of the order, as data.streams and data.shuffle_block (bytes) of a training.
         max_skip_fraction: share of broken samples that are left out of their batches.
 
     Raises:
@@ -207,7 +209,7 @@ def stream(
         global_batch_size=batch_size,
         grad_accum_steps=1,
         rank=rank,
-        world_size=world_size,
+        nodes=Nodes.equal(world_size, world_size),
         seed=seed,
         max_skip_fraction=max_skip_fraction,
     )

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
 from shards.stores.store import MissingObjectError, StoreError
+from t4p.data.course import Course, CourseSettings
 from t4p.data.fetch import Catalogue
 from t4p.data.loaders import PATIENCE, load
-from t4p.data.order import EpochOrder, epoch_and_step, rank_positions, steps_per_epoch
+from t4p.data.ranks import Nodes
 from t4p.errors import DataError
 from t4p.heartbeat import beat
 
@@ -51,11 +53,17 @@ class Recipe(Protocol[Sample, Batch_co]):
 
 @dataclass(frozen=True)
 class SampleRef:
-    """One sample of a catalogue, as it is to be drawn in one epoch."""
+    """One sample of a catalogue, as it is to be drawn in one epoch.
+
+    Attributes:
+        start, stop: samples of its shard that its node reads at once.
+    """
 
     epoch: int
     shard_index: int
     sample_index: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,10 @@ class BrokenSample:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Which positions of the order a rank reads, and with how many processes.
+    """What a rank reads of the samples of a run, and with how many processes.
 
     Attributes:
+        shuffle_block: bytes of a block.
         patience: seconds without a sample after which loader processes are replaced.
     """
 
@@ -81,7 +90,7 @@ class StreamSettings:
     global_batch_size: int
     grad_accum_steps: int
     rank: int
-    world_size: int
+    nodes: Nodes
     seed: int
     max_skip_fraction: float
     patience: float = PATIENCE
@@ -103,8 +112,20 @@ class TrainingStream(Generic[Sample, Batch]):
         self._catalogue = catalogue
         self._recipe = recipe
         self._settings = settings
-        steps_per_epoch(catalogue.num_samples, settings.global_batch_size)
-        rank_positions(0, settings.global_batch_size, settings.grad_accum_steps, 0, settings.rank, settings.world_size)
+        self._course = Course(
+            catalogue.pools,
+            CourseSettings(
+                seed=settings.seed,
+                num_streams=settings.num_streams,
+                shuffle_block=settings.shuffle_block,
+                global_batch_size=settings.global_batch_size,
+                grad_accum_steps=settings.grad_accum_steps,
+                nodes=settings.nodes,
+            ),
+        )
+        if not 0 <= settings.rank < settings.nodes.world_size:
+            raise ValueError(f"rank is {settings.rank}; it must be in [0, {settings.nodes.world_size}), the world size")
+        self._node = settings.nodes.of_rank[settings.rank]
         self._skipped: Counter[str] = Counter()
         self._num_read = 0
         self._faults: Counter[str] = Counter()
@@ -139,28 +160,12 @@ class TrainingStream(Generic[Sample, Batch]):
 
     def _refs(self, start_step: int, end_step: int) -> Iterator[list[SampleRef]]:
         """The samples of each micro-batch of this rank, step after step."""
-        settings, samples_per_shard = self._settings, self._catalogue.samples_per_shard
-        num_samples = int(samples_per_shard.sum())
-        order, epoch_of_order = None, -1
         for step in range(start_step, end_step):
-            epoch, step_in_epoch = epoch_and_step(step, num_samples, settings.global_batch_size)
-            if order is None or epoch != epoch_of_order:
-                order = EpochOrder(
-                    samples_per_shard, settings.seed, epoch, settings.num_streams, settings.shuffle_block
-                )
-                epoch_of_order = epoch
-            first = step_in_epoch * settings.global_batch_size
-            samples = order.samples(first, first + settings.global_batch_size)
-            for micro_step in range(settings.grad_accum_steps):
-                positions = rank_positions(
-                    step_in_epoch,
-                    settings.global_batch_size,
-                    settings.grad_accum_steps,
-                    micro_step,
-                    settings.rank,
-                    settings.world_size,
-                )
-                yield [SampleRef(epoch, shard, sample) for shard, sample in samples[positions - first].tolist()]
+            for micro_step in range(self._settings.grad_accum_steps):
+                batch = self._course.micro_batch(step, micro_step)
+                mine = np.flatnonzero(batch.ranks == self._settings.rank)
+                rows = np.column_stack([batch.epochs, batch.samples, self._course.read_ranges(batch, self._node)])
+                yield [SampleRef(*row) for row in rows[mine].tolist()]
 
     def _join(self, samples: Sequence[Sample | BrokenSample]) -> Batch:
         broken = [sample for sample in samples if isinstance(sample, BrokenSample)]
@@ -197,7 +202,7 @@ class ValidationStream(Generic[Sample, Batch]):
         self._num_workers = num_workers
         self._patience = patience
         self._refs = [
-            [SampleRef(0, shard_index, sample_index)]
+            [SampleRef(0, shard_index, sample_index, sample_index, sample_index + 1)]
             for shard_index, count in enumerate(catalogue.samples_per_shard.tolist())
             for sample_index in range(count)
         ][rank::world_size]

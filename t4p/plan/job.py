@@ -189,7 +189,7 @@ def plan_job(
     hours = usual_hours(config, world.size) if hours is None else hours
     towers = zero_towers_of(config.model.clip)
     settings = build_sample_settings(config, towers)
-    frames = look_at_frames(config.data.shards, settings)
+    frames = look_at_frames(config.data.urls, settings)
     if frames.num_samples is not None:
         try:
             steps_per_epoch(frames.num_samples, config.train.global_batch_size)

@@ -46,6 +46,7 @@ class CheckpointState:
         world_size: ranks that wrote it.
         config: the resolved configuration, as dumped.
         shards_sha256: hash of the shard table of each training dataset.
+        order: version of the order of samples.
         towers_sha256: hash of the frozen towers' weights, which are not in the checkpoint; the config has their names.
         versions: versions of Python and the packages that made it.
     """
@@ -56,6 +57,7 @@ class CheckpointState:
     shards_sha256: tuple[str, ...]
     towers_sha256: str
     versions: Mapping[str, str]
+    order: int = 1  # version 0.1.0 did not say
 
 
 def checkpoint_name(step: int) -> str:
@@ -97,7 +99,7 @@ def _check_kinds(state: CheckpointState) -> None:
     Raises:
         ValueError: names the first.
     """
-    for name, least in (("step", 0), ("world_size", 1)):
+    for name, least in (("step", 0), ("world_size", 1), ("order", 1)):
         value = getattr(state, name)
         if type(value) is not int or value < least:
             raise ValueError(f"{name} is {value!r}, wanted a whole number of at least {least}")

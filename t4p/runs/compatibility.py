@@ -45,11 +45,20 @@ def refuse_changes(
     Raises:
         CheckpointError: names every key that differs, and the next move.
     """
+    if saved.order != now.order:
+        raise CheckpointError(
+            f"{directory}: cannot resume, its samples came in order {saved.order} and this version has order "
+            f"{now.order}: a run cannot change it half way; end it with the version that began it "
+            f"({saved.versions.get('text4point', 'an older one')}), or begin a new run in another run.dir"
+        )
     differing = [change for change in changed_keys(_completed(saved.config), now.config) if not _is_free(change.key)]
     keys = [change for change in differing if change.key not in freed]
     changes = [str(change) for change in keys]
     if saved.shards_sha256 != now.shards_sha256:
         changes.append("data.shards: the datasets hold other samples than those it was trained on")
+    weights = [_weights(state.config) for state in (saved, now)]
+    if weights[0] != weights[1]:
+        changes.append(f"data.shards: the weights of the mixture were {weights[0]}, now {weights[1]}")
     if saved.towers_sha256 != now.towers_sha256:
         before, after = (state.towers_sha256[:12] for state in (saved, now))
         changes.append(f"model.clip: the weights of the towers are not the same (sha256 {before} -> {after})")
@@ -85,6 +94,13 @@ def _completed(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config_of_task(config).model_dump(mode="json")
     except (ConfigError, ValueError):  # of a version that had other keys
         return config
+
+
+def _weights(config: Mapping[str, Any]) -> list[float] | None:
+    """The weights of a mixture in a dumped configuration."""
+    shards = config.get("data", {}).get("shards", ())
+    weights = [place["weight"] for place in shards if isinstance(place, dict)]
+    return weights or None
 
 
 def _is_free(key: str) -> bool:

@@ -13,9 +13,9 @@ from t4p.config.data import DataConfig, LabelledDataConfig
 from t4p.config.network import FinetunedModelConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
 from t4p.config.tasks import EvaluateConfig, JobConfig
+from t4p.data.course import check_pools
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import build_label_table, require_labels
-from t4p.data.order import steps_per_epoch
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
 from t4p.runs.checkpoint import MARKER, as_checkpoint, check_sizes, checkpoints_in
 from t4p.runs.lock import describe_taken, is_locked
@@ -39,11 +39,11 @@ def look_beforehand(config: JobConfig) -> None:
             check_sizes(as_checkpoint(Path(config.train.resume), lambda sentence: None))
     catalogue = None
     with looks.at("data.shards"):
-        catalogue = Catalogue(config.data.shards)
+        catalogue = Catalogue(config.data.urls, config.data.weights)
         _look_at_samples(config, catalogue)
     with looks.at("train.global_batch_size"):
         if catalogue is not None:
-            steps_per_epoch(catalogue.num_samples, config.train.global_batch_size)
+            check_pools(catalogue.pools, config.train.global_batch_size)
     with looks.at("data.validation_shards"):
         if config.data.validation_shards:
             _look_at_samples(config, Catalogue(config.data.validation_shards), validation=True)

@@ -12,12 +12,14 @@ from torch import nn
 from shards.errors import ShardError
 from shards.schema import Frame
 from shards.stores.store import StoreError
+from t4p.config.data import PointDataConfig
 from t4p.config.kinds import task_named
 from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
+from t4p.data.ranks import Nodes
 from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
-from t4p.distributed import rank, world_size
+from t4p.distributed import nodes_of_ranks, rank, world_size
 from t4p.errors import ConfigError
 from t4p.heartbeat import beat, title_process
 from t4p.models.text4point import Text4Point
@@ -29,6 +31,7 @@ from t4p.tasks.afterwards import random_towers
 if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
     from t4p.train.engine import Engine
 
+SMALL_BLOCK = 64 << 10  # bytes: less than one frame
 NUM_LOOKS = 8  # frames that are looked at before a training
 
 Sample = TypeVar("Sample")
@@ -76,11 +79,13 @@ def run_watched(
 def build_training_stream(
     config: JobConfig, catalogue: Catalogue, recipe: Recipe[Sample, Batch]
 ) -> TrainingStream[Sample, Batch]:
-    """This rank's training stream.
+    """This rank's training stream. Collective.
 
     Raises:
         ConfigError: the global batch is larger than the dataset, or smaller than the world.
     """
+    from t4p.train.engine import local_device
+
     settings = StreamSettings(
         num_workers=config.data.num_workers,
         num_streams=config.data.streams,
@@ -88,7 +93,7 @@ def build_training_stream(
         global_batch_size=config.train.global_batch_size,
         grad_accum_steps=config.train.grad_accum_steps,
         rank=rank(),
-        world_size=world_size(),
+        nodes=Nodes(nodes_of_ranks(local_device())),
         seed=config.run.seed,
         max_skip_fraction=config.data.max_skip_fraction,
         patience=config.train.step_timeout / 2,  # loaders are replaced before the ranks that wait give up
@@ -110,11 +115,18 @@ def build_validation_stream(
 
 def tell_same_data(config: JobConfig) -> None:
     """Say where validation looks at what is trained on: its scores then tell what was learnt by heart."""
-    shared = {str(url).rstrip("/") for url in config.data.shards} & {
-        str(url).rstrip("/") for url in config.data.validation_shards
-    }
+    shared = {url.rstrip("/") for url in config.data.urls} & {url.rstrip("/") for url in config.data.validation_shards}
     if shared and rank() == 0:
         print_line(f"{', '.join(sorted(shared))}: trained on and validated on, so scores tell what is known by heart")
+
+
+def tell_small_blocks(config: JobConfig) -> None:
+    """Say where blocks are so small that every sample is read alone: version 0.1.0 counted them in samples."""
+    if rank() == 0 and config.data.shuffle_block < SMALL_BLOCK:
+        print_line(
+            f"data.shuffle_block is {config.data.shuffle_block} bytes, so samples are read one by one; the default is "
+            f"{PointDataConfig.model_fields['shuffle_block'].default} (it counted samples in version 0.1.0)"
+        )
 
 
 def tell_missing_poses(config: JobConfig, catalogue: Catalogue) -> None:
@@ -194,6 +206,7 @@ def run_training(
     from t4p.train.run_folder import open_run
 
     tell_same_data(config)
+    tell_small_blocks(config)
     if rank() == 0 and (sentence := random_towers(config)) is not None:
         print_line(sentence)
     show = show or PlainLines(print_line)

@@ -231,7 +231,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     device = start_worker(config.train)
     towers = load_towers_from(config.model.clip, config.run.seed)
     sample_settings = build_sample_settings(config, towers)
-    catalogue = Catalogue(config.data.shards)
+    catalogue = Catalogue(config.data.urls, config.data.weights)
     catalogue.require_frames()
     tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, PairRecipe(sample_settings))

@@ -214,7 +214,7 @@ def run(config: FinetuneConfig, on_step: Callable[[StepRecord], None] | None = N
     config = name_beginning(config, print_line)
     model = config.model
     towers = load_towers_from(model.clip, config.run.seed)
-    catalogue = Catalogue(config.data.shards)
+    catalogue = Catalogue(config.data.urls, config.data.weights)
     require_labels(catalogue.label_names, model.label_names, catalogue.urls)
     tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, config.data.augment))

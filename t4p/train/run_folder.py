@@ -16,6 +16,7 @@ import torch
 from t4p.config.files import dump_config
 from t4p.config.kinds import task_named
 from t4p.config.tasks import JobConfig
+from t4p.data.order import ORDER_VERSION
 from t4p.distributed import all_reduce_sum, broadcast_object, rank, world_size
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.heartbeat import beating_while_files_move
@@ -76,7 +77,7 @@ def open_run(
     changes: tuple[str, ...] = ()
 
     def describe(step: int) -> CheckpointState:
-        return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions)
+        return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions, ORDER_VERSION)
 
     if checkpoint is None:
         engine, start_step = build_engine(None), 0

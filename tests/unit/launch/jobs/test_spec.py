@@ -6,6 +6,7 @@ import tomllib
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -25,7 +26,8 @@ from launch.jobs.spec import (
 from launch.placement import WorkerResources
 from t4p.config.files import load_config
 from t4p.config.tasks import PretrainConfig
-from t4p.data.order import rank_positions
+from t4p.data.course import Course, CourseSettings, Pool
+from t4p.data.ranks import Nodes
 from t4p.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -178,10 +180,12 @@ def test_frames_per_rank_are_those_of_the_order(num_workers: int, micro_batch: i
     if num_workers > batch:
         return
     sizes = world_sizes(resolved(f"train.global_batch_size={batch}", f"train.grad_accum_steps={accum}"), num_workers)
+    pool = Pool(np.array([batch * 2]), np.array([batch * 2000]))
+    course = Course([pool], CourseSettings(0, 64, 1 << 20, batch, accum, Nodes.equal(num_workers, 4)))
     counts = [
-        len(rank_positions(step, batch, accum, micro_step, rank, num_workers))
+        count
         for micro_step in range(accum)
-        for rank in range(num_workers)
+        for count in np.bincount(course.micro_batch(step, micro_step).ranks, minlength=num_workers).tolist()
     ]
     assert sizes.micro_batches == accum
     assert sizes.frames_per_micro_batch == (min(counts), max(counts))

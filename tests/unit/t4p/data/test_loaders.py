@@ -26,7 +26,7 @@ from t4p.data.labelled import build_label_recipe
 from t4p.data.stream import ValidationStream
 
 config = load_config(["configs/pretrain/rooms.yaml"], ["run.dir=unused", "data.shards=" + json.dumps([sys.argv[1]])])
-catalogue = Catalogue(config.data.shards)
+catalogue = Catalogue(config.data.urls)
 recipe = build_label_recipe(catalogue, config.data, config.model, config.model.labels, ("unlabelled",), augment=None)
 batches = ValidationStream(catalogue, recipe, 2, 0, 1).batches()
 next(batches)

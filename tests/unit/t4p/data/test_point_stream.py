@@ -11,15 +11,16 @@ import torch
 
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
+from t4p.data.course import Course, CourseSettings
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
-from t4p.data.order import EpochOrder, rank_positions
 from t4p.data.point_stream import PointBatch, PointStream, stream
+from t4p.data.ranks import Nodes
 from t4p.data.transforms import lift_frame
 
 OLDER = Path(__file__).resolve().parents[3] / "data" / "older"
 NUM_FRAMES, BATCH = 13, 4
-ORDER = {"batch_size": BATCH, "seed": 5, "streams": 3, "shuffle_block": 4}
+ORDER = {"batch_size": BATCH, "seed": 5, "streams": 3, "shuffle_block": 30_000}
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +46,14 @@ def same(left: PointBatch, right: PointBatch) -> bool:
 
 def test_batches_are_those_of_the_order_of_a_training(dataset: str) -> None:
     catalogue = Catalogue([dataset])
+    course = Course(catalogue.pools, CourseSettings(5, 3, 30_000, BATCH, 1, Nodes.equal(3, 3)))
     for rank in range(3):
         found = epochs(make(dataset, rank=rank, world_size=3), 2)
         assert len(found) == 2 * (NUM_FRAMES // BATCH)
         for number, batch in enumerate(found):
-            epoch, step = divmod(number, NUM_FRAMES // BATCH)
-            order = EpochOrder(catalogue.samples_per_shard, 5, epoch, 3, 4)
-            wanted = order.samples_at(rank_positions(step, BATCH, 1, 0, rank, 3)).tolist()
-            assert batch.keys == tuple(catalogue.key(shard, sample) for shard, sample in wanted)
+            wanted = course.micro_batch(number, 0)
+            mine = wanted.samples[wanted.ranks == rank].tolist()
+            assert batch.keys == tuple(catalogue.key(shard, sample) for shard, sample in mine)
 
 
 def test_ranks_share_every_batch_without_overlap(dataset: str) -> None:
@@ -128,7 +129,7 @@ def test_loader_processes_change_nothing(dataset: str) -> None:
     assert all(same(left, right) for left, right in pairs)
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"batch_size": 5}, {"streams": 2}, {"shuffle_block": 5}])
+@pytest.mark.parametrize("change", [{"seed": 6}, {"batch_size": 5}, {"streams": 2}, {"shuffle_block": 500}])
 def test_the_state_of_another_stream_is_refused_by_name(dataset: str, change: dict[str, int]) -> None:
     (name, value), *_ = change.items()
     with pytest.raises(ValueError, match=f"{name} is {value} there and {ORDER[name]} here"):

@@ -14,6 +14,7 @@ from shards.stores.store import StoreError
 from t4p.config.data import AugmentConfig
 from t4p.data.batch import PairRecipe
 from t4p.data.fetch import Catalogue
+from t4p.data.ranks import Nodes
 from t4p.data.sample import SampleSettings
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
 from t4p.errors import DataError
@@ -38,11 +39,11 @@ SAMPLES = SampleSettings(
 STREAM = StreamSettings(
     num_workers=0,
     num_streams=4,
-    shuffle_block=8,
+    shuffle_block=20_000,
     global_batch_size=4,
     grad_accum_steps=1,
     rank=0,
-    world_size=1,
+    nodes=Nodes((0,)),
     seed=5,
     max_skip_fraction=0.0,
 )
@@ -92,7 +93,7 @@ def test_loader_processes_change_nothing(dataset):
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_share_the_batch_of_one(dataset, world_size):
     whole = read(dataset, 0, 3)
-    ranks = [read(dataset, 0, 3, rank=rank, world_size=world_size) for rank in range(world_size)]
+    ranks = [read(dataset, 0, 3, rank=rank, nodes=Nodes.equal(world_size, 2)) for rank in range(world_size)]
     for step, batch in enumerate(whole):
         shares = [rank[step].keys for rank in ranks]
         assert sorted(key for share in shares for key in share) == sorted(batch.keys)
@@ -173,7 +174,7 @@ def test_validation_drops_nothing(damaged):
     ("changes", "message"),
     [
         ({"global_batch_size": 14}, "the dataset has 13 samples, fewer than one global batch of 14"),
-        ({"world_size": 5}, "the world size is 5 but the global batch has 4 samples"),
+        ({"nodes": Nodes.equal(5, 5)}, "the world size is 5 but the global batch has 4 samples"),
     ],
 )
 def test_a_world_or_batch_that_cannot_work_is_refused_before_anything_is_read(dataset, changes, message):

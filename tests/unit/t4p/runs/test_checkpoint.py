@@ -333,6 +333,11 @@ def test_the_towers_weights_may_move_but_not_change(tmp_path):
         ),
         ({"shards_sha256": ("bb",)}, "the datasets hold other samples"),
         ({"towers_sha256": "e" * 64}, "weights of the towers are not the same"),
+        ({"order": 2}, r"its samples came in order 1 and this version has order 2: .* or begin a new run in another"),
+        (
+            {"config": {**STATE.config, "data": {"shards": [{"url": url, "weight": 2.0} for url in ("a", "b")]}}},
+            r"the weights of the mixture were None, now \[2.0, 2.0\]",
+        ),
         (
             {
                 "config": {
