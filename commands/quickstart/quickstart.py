@@ -153,7 +153,7 @@ def find_data(data: str) -> str | RawFrames:
     """
     if open_store(data).exists(MANIFEST_NAME):
         return data
-    if data.startswith("s3://"):
+    if data.startswith(("s3://", "gs://", "az://")):
         raise ConfigError(
             f"{data}: no {MANIFEST_NAME} there, so it is no packed dataset; make one with\n"
             f"  t4p shards pack FORMAT SRC {data}"

@@ -14,26 +14,35 @@ class Part:
     Attributes:
         offset: first byte that is wanted.
         length: bytes that are wanted; None for all to the end.
-        received: of them, from the first on.
+        pieces: what came, from the first on, in the pieces in which it came.
+        num_received: bytes in them.
         version: of the object, once an answer named it: the rest must be of the same.
         size_bytes: of the whole object, once an answer said it.
     """
 
     offset: int
     length: int | None
-    received: bytearray = field(default_factory=bytearray)
+    pieces: list[bytes] = field(default_factory=list)
+    num_received: int = 0
     version: str | None = None
     size_bytes: int | None = None
+
+    def add(self, piece: bytes) -> None:
+        """Append what came next; nothing beyond what is wanted."""
+        if self.remaining is not None and len(piece) > self.remaining:
+            piece = piece[: self.remaining]
+        self.pieces.append(piece)
+        self.num_received += len(piece)
 
     @property
     def position(self) -> int:
         """First byte that has not come."""
-        return self.offset + len(self.received)
+        return self.offset + self.num_received
 
     @property
     def is_complete(self) -> bool:
         """Whether all bytes are here, whatever else was announced."""
-        wanted = self.length is not None and len(self.received) >= self.length
+        wanted = self.length is not None and self.num_received >= self.length
         return wanted or (self.size_bytes is not None and self.position >= self.size_bytes)
 
     @property

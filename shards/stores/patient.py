@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from shards.stores.client import Client, Part
@@ -17,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 class PatientStore:
-    """A store that goes on asking its client as long as its patience lasts.
+    """A store that goes on asking its client as long as its patience lasts. Threads may read at once.
 
     Attributes:
         url, patience, faults: as of every store.
@@ -31,9 +32,13 @@ class PatientStore:
         self.patience = patience or Patience()
         self.faults: Counter[str] = Counter()
         self._answered = False  # ever, here or where this store was copied from
+        self._counting = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "faults": Counter()}
+        return {name: value for name, value in self.__dict__.items() if name not in ("faults", "_counting")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, faults=Counter(), _counting=Lock())
 
     def read(self, name: str) -> bytes:
         return self._read(name, Part(0, None))
@@ -83,20 +88,30 @@ class PatientStore:
     def reconnect(self) -> None:
         self.client.reconnect()
 
-    def _read(self, name: str, part: Part) -> bytes:
-        """One loop around requests and bodies: what is cut goes on where it was cut."""
+    def fill(self, name: str, part: Part) -> None:
+        """Read the rest of a part, in the pieces in which it comes: one loop around requests and bodies.
+
+        What is cut goes on where it was cut.
+
+        Raises:
+            MissingObjectError: there is no such object.
+            StoreError: it is of another version than `part`.
+        """
 
         def attempt() -> None:
             self.client.fetch(name, part)
             if not part.is_complete:
                 raise FaultError(
-                    f"{self.url}/{name}: received {len(part.received)} bytes, {part.remaining} are missing; check the "
+                    f"{self.url}/{name}: received {part.num_received} bytes, {part.remaining} are missing; check the "
                     "network and try again",
                     "short answer",
                 )
 
         self._ask(attempt, part)
-        return bytes(part.received)
+
+    def _read(self, name: str, part: Part) -> bytes:
+        self.fill(name, part)
+        return part.pieces[0] if len(part.pieces) == 1 else b"".join(part.pieces)
 
     def _list_once(self) -> tuple[str, ...]:
         names, token = self._ask(partial(self.client.list_page, None))
@@ -110,13 +125,14 @@ class PatientStore:
         trial = self.patience.begin(before_contact=not self._answered)
         failures = 0
         while True:
-            had = len(part.received) if part else 0
+            had = part.num_received if part else 0
             try:
                 answer = attempt()
             except FaultError as fault:
-                self.faults[fault.cause] += 1
+                with self._counting:
+                    self.faults[fault.cause] += 1
                 failures += 1
-                if part and len(part.received) > had:
+                if part and part.num_received > had:
                     self._answered = True
                     trial.progress()
                 if part and part.is_complete:

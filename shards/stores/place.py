@@ -10,7 +10,7 @@ from shards.stores.store import Store
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`: a folder, or s3://bucket/prefix. Nothing is contacted or created yet.
+    """The store at `url`: a folder, or a prefix of a bucket in object storage. Nothing is contacted or created yet.
 
     Raises:
         CallError: empty, another kind of URL, or no bucket in it.
@@ -22,12 +22,17 @@ def open_store(url: str) -> Store:
         raise CallError(f"{url}: wanted a folder or s3://bucket/prefix, with two slashes")
     if not separator:
         return FolderStore(Path(url))
-    if scheme != "s3":
-        raise CallError(f"{url}: {scheme}:// is not supported, wanted a folder or s3://bucket/prefix")
+    if scheme not in ("s3", "gs", "az"):
+        raise CallError(f"{url}: {scheme}:// is not supported, wanted a folder or s3://, gs:// or az://bucket/prefix")
     bucket, _, prefix = rest.partition("/")
     if not bucket:
-        raise CallError(f"{url}: names no bucket, wanted s3://bucket/prefix")
+        raise CallError(f"{url}: names no bucket, wanted {scheme}://bucket/prefix")
     from shards.stores.patient import PatientStore
-    from shards.stores.s3 import S3Client  # boto3 takes a third of a second, and a folder needs none
 
-    return PatientStore(S3Client(bucket, prefix.strip("/")))
+    if scheme == "s3":
+        from shards.stores.s3 import S3Client  # boto3 takes a third of a second, and a folder needs none
+
+        return PatientStore(S3Client(bucket, prefix.strip("/")))
+    from shards.stores.object_store import ObjectStoreClient
+
+    return PatientStore(ObjectStoreClient(scheme, bucket, prefix.strip("/")))

@@ -10,23 +10,32 @@ import http.client
 import os
 import re
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from shards.errors import needs_extra
+from shards.stores import answers, object_store
 from shards.stores.client import Part
-from shards.stores.store import CHUNK_BYTES, FaultError, MissingBucketError, MissingObjectError, StoreError
+from shards.stores.store import CHUNK_BYTES, FaultError, MissingObjectError, StoreError
 
 with needs_extra("storage", "boto3", "object storage (s3://)"):
     import boto3
+    import botocore
     import botocore.config
+    import botocore.credentials
     import botocore.exceptions
+    import botocore.httpsession
     import botocore.parsers
+    import botocore.session
+    import botocore.utils
     import urllib3.exceptions
 
-_CONNECT_TIMEOUT = 3.0  # seconds
-_READ_TIMEOUT = 20.0  # seconds without a byte
+_NEXT_MOVE = "is the server up, and AWS_ENDPOINT_URL right?"
 _CREDENTIAL_CODES = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key; check AWS_SECRET_ACCESS_KEY",
     "InvalidAccessKeyId": "the server does not know this access key; check AWS_ACCESS_KEY_ID",
@@ -34,20 +43,6 @@ _CREDENTIAL_CODES = {
     "ExpiredToken": "the session token has expired; fetch new credentials",
     "InvalidToken": "the session token is not valid; fetch new credentials",
 }
-# Answers that say "not now", or "not as it arrived", with a status that does not: a body altered on its way there.
-_FAULT_CODES = {
-    "BadDigest",
-    "IncompleteBody",
-    "InvalidDigest",
-    "OperationAborted",
-    "ConditionalRequestConflict",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "XAmzContentChecksumMismatch",
-    "XAmzContentSHA256Mismatch",
-}
-_FAULT_STATUS = {408, 409, 425, 429}
 _CUT_OFF = (
     botocore.exceptions.HTTPClientError,  # timeouts, connections closed, answers cut short; TLS
     botocore.exceptions.ConnectionError,
@@ -58,21 +53,73 @@ _CUT_OFF = (
 )
 
 
+# Ways to sign that obstore has too. (Others: S3 on Express One Zone, several regions, and version 2.)
+_SIGNED_ALIKE = {"s3v4", "v4"}
+# obstore asks for credentials anew when they have less than five minutes left.
+_ASK_AGAIN_AFTER = timedelta(minutes=6)
+# Answers that send boto3 to another region.
+_REDIRECTIONS = {301, 307}
+_REDIRECTION_CODES = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+
+
+@dataclass(frozen=True)
+class _Connection:
+    """What is connected in one process.
+
+    Attributes:
+        client: boto3's.
+        settings: what obstore is to be told; None where it does not know how to ask.
+    """
+
+    pid: int
+    client: Any
+    settings: object_store.S3Settings | None
+
+
+class _Addressed(Exception):
+    """Ends a request before it is signed: where it would have gone is known."""
+
+
 class S3Client:
-    """Objects under one prefix of a bucket. One client per process: boto3's clients do not survive a fork."""
+    """Objects under one prefix of a bucket. One connection per process: boto3's clients do not survive a fork.
+
+    Threads may use it at once.
+    """
 
     def __init__(self, bucket: str, prefix: str) -> None:
         """Hold the objects s3://bucket/prefix/NAME; an empty prefix is the bucket itself."""
         self.bucket = bucket
         self.prefix = prefix
         self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        self._client: Any = None
-        self._client_pid = 0
+        self._connection: _Connection | None = None
+        self._reader: Any = None  # obstore's
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None, "_client_pid": 0}
+        return {**self.__dict__, "_connection": None, "_reader": None}
 
     def fetch(self, name: str, part: Part) -> None:
+        with self._explained(name):
+            settings = self._connect().settings
+        if settings is None or not object_store.works_here():
+            return self._fetch_by_boto3(name, part)
+        reader = self._reader
+        if reader is None:
+            with self._explained(name):
+                reader = self._reader = object_store.s3_store(settings)
+        try:
+            object_store.receive(reader, self._key(name), part, self._where(name), self._endpoint(), _NEXT_MOVE)
+        except object_store.BeyondError:
+            return self._fetch_by_boto3(name, part)
+        except object_store.Answer as answer:
+            if answer.status == 416:
+                part.size_bytes = part.position  # there is nothing from here on
+                return None
+            if answer.status in _REDIRECTIONS or answer.code in _REDIRECTION_CODES:
+                return self._fetch_by_boto3(name, part)
+            raise self._refusal(self._where(name), answer.status, answer.code, answer.said) from answer
+        return None
+
+    def _fetch_by_boto3(self, name: str, part: Part) -> None:
         # Always a range: the answer then says the size of the whole beside its own length, and a short one is noticed.
         end = "" if part.length is None else part.offset + part.length - 1
         request = {"Range": f"bytes={part.position}-{end}"}
@@ -90,13 +137,9 @@ class S3Client:
                 self._understand(answer, name, part)
                 try:
                     while (remaining := part.remaining) and (chunk := body.read(min(CHUNK_BYTES, remaining))):
-                        part.received += chunk
+                        part.add(chunk)
                 except _CUT_OFF as error:
-                    raise FaultError(
-                        f"{self._where(name)}: the answer broke off after {len(part.received)} bytes, {part.remaining} "
-                        f"were missing ({error}); check the network and try again",
-                        "answer cut off",
-                    ) from error
+                    raise answers.cut_off(self._where(name), part.num_received, part.remaining, error) from error
 
     def put(self, name: str, data: bytes | Path) -> None:
         with self._explained(name):
@@ -144,19 +187,17 @@ class S3Client:
             self._connected().delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def reconnect(self) -> None:
-        if self._client is not None and self._client_pid == os.getpid():
-            self._client.close()  # its connections; it opens others when it is used again
+        self._reader = None
+        if (connection := self._connection) is not None and connection.pid == os.getpid():
+            connection.client.close()  # its connections; it opens others when it is used again
 
     def _understand(self, answer: dict[str, Any], name: str, part: Part) -> None:
         """Note version and size of the object; FaultError where the answer is not the range that was asked for."""
         told = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", str(answer.get("ContentRange", "")))
         start, size = (int(told[1]), int(told[2])) if told else (0, int(answer["ContentLength"]))
         if start != part.position or (part.size_bytes is not None and size != part.size_bytes):
-            raise FaultError(
-                f"{self._where(name)}: asked for bytes from {part.position} on, {self._endpoint()} answers with bytes "
-                f"from {start} on, of {size}; is a proxy in between that does not know ranges?",
-                "another range",
-            )
+            answered = f"bytes from {start} on, of {size}"
+            raise answers.another_range(self._where(name), self._endpoint(), part.position, answered)
         part.version, part.size_bytes = answer.get("ETag"), size
 
     @contextmanager
@@ -175,20 +216,31 @@ class S3Client:
         return f"{self.url}/{name}" if name else self.url
 
     def _connected(self) -> Any:
-        if self._client is None or self._client_pid != os.getpid():
+        return self._connect().client
+
+    def _connect(self) -> _Connection:
+        """This process's connection. Threads that come at once make one each, and the last one stays."""
+        connection = self._connection
+        if connection is None or connection.pid != os.getpid():
             config = botocore.config.Config(
-                connect_timeout=_CONNECT_TIMEOUT,
-                read_timeout=_READ_TIMEOUT,
+                connect_timeout=object_store.CONNECT_TIMEOUT,
+                read_timeout=object_store.READ_TIMEOUT,
                 retries={"mode": "standard", "total_max_attempts": 1},  # what is repeated is PatientStore's to say
                 # Samples carry a crc32c that the reader checks; a second one over every answer costs time.
                 response_checksum_validation="when_required",
+                signature_version=botocore.UNSIGNED if _is_set("AWS_SKIP_SIGNATURE") else None,
             )
-            self._client = boto3.session.Session().client("s3", config=config)
-            self._client_pid = os.getpid()
-        return self._client
+            core = botocore.session.get_session()
+            client = boto3.session.Session(botocore_session=core).client("s3", config=config)
+            if _is_set("AWS_REQUEST_PAYER"):
+                client.meta.events.register("before-call.s3", _pay)
+            self._reader = None
+            connection = self._connection = _Connection(os.getpid(), client, _settings(core, client, self.bucket))
+        return connection
 
     def _endpoint(self) -> str:
-        return str(self._client.meta.endpoint_url) if self._client is not None else "the S3 endpoint"
+        connection = self._connection
+        return str(connection.client.meta.endpoint_url) if connection is not None else "the S3 endpoint"
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -196,39 +248,88 @@ class S3Client:
         try:
             yield
         except botocore.exceptions.ClientError as error:
-            raise self._explain(where, error) from error
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            raise self._refusal(where, status, _code(error), str(error)) from error
         except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError) as error:
             raise StoreError(
-                f"{where}: no S3 credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"{where}: no S3 credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+                "AWS_PROFILE; for a public bucket AWS_SKIP_SIGNATURE=true"
             ) from error
         except botocore.parsers.ResponseParserError as error:
-            raise FaultError(
-                f"{where}: {self._endpoint()} gives an answer that cannot be read ({error})", "altered bytes"
-            ) from error
+            raise answers.unreadable(where, self._endpoint(), error) from error
         except _CUT_OFF as error:
-            raise FaultError(
-                f"{where}: cannot reach {self._endpoint()} ({error}); is the server up, and AWS_ENDPOINT_URL right?",
-                "no answer",
-            ) from error
+            raise answers.no_answer(where, self._endpoint(), error, _NEXT_MOVE) from error
         except (botocore.exceptions.BotoCoreError, ValueError) as error:
             raise StoreError(f"{where}: {error}; check the bucket name and the AWS_* settings") from error
 
-    def _explain(self, where: str, error: botocore.exceptions.ClientError) -> StoreError:
-        code, endpoint = _code(error), self._endpoint()
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if status >= 500 or status in _FAULT_STATUS or code in _FAULT_CODES:
-            return FaultError(f"{where}: {endpoint} answers {error}; see the server's log for the cause", str(status))
-        if code == "NoSuchBucket":
-            return MissingBucketError(
-                f"{where}: there is no bucket {self.bucket!r} at {endpoint}; create it, or correct the name"
-            )
-        if status == 404:
-            return MissingObjectError(f"{where}: no such object at {endpoint}")
-        if status == 412:
-            return StoreError(f"{where}: the object was replaced while it was being read; try again")
-        if code in _CREDENTIAL_CODES:
-            return StoreError(f"{where}: {endpoint} refuses ({code}): {_CREDENTIAL_CODES[code]}")
-        return StoreError(f"{where}: {endpoint} answers {error}; see the server's log for the cause")
+    def _refusal(self, where: str, status: int, code: str, said: str) -> StoreError:
+        return answers.refusal(where, self._endpoint(), self.bucket, status, code, said, _CREDENTIAL_CODES)
+
+
+def _settings(core: Any, client: Any, bucket: str) -> object_store.S3Settings | None:
+    """What `client` would do with a request for an object of `bucket`: it is let prepare one. Nothing is sent.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: there can be no such bucket, or no credentials are found.
+    """
+    seen: dict[str, Any] = {}
+
+    def look(request: Any, region_name: str, signature_version: Any, **_: Any) -> None:
+        seen.update(url=request.url, headers=request.headers, region=region_name, signature=signature_version)
+        raise _Addressed
+
+    client.meta.events.register("before-sign.s3.GetObject", look)
+    try:
+        with suppress(_Addressed):
+            client.get_object(Bucket=bucket, Key="object")
+    finally:
+        client.meta.events.unregister("before-sign.s3.GetObject", look)
+    signed = seen["signature"] is not botocore.UNSIGNED
+    if signed and seen["signature"] not in _SIGNED_ALIKE:
+        return None
+    credentials = core.get_credentials() if signed else None
+    if signed and credentials is None:
+        raise botocore.exceptions.NoCredentialsError
+    address = urlsplit(seen["url"])
+    path = address.path.removesuffix("/object")
+    in_path = path.endswith(f"/{bucket}")
+    endpoint = f"{address.scheme}://{address.netloc}{path.removesuffix(f'/{bucket}') if in_path else path}"
+    proxies = client.meta.config.proxies
+    proxies = botocore.utils.get_environ_proxies(endpoint) if proxies is None else proxies
+    verified = core.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
+    return object_store.S3Settings(
+        bucket=bucket,
+        endpoint=endpoint,
+        region=seen["region"],
+        virtual_hosted=not in_path,
+        signed=signed,
+        requester_pays="x-amz-request-payer" in seen["headers"],
+        proxy=proxies.get(address.scheme),
+        certificates=Path(botocore.httpsession.get_cert_path(verified)).read_bytes()
+        if address.scheme == "https"
+        else b"",
+        credentials=partial(_credentials, credentials),
+    )
+
+
+def _credentials(credentials: Any) -> dict[str, Any]:
+    """What botocore would sign with now, as obstore wants it; botocore renews what expires when it is asked."""
+    now = credentials.get_frozen_credentials()
+    expires = isinstance(credentials, botocore.credentials.RefreshableCredentials)
+    return {
+        "access_key_id": now.access_key,
+        "secret_access_key": now.secret_key,
+        "token": now.token,
+        "expires_at": datetime.now(UTC) + _ASK_AGAIN_AFTER if expires else None,
+    }
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1", "requester")
+
+
+def _pay(params: dict[str, Any], **_: Any) -> None:
+    params["headers"]["x-amz-request-payer"] = "requester"
 
 
 def _code(error: botocore.exceptions.ClientError) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -14,19 +15,46 @@ from pathlib import Path
 import pytest
 import urllib3
 
-import shards.stores.s3
+import shards.stores.object_store
 from shards.errors import CallError
+from shards.stores.object_store import ObjectStoreClient, s3_store
 from shards.stores.patience import Patience
 from shards.stores.patient import PatientStore
 from shards.stores.place import open_store
+from shards.stores.s3 import S3Client
 from shards.stores.store import MissingBucketError, MissingObjectError, Store, StoreError
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "obstore"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A new place. "obstore" is what gs:// and az:// are, over the server that there is."""
     if request.param == "folder":
         return open_store(str(tmp_path / "new" / "folder"))
-    return open_store(request.getfixturevalue("s3_bucket"))
+    url = request.getfixturevalue("s3_bucket")
+    return open_store(url) if request.param == "s3" else PatientStore(ByObstore(url))
+
+
+class ByObstore(ObjectStoreClient):
+    """The client of gs:// and az://, over a bucket of S3."""
+
+    def __init__(self, url: str) -> None:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        super().__init__("gs", bucket, prefix)
+
+    def _connected(self) -> object:
+        if self._store is None:
+            settings = S3Client(self.bucket, self.prefix)._connect().settings
+            assert settings is not None
+            self._store = s3_store(settings)
+        return self._store
+
+
+@pytest.fixture(params=["obstore", "boto3"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who reads s3://: in a process forked from one that has used obstore it is boto3."""
+    if request.param == "boto3":
+        monkeypatch.setattr(shards.stores.object_store, "_with_threads", [0])
+    return request.param
 
 
 def test_objects_are_read_back_whole_and_in_ranges(store: Store, tmp_path: Path) -> None:
@@ -85,12 +113,13 @@ def test_one_of_eight_racing_writers_wins(store: Store) -> None:
 
 def _read_in_child(store: Store, connection: object) -> None:
     content = store.read("object")
-    is_own = not isinstance(store, PatientStore) or store.client._client_pid == os.getpid()
+    is_own = not isinstance(store.client, S3Client) or store.client._connection.pid == os.getpid()
     connection.send((content, is_own))  # type: ignore[attr-defined]
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_store_works_after_a_fork_and_in_a_spawned_process(store: Store) -> None:
+def test_store_works_after_a_fork_and_in_a_spawned_process(s3_bucket: str) -> None:
+    store = open_store(s3_bucket)
     store.write("object", b"content")
     assert store.read("object") == b"content"  # the parent is connected
     for method in ("fork", "spawn"):
@@ -101,13 +130,51 @@ def test_store_works_after_a_fork_and_in_a_spawned_process(store: Store) -> None
         assert ours.poll(60)
         assert ours.recv() == (b"content", True), "the child used its parent's connections"
         child.join()
-    if isinstance(store, PatientStore):
-        assert store.client._client_pid == os.getpid()
+    assert store.client._connection.pid == os.getpid()
+
+
+def _ask_in_child(store: Store, connection: object) -> None:
+    try:
+        store.read("object")
+    except StoreError as error:
+        connection.send(str(error))  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_only_obstore_reads_is_refused_after_a_fork_and_does_not_hang(s3_bucket: str) -> None:
+    store = PatientStore(ByObstore(s3_bucket))
+    store.write("object", b"content")
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_ask_in_child, args=(store, theirs))
+    child.start()
+    assert ours.poll(30)
+    assert re.search("forked from one that has read gs:// already; start it with spawn or forkserver", ours.recv())
+    child.join()
+
+
+def test_keys_that_obstore_cannot_write_are_read_all_the_same(s3_bucket: str) -> None:
+    bucket = s3_bucket.removeprefix("s3://").split("/")[0]
+    for prefix in ("a//b", "with space+plus%20", "ä"):
+        store = PatientStore(S3Client(bucket, prefix))
+        store.write("object", prefix.encode())
+        assert store.read("object") == prefix.encode()
+
+
+def test_threads_read_at_once(s3_bucket: str) -> None:
+    content = os.urandom(1_000_000)
+    open_store(s3_bucket).write("object", content)
+    store = open_store(s3_bucket)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: store.read_range("object", 1000 * i, 1000), range(100)))
+    assert found == [content[1000 * i : 1000 * i + 1000] for i in range(100)]
 
 
 def test_other_schemes_are_refused() -> None:
-    with pytest.raises(CallError, match=r"gs://b/p: gs:// is not supported, wanted a folder or s3://bucket/prefix"):
-        open_store("gs://b/p")
+    with pytest.raises(
+        CallError, match=r"ftp://b/p: ftp:// is not supported, wanted a folder or s3://, gs:// or az://bucket/prefix"
+    ):
+        open_store("ftp://b/p")
     with pytest.raises(CallError, match="names no bucket"):
         open_store("s3:///prefix")
     for url in ("s3:/bucket/x", "s3:bucket/x", "S3:/bucket"):
@@ -158,6 +225,7 @@ def test_more_objects_than_one_page_are_listed(s3_bucket: str) -> None:
     assert store.list() == tuple(names)
 
 
+@pytest.mark.usefixtures("reader")
 def test_wrong_secret_is_explained(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     store = open_store(s3_bucket)
@@ -166,12 +234,14 @@ def test_wrong_secret_is_explained(s3_bucket: str, monkeypatch: pytest.MonkeyPat
             call()
 
 
+@pytest.mark.usefixtures("reader")
 def test_unknown_access_key_is_explained(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     with pytest.raises(StoreError, match=r"InvalidAccessKeyId.*check AWS_ACCESS_KEY_ID"):
         open_store(s3_bucket).read("a")
 
 
+@pytest.mark.usefixtures("reader")
 def test_missing_credentials_are_explained(s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -181,6 +251,7 @@ def test_missing_credentials_are_explained(s3_bucket: str, monkeypatch: pytest.M
         open_store(s3_bucket).read("a")
 
 
+@pytest.mark.usefixtures("reader")
 def test_missing_bucket_is_explained(s3_bucket: str) -> None:
     store = open_store("s3://no-such-bucket-here/prefix")
     for call in (lambda: store.exists("a"), lambda: store.read("a"), store.list):
@@ -202,7 +273,7 @@ def test_closed_port_fails_in_seconds(s3_bucket: str, closed_endpoint: str) -> N
 
 
 def test_endpoint_that_does_not_answer_fails_in_seconds(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.stores.s3, "_CONNECT_TIMEOUT", 0.3)
+    monkeypatch.setattr(shards.stores.object_store, "CONNECT_TIMEOUT", 0.3)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -278,6 +349,7 @@ def proxy(s3_server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterato
     proxy.close()
 
 
+@pytest.mark.usefixtures("reader")
 def test_a_body_cut_in_the_middle_is_continued(s3_bucket: str, proxy: CuttingProxy) -> None:
     content = os.urandom(3_000_000)
     store = open_store(s3_bucket)
@@ -292,6 +364,7 @@ def test_a_body_cut_in_the_middle_is_continued(s3_bucket: str, proxy: CuttingPro
 
 
 def test_a_tls_failure_in_the_middle_is_a_cut_too(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.stores.object_store, "_with_threads", [0])  # boto3 reads
     content = os.urandom(3_000_000)
     store = open_store(s3_bucket)
     store.write("object", content)
@@ -317,6 +390,7 @@ def test_a_body_cut_again_and_again_arrives_as_long_as_it_grows(s3_bucket: str, 
     assert proxy.cuts_done > 10
 
 
+@pytest.mark.usefixtures("reader")
 def test_a_body_that_never_gets_on_is_told_with_what_is_missing(s3_bucket: str, proxy: CuttingProxy) -> None:
     store = PatientStore(open_store(s3_bucket).client, Patience(seconds=0.3, seconds_before_contact=0.3))
     store.write("object", bytes(9_000_000))
@@ -325,6 +399,7 @@ def test_a_body_that_never_gets_on_is_told_with_what_is_missing(s3_bucket: str, 
         store.read("object")
 
 
+@pytest.mark.usefixtures("reader")
 def test_an_object_replaced_between_two_halves_is_never_mixed(s3_bucket: str, proxy: CuttingProxy, s3_server) -> None:
     store = open_store(s3_bucket)
     store.write("object", b"a" * 3_000_000)
