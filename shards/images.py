@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+import simplejpeg
+import zstandard
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,6 +20,8 @@ MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
 # A JPEG with a preview or a second view behind it, as phones write them (Pillow's MPO), is opened as a JPEG.
 _COLOR_FORMATS = {"jpg": ("JPEG",), "png": ("PNG",)}
 _RAW_DEPTH_FORMATS = ("PNG", "PPM", "TIFF")
+# SOF0 to SOF15 of JPEG; C4, C8 and CC among them mean something else.
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # All the ways in which Pillow reports damaged bytes.
 _PILLOW_ERRORS = (
     OSError,
@@ -44,18 +48,56 @@ def is_depth_png(data: bytes) -> bool:
     return data[:8] == _PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:26] == b"\x10\x00"
 
 
-def decode_depth(data: bytes, fits: Fits | None = None, *, check_chunks: bool = True) -> NDArray[np.uint16]:
-    """Decode a packed depth image; the arguments are those of `open_image`.
+def decode_depth(
+    data: bytes,
+    fits: Fits | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    no_reading: int = 0,
+    check_chunks: bool = True,
+) -> NDArray[np.uint16]:
+    """Decode a packed depth image; the other arguments are those of `open_image`.
+
+    Args:
+        size: (width, height) of raw rows packed by zstd, which have no header that says it; None of a PNG.
+        no_reading: value that means no reading besides 0.
 
     Returns:
         (H, W) uint16, in the units of the frame's depth_scale; 0 means no reading.
 
     Raises:
-        BrokenImageError: not a 16-bit grayscale PNG, or it does not decode.
+        BrokenImageError: not a 16-bit grayscale PNG (or a zstd frame of that size), or it does not decode.
     """
-    if not is_depth_png(data):
+    if size is not None:
+        depth = _unpack_rows(data, size, fits)
+    elif is_depth_png(data):
+        image = open_image(data, "depth", ("PNG",), fits, check_chunks=check_chunks)
+        depth = np.asarray(image, dtype=np.uint16)
+    else:
         raise BrokenImageError(f"depth cannot be decoded: found {_describe(data)}, wanted a 16-bit grayscale PNG")
-    return np.asarray(open_image(data, "depth", ("PNG",), fits, check_chunks=check_chunks), dtype=np.uint16)
+    if no_reading and (invalid := depth == no_reading).any():
+        depth = np.where(invalid, np.uint16(0), depth)
+    return depth
+
+
+def _unpack_rows(data: bytes, size: tuple[int, int], fits: Fits | None) -> NDArray[np.uint16]:
+    """(H, W) uint16 out of a zstd frame of raw little-endian rows; the arguments are those of `decode_depth`."""
+    width, height = size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise BrokenImageError(f"depth is not decoded: {width}x{height}; at most {MAX_PIXELS} pixels are read")
+    if fits is not None:
+        fits(size)
+    wanted = 2 * width * height
+    try:
+        # What the frame announces is what is allocated: looked at before.
+        if (found := zstandard.get_frame_parameters(data).content_size) != wanted:
+            raise BrokenImageError(
+                f"depth is not decoded: a zstd frame of {found} bytes, {width}x{height} has {wanted}"
+            )
+        rows = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise BrokenImageError(f"depth cannot be decoded: found {_describe(data)} ({shown(error)})") from error
+    return np.frombuffer(rows, "<u2").reshape(height, width).astype(np.uint16, copy=False)
 
 
 def decode_any_depth(data: bytes) -> NDArray[np.uint16]:
@@ -83,6 +125,13 @@ def encode_depth(depth: NDArray[np.uint16]) -> bytes:
     return buffer.getvalue()
 
 
+def pack_depth(depth: NDArray[np.uint16]) -> bytes:
+    """(H, W) uint16 as a zstd frame of raw little-endian rows: decodes 6 times faster than a PNG, equal bytes."""
+    # On four of five sensors smaller than PNG; higher levels cost more time than bytes.
+    compressor = zstandard.ZstdCompressor(level=9, write_checksum=True, write_content_size=True)
+    return compressor.compress(np.ascontiguousarray(depth, dtype="<u2").tobytes())
+
+
 def decode_color(
     data: bytes, color_format: str, fits: Fits | None = None, *, check_chunks: bool = True
 ) -> NDArray[np.uint8]:
@@ -91,8 +140,52 @@ def decode_color(
     Raises:
         BrokenImageError: the bytes are of another kind, or do not decode.
     """
+    if color_format == "jpg" and (pixels := _decode_jpeg(data, fits)) is not None:
+        return pixels
     image = open_image(data, "color", _COLOR_FORMATS[color_format], fits, check_chunks=check_chunks)
     return np.asarray(image.convert("RGB"))
+
+
+def _decode_jpeg(data: bytes, fits: Fits | None) -> NDArray[np.uint8] | None:
+    """(H, W, 3) by libjpeg-turbo, in half of Pillow's time; None for what Pillow should judge: anything unusual."""
+    size = jpeg_size(data)
+    if size is None or not 0 < size[0] * size[1] <= MAX_PIXELS:
+        return None
+    if fits is not None:
+        fits(size)
+    try:
+        if simplejpeg.decode_jpeg_header(data)[2] not in ("Gray", "YCbCr", "RGB"):
+            return None
+        # Not the fast transforms: the pixels are those that Pillow gives.
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, fastdct=False, fastupsample=False)
+    except ValueError:
+        return None
+    return pixels
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that the header of a JPEG announces; None where there is none."""
+    position = 2
+    while data[:3] == b"\xff\xd8\xff" and position + 9 <= len(data):
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position] != 0xFF:
+            return None
+        if marker == 0xFF:  # padding
+            position += 1
+        elif marker in _FRAME_MARKERS:
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+        else:
+            position += 2 + length
+    return None
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) that the header of a PNG announces; None where there is none."""
+    if data[:8] != _PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 24:
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
 
 
 def decode_labels(data: bytes, fits: Fits | None = None) -> NDArray[np.uint16]:

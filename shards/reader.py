@@ -8,27 +8,30 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.described import frame_of_row
 from shards.doors.json_text import MAX_BYTES
+from shards.doors.text import shown
 from shards.errors import CallError, ShardError
+from shards.first_format import LineIndexes
+from shards.index import IndexFile, is_key
 from shards.manifest import (
     MANIFEST_NAME,
     PACKING_NAME,
     TABLE_NAME,
+    VOXELS_NAME,
     Manifest,
     SampleKind,
-    ShardIndex,
-    ShardTable,
-    index_name,
     shard_name,
 )
-from shards.scene import Scene, scene_from_members
-from shards.schema import Frame, escape_id, frame_from_members
-from shards.slices import archive_end, members_of_slice
+from shards.rows import DESCRIBED, HAS_CRC, SampleRows, ShardIndex
+from shards.sample import Sample, sample_from_members
+from shards.scene import Scene
+from shards.schema import Frame, escape_id
+from shards.slices import key_of_slice, members_of_slice
 from shards.stores.place import open_store
 from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
-
-_MAX_CACHED_INDEXES = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB of index
+from shards.table import ShardTable
 
 
 class DatasetReader:
@@ -54,13 +57,17 @@ class DatasetReader:
         self.url = self.store.url
         self.manifest = _read_manifest(self.store)
         # One byte more than wanted is enough to tell that it is another file, however large.
-        read = partial(self.store.read_range, TABLE_NAME, 0, ShardTable.encoded_size(self.manifest.num_shards) + 1)
+        read = partial(self.store.read_range, TABLE_NAME, 0, ShardTable.encoded_size(self.manifest) + 1)
         table = believed(self.store, read, self._is_table)
         self.table = ShardTable.decode(table, self.manifest, f"{self.url}/{TABLE_NAME}")
-        self._indexes: dict[int, ShardIndex] = {}
+        self._index = self._new_index()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_indexes": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._index = self._new_index()  # reads through the store of this copy, and keeps nothing yet
 
     @property
     def num_samples(self) -> int:
@@ -73,49 +80,117 @@ class DatasetReader:
         return self.table.num_samples
 
     def index(self, shard_index: int) -> ShardIndex:
-        """The sample index of a shard, fetched at first use.
+        """Keys and rows of all samples of a shard. Raises as `rows`."""
+        return ShardIndex(self.keys(shard_index), self.rows(shard_index))
+
+    def index_name(self, shard_index: int) -> str:
+        """The object that holds the rows of a shard."""
+        return self._index.name_of(shard_index)
+
+    def rows(self, shard_index: int, start: int = 0, stop: int | None = None) -> SampleRows:
+        """What the index says of consecutive samples of a shard: one ranged read, or none.
+
+        Args:
+            shard_index: the shard.
+            start: the first of them; IndexError outside the shard.
+            stop: the one after the last of them; None for all to the end.
 
         Raises:
-            ShardError: damaged, or not the index of the shard in the shard table.
+            ShardError: damaged, or not those of the shard in the shard table.
         """
-        cached = self._indexes.get(shard_index)
-        if cached is not None:
-            return cached
-        where = f"{self.url}/{index_name(shard_index)}"
-        if not 0 <= shard_index < self.manifest.num_shards:
-            raise ShardError(f"{self.url}: no shard {shard_index}, the dataset has {self.manifest.num_shards}")
-        most = ShardIndex.largest_size(int(self.table.num_samples[shard_index]))
-        read = partial(self.store.read_range, index_name(shard_index), 0, most + 1)
-        index = ShardIndex.decode(believed(self.store, read, ShardIndex.is_whole), where)
-        if len(index.keys) != self.table.num_samples[shard_index]:
-            raise ShardError(
-                f"{where}: {len(index.keys)} samples, the shard table says {self.table.num_samples[shard_index]}; "
-                "pack the dataset again"
-            )
-        check_layout(index, int(self.table.size_bytes[shard_index]), where)
-        if len(self._indexes) >= _MAX_CACHED_INDEXES:
-            self._indexes.pop(next(iter(self._indexes)), None)
-        self._indexes[shard_index] = index
-        return index
+        num_samples = self._samples_of(shard_index)
+        stop = num_samples if stop is None else stop
+        if not 0 <= start <= stop <= num_samples:
+            raise IndexError(f"samples {start} to {stop} of a shard of {num_samples}")
+        return self._index.rows(shard_index, start, stop)
+
+    def keys(self, shard_index: int) -> tuple[str, ...]:
+        """The keys of the samples of a shard, in the order of its tar. Raises as `rows`."""
+        self._samples_of(shard_index)
+        return self._index.keys(shard_index)
 
     def key(self, shard_index: int, sample_index: int) -> str:
         """The key of a sample; IndexError outside the shard."""
-        return self.index(shard_index).keys[sample_index]
+        return self.keys(shard_index)[sample_index]
 
-    def read_members(self, shard_index: int, sample_index: int) -> dict[str, bytes]:
-        """The files of a sample, by member name: one ranged read.
+    def altered(self, rebuilt: ShardIndex) -> list[int]:
+        """Positions of the samples of a shard of which its damaged index does not say what the tar does."""
+        return self._index.altered(rebuilt)
+
+    def voxel_counts(self) -> NDArray[np.uint16] | None:
+        """(N,) occupied cells of 2.5 cm of every frame (`shards.voxels`), in the order of the shards; 0 is not counted.
+
+        None where nobody has counted.
+
+        Raises:
+            ShardError: they are damaged.
+        """
+        digest = self.manifest.voxels_sha256
+        if digest is None:
+            return None
+        size = 2 * self.num_samples
+        read = partial(self.store.read_range, VOXELS_NAME, 0, size + 1)
+        data = believed(self.store, read, lambda found: hashlib.sha256(found).hexdigest() == digest)
+        if hashlib.sha256(data).hexdigest() != digest or len(data) != size:
+            raise ShardError(
+                f"{self.url}/{VOXELS_NAME}: {len(data)} bytes are not the {size} that the manifest vouches for; count "
+                f"again with `t4p shards index {self.url} --counts`"
+            )
+        return np.frombuffer(data, "<u2").astype(np.uint16, copy=False)
+
+    def read_slice(self, shard_index: int, sample_index: int) -> bytes:
+        """The bytes of a sample in its tar, checked: one ranged read.
 
         Raises:
             ShardError: the bytes are not those that were packed.
         """
-        index = self.index(shard_index)
-        key, offset = index.keys[sample_index], int(index.offsets[sample_index])
-        length, crc32c = int(index.lengths[sample_index]), int(index.crc32c[sample_index])
+        rows = self._row(shard_index, sample_index)
+        offset, length = int(rows.offsets[0]), int(rows.lengths[0])
         read = partial(self.store.read_range, shard_name(shard_index), offset, length)
-        data = believed(self.store, read, partial(_is_slice, length, crc32c))
-        where = f"{self.url}/{shard_name(shard_index)}, sample {key}"
-        check_slice(data, length, crc32c, where)
-        return members_of_slice(data, where)
+        data = believed(self.store, read, partial(_is_slice, rows, 0))
+        if not _is_slice(rows, 0, data):
+            check_slice(data, rows, 0, self._where(rows, 0, None))
+        return data
+
+    def read_members(self, shard_index: int, sample_index: int) -> dict[str, bytes]:
+        """The files of a sample, by member name. Raises as `read_slice`."""
+        data = self.read_slice(shard_index, sample_index)
+        return members_of_slice(data, f"{self.url}/{shard_name(shard_index)}, sample {sample_index}")
+
+    def sample_from_slice(self, rows: SampleRows, i: int, key: str | None, data: bytes) -> Sample:
+        """The sample in a slice of a tar that somebody has read: checked, and built from the row and the slice.
+
+        Args:
+            rows: of this dataset, the sample's among them.
+            i: position of its row in `rows`.
+            key: of the sample; None takes that of the slice, which the checksum covers.
+            data: the slice.
+
+        Raises:
+            ShardError: the bytes are not those that were packed, or no sample of this dataset.
+        """
+        if not _is_slice(rows, i, data):
+            check_slice(data, rows, i, self._where(rows, i, key))
+        return self._built(rows, i, key, data)
+
+    def read_sample(self, shard_index: int, sample_index: int) -> Sample:
+        """The sample, of the dataset's kind. Raises as `read_slice`."""
+        data = self.read_slice(shard_index, sample_index)
+        return self._built(self._row(shard_index, sample_index), 0, None, data)
+
+    def read_frame(self, shard_index: int, sample_index: int) -> Frame:
+        """The sample as a Frame; its images stay encoded. Raises as `read_slice`; CallError where it is a scene."""
+        self._require_kind("frames")
+        frame = self.read_sample(shard_index, sample_index)
+        assert isinstance(frame, Frame)
+        return frame
+
+    def read_scene(self, shard_index: int, sample_index: int) -> Scene:
+        """The sample as a Scene. Raises as `read_slice`; CallError where it is a frame."""
+        self._require_kind("scenes")
+        scene = self.read_sample(shard_index, sample_index)
+        assert isinstance(scene, Scene)
+        return scene
 
     def read_shard(self, shard_index: int) -> bytes:
         """The whole tar, or what there is instead of it, of no more bytes than one above the tar's: its hash tells.
@@ -128,16 +203,6 @@ class DatasetReader:
         read = partial(self.store.read_range, shard_name(shard_index), 0, most + 1)
         return believed(self.store, read, lambda data: hashlib.sha256(data).digest() == wanted)
 
-    def read_frame(self, shard_index: int, sample_index: int) -> Frame:
-        """The sample as a Frame; its images stay encoded. Raises as `read_members`; CallError where it is a scene."""
-        self._require_kind("frames")
-        return frame_from_members(self.key(shard_index, sample_index), self.read_members(shard_index, sample_index))
-
-    def read_scene(self, shard_index: int, sample_index: int) -> Scene:
-        """The sample as a Scene. Raises as `read_members`; CallError where it is a frame."""
-        self._require_kind("scenes")
-        return scene_from_members(self.key(shard_index, sample_index), self.read_members(shard_index, sample_index))
-
     def find(self, key: str) -> tuple[int, int]:
         """Position (shard_index, sample_index) of a key, SCENE/FRAME, escaped or as the ids were. Reads every index.
 
@@ -147,7 +212,7 @@ class DatasetReader:
         spellings = _spellings(key)
         matches: dict[str, tuple[int, int]] = {}
         for shard_index in range(self.manifest.num_shards):
-            for sample_index, found in enumerate(self.index(shard_index).keys):
+            for sample_index, found in enumerate(self.keys(shard_index)):
                 if found == key:  # as `info` and `verify` spell it: no other reading is meant
                     return shard_index, sample_index
                 if found in spellings:
@@ -161,8 +226,50 @@ class DatasetReader:
         last = self.manifest.num_shards - 1
         raise CallError(
             f"{self.url}: no sample {key!r} among {self.num_samples}; the first is {self.key(0, 0)}, the last "
-            f"{self.index(last).keys[-1]}"
+            f"{self.keys(last)[-1]}"
         )
+
+    def _new_index(self) -> IndexFile | LineIndexes:
+        if self.manifest.format_version == 1:
+            return LineIndexes(self.store, self.table)
+        return IndexFile(self.store, self.manifest, self.table)
+
+    def _samples_of(self, shard_index: int) -> int:
+        if not 0 <= shard_index < self.manifest.num_shards:
+            raise ShardError(f"{self.url}: no shard {shard_index}, the dataset has {self.manifest.num_shards}")
+        return int(self.table.num_samples[shard_index])
+
+    def _row(self, shard_index: int, sample_index: int) -> SampleRows:
+        """The row of one sample, cut out of those of its whole shard, which are kept."""
+        rows = self.rows(shard_index)
+        if not 0 <= sample_index < len(rows):
+            raise IndexError(f"sample {sample_index} of a shard of {len(rows)}")
+        return rows.part(sample_index, sample_index + 1)
+
+    def _built(self, rows: SampleRows, i: int, key: str | None, data: bytes) -> Sample:
+        """A sample of a slice whose length and checksum are right."""
+        described = self.manifest.format_version > 1
+        if key is None:
+            key = key_of_slice(data) if described else self.key(rows.shard_index, rows.start + i)
+            if not is_key(key):
+                raise ShardError(
+                    f"{self._where(rows, i, None)}: its first member is '{shown(key)}', which is no key: letters, "
+                    "digits, '-', '_' and one '/'; pack again"
+                )
+        if self.manifest.sample_kind == "frames" and rows.table["flags"][i] & DESCRIBED:
+            return frame_of_row(rows, i, key, data, self.manifest.datasets, f"sample {key}")
+        members = members_of_slice(data, f"{self.url}/{shard_name(rows.shard_index)}, sample {key}")
+        return sample_from_members(self.manifest.sample_kind, key, members)
+
+    def _where(self, rows: SampleRows, i: int, key: str | None) -> str:
+        """Names a sample in messages: by its key, which is read for that, or by its position where it cannot be."""
+        position = rows.start + i
+        if key is None:
+            try:
+                key = self.key(rows.shard_index, position)
+            except ShardError:
+                key = str(position)
+        return f"{self.url}/{shard_name(rows.shard_index)}, sample {key}"
 
     def _is_table(self, data: bytes) -> bool:
         return hashlib.sha256(data).hexdigest() == self.manifest.shards_sha256
@@ -193,29 +300,20 @@ def spread(samples_per_shard: NDArray[np.int64], count: int) -> list[tuple[int, 
     ]
 
 
-def check_layout(index: ShardIndex, size_bytes: int, where: str) -> None:
-    """Raise ShardError unless the samples of an index fill a tar of `size_bytes` without gap or overlap."""
-    ends = index.offsets + index.lengths
-    end = int(ends[-1]) if len(ends) else 0
-    contiguous = np.array_equal(index.offsets, [0, *ends[:-1]]) and bool((index.lengths > 0).all())
-    if not contiguous or end + len(archive_end(end)) != size_bytes:
-        raise ShardError(
-            f"{where}: its samples do not fill the {size_bytes} bytes of the shard one after the other (the last ends "
-            f"at byte {end}); it is not the index of this shard, run verify, then pack again"
-        )
-
-
-def check_slice(data: bytes, length: int, crc32c: int, where: str) -> None:
-    """Raise ShardError unless `data` is what the index recorded."""
+def check_slice(data: bytes, rows: SampleRows, i: int, where: str) -> None:
+    """Raise ShardError unless `data` is what row i records."""
+    length, crc32c = int(rows.table["length"][i]), int(rows.table["crc32c"][i])
     if len(data) != length:
         raise ShardError(f"{where}: found {len(data)} bytes, wanted {length}; the shard is cut short, pack it again")
-    found = google_crc32c.value(data)
-    if found != crc32c:
+    if rows.table["flags"][i] & HAS_CRC and (found := google_crc32c.value(data)) != crc32c:
         raise ShardError(f"{where}: crc32c is {found:08x}, wanted {crc32c:08x}; the bytes are damaged, pack it again")
 
 
-def _is_slice(length: int, crc32c: int, data: bytes) -> bool:
-    return len(data) == length and google_crc32c.value(data) == crc32c
+def _is_slice(rows: SampleRows, i: int, data: bytes) -> bool:
+    row = rows.table[i]
+    if len(data) != row["length"]:
+        return False
+    return not row["flags"] & HAS_CRC or bool(google_crc32c.value(data) == row["crc32c"])
 
 
 def _spellings(key: str) -> set[str]:

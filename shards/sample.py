@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 
+from shards.described import row_of_frame, row_of_scene
 from shards.manifest import SampleKind
 from shards.scene import Scene, check_scene, members_of_scene, scene_from_members
 from shards.schema import Frame, check_frame, frame_from_members, members_of_frame
+from shards.voxels import count_voxels
 
 Sample = Frame | Scene
 
@@ -14,12 +16,22 @@ def members_of_sample(sample: Sample) -> dict[str, bytes]:
     return members_of_scene(sample) if isinstance(sample, Scene) else members_of_frame(sample)
 
 
-def check_sample(sample: Sample, where: str) -> None:
-    """Raise ShardError unless every array and number of a sample fits the others; `where` names it in messages."""
+def row_of_sample(sample: Sample, layout: Mapping[str, tuple[int, int]], data: bytes, dataset: int) -> bytes:
+    """The row of a checked sample in the index: as `shards.described.row_of_frame`."""
+    make = row_of_scene if isinstance(sample, Scene) else row_of_frame
+    return make(sample, layout, data, dataset)  # type: ignore[arg-type]
+
+
+def check_sample(sample: Sample, where: str) -> int:
+    """Raise ShardError unless every array and number of a sample fits the others; `where` names it in messages.
+
+    Returns:
+        The voxels of a frame, as `shards.voxels` counts them; 0 of a scene.
+    """
     if isinstance(sample, Scene):
         check_scene(sample, where)
-    else:
-        check_frame(sample, where)
+        return 0
+    return count_voxels(check_frame(sample, where), sample.depth_scale, sample.K_depth)
 
 
 def sample_from_members(kind: SampleKind, key: str, members: Mapping[str, bytes]) -> Sample:

@@ -28,9 +28,10 @@ from shards.schema import (
 WHOLE = "whole"
 SCENE_MEMBERS = ("points.npz", "meta.json", "boxes.json")
 _LABEL_TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
-_TYPES = (np.dtype(np.float32), *_LABEL_TYPES)
+_SEGMENT_TYPES = (np.dtype(np.uint32),)
+_TYPES = (np.dtype(np.float32), *_LABEL_TYPES, *_SEGMENT_TYPES)
 _ZIP_LEVEL = 4  # coordinates hardly shrink; labels do at any level
-_ARRAYS = ("xyz", "rgb", "semantic", "instance")
+_ARRAYS = ("xyz", "rgb", "semantic", "instance", "segments", "normals")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ class Scene:
         semantic: (N,) uint8 or uint16 class ids; None without labels.
         instance: (N,) uint16 instance ids, 0 for none; None without labels.
         boxes: objects of the scene; None without annotation (an empty tuple means annotated and empty).
+        segments: (N,) uint32, the dataset's own over-segmentation; None without one.
+        normals: (N, 3) float32, world, unit length or 0 where unknown; None without them.
     """
 
     dataset: str
@@ -69,15 +72,16 @@ class Scene:
     semantic: NDArray[np.uint8] | NDArray[np.uint16] | None = None
     instance: NDArray[np.uint16] | None = None
     boxes: tuple[SceneBox, ...] | None = None
+    segments: NDArray[np.uint32] | None = None
+    normals: NDArray[np.float32] | None = None
 
 
 def members_of_scene(scene: Scene) -> dict[str, bytes]:
     """The files that hold one scene in a tar, by the name after the key."""
     arrays: dict[str, NDArray[Any]] = {"xyz": scene.points, "rgb": scene.rgb}
-    if scene.semantic is not None:
-        arrays["semantic"] = scene.semantic
-    if scene.instance is not None:
-        arrays["instance"] = scene.instance
+    for name in _ARRAYS[2:]:
+        if (array := getattr(scene, name)) is not None:
+            arrays[name] = array
     meta = {"format_version": FORMAT_VERSION, "dataset": scene.dataset, "scene_id": scene.scene_id}
     members = {
         "points.npz": _npz_bytes(arrays),
@@ -117,6 +121,8 @@ def scene_from_members(key: str, members: Mapping[str, bytes]) -> Scene:
             semantic=arrays.get("semantic"),
             instance=arrays.get("instance"),
             boxes=_boxes(members["boxes.json"]) if "boxes.json" in members else None,
+            segments=arrays.get("segments"),
+            normals=arrays.get("normals"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(
@@ -141,6 +147,8 @@ def check_scene(scene: Scene, where: str) -> None:
     _check_arrays(scene, where)
     if not np.isfinite(scene.points).all():
         raise ShardError(f"{where}: {int((~np.isfinite(scene.points)).any(axis=1).sum())} points are not finite")
+    if scene.normals is not None and not np.isfinite(scene.normals).all():
+        raise ShardError(f"{where}: normals are not finite; wanted unit vectors, 0 where there is none")
     for box in scene.boxes or ():
         check_rigid("world_from_box", box.world_from_box, where)
         if not (np.isfinite(box.size).all() and min(box.size) > 0):
@@ -158,6 +166,10 @@ def _check_arrays(scene: Scene, where: str) -> None:
         _check_array("semantic", scene.semantic, (num_points,), _LABEL_TYPES, where)
     if scene.instance is not None:
         _check_array("instance", scene.instance, (num_points,), _LABEL_TYPES[1:], where)
+    if scene.segments is not None:
+        _check_array("segments", scene.segments, (num_points,), _SEGMENT_TYPES, where)
+    if scene.normals is not None:
+        _check_array("normals", scene.normals, (num_points, 3), (np.dtype(np.float32),), where)
 
 
 def _check_array(

@@ -16,17 +16,30 @@ from shards.doors.text import shown
 from shards.errors import ShardError
 from shards.images import BrokenImageError, Fits, decode_color, decode_depth, decode_labels
 
-FORMAT_VERSION = 1
-MAX_PATH_BYTES = 100  # the name field of a USTAR header; longer names would need the prefix field or PAX headers
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
+# Of a USTAR header: the field of a name, and the one of the folders before it where that is too short.
+MAX_NAME_BYTES, MAX_PREFIX_BYTES = 100, 155
 COLOR_MEMBERS = {"color.jpg": "jpg", "color.png": "png"}
-MEMBERS = (*COLOR_MEMBERS, "depth.png", "meta.json", "semantic.png", "instance.png", "boxes.json", "caption.txt")
+DEPTH_MEMBERS = {"depth.png": "png", "depth.zst": "zst"}
+MEMBERS = (
+    *COLOR_MEMBERS,
+    *DEPTH_MEMBERS,
+    "meta.json",
+    "semantic.png",
+    "instance.png",
+    "boxes.json",
+    "caption.txt",
+)
 LONGEST_MEMBER_BYTES = max(len(name) for name in MEMBERS)
 # The principal point of a camera lies near the middle of its image. Intrinsics that belong to another resolution put
 # it outside this share of the width or height (the usual mix-ups are factors of 4/3 to 2: 1296 against 640 columns).
 PRINCIPAL_POINT_SHARE = (0.4, 0.6)
 DEPTH_SCALES = (1e-3, 1e9)  # units per metre, from kilometres to nanometres
 RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
+MAX_SIDE = (1 << 16) - 1  # pixels; what 16 bits hold
 _MAX_META_BYTES = 1 << 20
+_PLAIN_ID = re.compile(r"[A-Za-z0-9-]+")
 Matrix = NDArray[np.float64]
 
 
@@ -55,8 +68,8 @@ class Frame:
         frame_id: original frame name, any text, unique within the scene.
         color: encoded image, the bytes as found.
         color_format: "jpg" or "png".
-        depth: 16-bit grayscale PNG; 0 means no reading.
-        depth_scale: PNG units per metre.
+        depth: 16-bit grayscale PNG, or raw little-endian uint16 rows in a zstd frame; 0 means no reading.
+        depth_scale: units of depth per metre.
         K_depth: (3, 3) intrinsics of the depth image, pixels.
         K_color: (3, 3) intrinsics of the colour image, pixels.
         color_from_depth: (4, 4) rigid, depth camera to colour camera, metres.
@@ -66,6 +79,9 @@ class Frame:
         instance: PNG of instance ids on the depth grid; None without labels.
         caption: a sentence about the view; None without one.
         boxes: objects in view; None without annotation (an empty tuple means annotated and empty).
+        depth_format: "png" or "zst".
+        depth_size: (width, height) of zst depth, which has no header to say it; None of a PNG.
+        no_reading: value of depth that means no reading besides 0; 0 for none.
     """
 
     dataset: str
@@ -84,6 +100,9 @@ class Frame:
     instance: bytes | None = None
     caption: str | None = None
     boxes: tuple[Box, ...] | None = None
+    depth_format: str = "png"
+    depth_size: tuple[int, int] | None = None
+    no_reading: int = 0
 
 
 def escape_id(text: str) -> str:
@@ -97,6 +116,8 @@ def escape_id(text: str) -> str:
     """
     if not text:
         raise ShardError("an id is empty: scenes and frames need a name")
+    if _PLAIN_ID.fullmatch(text):
+        return text
     try:
         raw = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
@@ -106,6 +127,8 @@ def escape_id(text: str) -> str:
 
 def unescape_id(escaped: str) -> str:
     """Undo `escape_id`."""
+    if "_" not in escaped:
+        return escaped
     raw = re.sub(rb"_([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), escaped.encode("ascii"))
     return raw.decode("utf-8", "surrogateescape")
 
@@ -116,14 +139,14 @@ def sample_key(scene_id: str, frame_id: str) -> str:
     Raises:
         ShardError: an id is empty, or the longest member name of this frame would not fit a USTAR header.
     """
-    key = f"{escape_id(scene_id)}/{escape_id(frame_id)}"
-    longest = MAX_PATH_BYTES - 1 - LONGEST_MEMBER_BYTES
-    if len(key) > longest:
+    scene, frame = escape_id(scene_id), escape_id(frame_id)
+    room_of_frame = MAX_NAME_BYTES - 1 - LONGEST_MEMBER_BYTES  # once the scene has moved to the prefix
+    if len(scene) + 1 + len(frame) > room_of_frame and (len(scene) > MAX_PREFIX_BYTES or len(frame) > room_of_frame):
         raise ShardError(
-            f"scene {scene_id!r}, frame {frame_id!r}: the key {key} has {len(key)} bytes and a tar name leaves room "
-            f"for {longest}; shorten the folder or file names"
+            f"scene {scene_id!r}, frame {frame_id!r}: the key {scene}/{frame} has {len(scene)} and {len(frame)} bytes "
+            f"and a tar name leaves room for {MAX_PREFIX_BYTES} and {room_of_frame}; shorten the folder or file names"
         )
-    return key
+    return f"{scene}/{frame}"
 
 
 def members_of_frame(frame: Frame) -> dict[str, bytes]:
@@ -139,8 +162,15 @@ def members_of_frame(frame: Frame) -> dict[str, bytes]:
         "color_from_depth": frame.color_from_depth.tolist(),
         "world_from_camera": None if frame.world_from_camera is None else frame.world_from_camera.tolist(),
         "timestamp": frame.timestamp,
+        "no_reading": frame.no_reading,
     }
-    members = {f"color.{frame.color_format}": frame.color, "depth.png": frame.depth, "meta.json": json_bytes(meta)}
+    if frame.depth_size is not None:
+        meta["depth_size"] = list(frame.depth_size)
+    members = {
+        f"color.{frame.color_format}": frame.color,
+        f"depth.{frame.depth_format}": frame.depth,
+        "meta.json": json_bytes(meta),
+    }
     if frame.semantic is not None:
         members["semantic.png"] = frame.semantic
     if frame.instance is not None:
@@ -167,11 +197,9 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
         raise ShardError(
             f"sample {key}: unknown member {shown(unknown[0])}; format version {FORMAT_VERSION} has {MEMBERS}"
         )
-    color_names = [name for name in COLOR_MEMBERS if name in members]
-    if len(color_names) != 1:
-        raise ShardError(f"sample {key}: wanted exactly one of {tuple(COLOR_MEMBERS)}, found {color_names}")
-    if missing := [name for name in ("depth.png", "meta.json") if name not in members]:
-        raise ShardError(f"sample {key}: member {missing[0]} is missing, found {sorted(members)}; pack it again")
+    color_name, depth_name = (_one_of(names, key, members) for names in (COLOR_MEMBERS, DEPTH_MEMBERS))
+    if "meta.json" not in members:
+        raise ShardError(f"sample {key}: member meta.json is missing, found {sorted(members)}; pack it again")
     try:
         meta = read_meta(key, members["meta.json"])
         world_from_camera = meta["world_from_camera"]
@@ -180,9 +208,9 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
             dataset=str(meta["dataset"]),
             scene_id=str(meta["scene_id"]),
             frame_id=str(meta["frame_id"]),
-            color=members[color_names[0]],
-            color_format=COLOR_MEMBERS[color_names[0]],
-            depth=members["depth.png"],
+            color=members[color_name],
+            color_format=COLOR_MEMBERS[color_name],
+            depth=members[depth_name],
             depth_scale=float(meta["depth_scale"]),
             K_depth=matrix_from_json(meta["K_depth"], 3),
             K_color=matrix_from_json(meta["K_color"], 3),
@@ -192,7 +220,10 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
             semantic=members.get("semantic.png"),
             instance=members.get("instance.png"),
             caption=members["caption.txt"].decode("utf-8") if "caption.txt" in members else None,
-            boxes=_boxes(members["boxes.json"]) if "boxes.json" in members else None,
+            boxes=boxes_from_json(members["boxes.json"]) if "boxes.json" in members else None,
+            depth_format=DEPTH_MEMBERS[depth_name],
+            depth_size=_depth_size(meta["depth_size"]) if depth_name == "depth.zst" else None,
+            no_reading=_no_reading(meta["no_reading"]) if meta["format_version"] > 1 else 0,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ShardError(
@@ -205,6 +236,28 @@ def frame_from_members(key: str, members: Mapping[str, bytes]) -> Frame:
     return frame
 
 
+def _one_of(names: Mapping[str, str], key: str, members: Mapping[str, bytes]) -> str:
+    found = [name for name in names if name in members]
+    if len(found) != 1:
+        raise ShardError(
+            f"sample {key}: wanted exactly one of {', '.join(names)}, found {', '.join(found) or 'none'}; pack it again"
+        )
+    return found[0]
+
+
+def _depth_size(value: Any) -> tuple[int, int]:
+    width, height = value
+    if not (type(width) is type(height) is int and 0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        raise ValueError(f"depth_size is {shown(value, 40)}, wanted width and height in pixels")
+    return width, height
+
+
+def _no_reading(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_SIDE:
+        raise ValueError(f"no_reading is {shown(repr(value), 40)}, wanted a value of 16 bits")
+    return value
+
+
 def read_meta(key: str, data: bytes) -> dict[str, Any]:
     """What meta.json of a sample says.
 
@@ -213,20 +266,23 @@ def read_meta(key: str, data: bytes) -> dict[str, Any]:
         ValueError, KeyError, TypeError: it is malformed.
     """
     meta: dict[str, Any] = parse_json(data, max_bytes=_MAX_META_BYTES)
-    if meta["format_version"] != FORMAT_VERSION:
+    if meta["format_version"] not in READ_VERSIONS:
         raise ShardError(
             f"sample {key}: meta.json has format version {shown(repr(meta['format_version']), 40)}, this program reads "
-            f"{FORMAT_VERSION}; use the program version that packed it, or pack again"
+            f"{' and '.join(map(str, READ_VERSIONS))}; use the program version that packed it, or pack again"
         )
     return meta
 
 
-def check_frame(frame: Frame, where: str) -> None:
+def check_frame(frame: Frame, where: str) -> NDArray[np.uint16]:
     """Decode every image of a frame and hold it against its numbers.
 
     Args:
         frame: to check.
         where: names the frame in messages: a key, a file.
+
+    Returns:
+        Its depth, as `decode_frame_depth` gives it.
 
     Raises:
         ShardError: an image does not decode, a size does not fit its K or the depth grid, a transform is not rigid.
@@ -234,12 +290,26 @@ def check_frame(frame: Frame, where: str) -> None:
     check_numbers(frame, where)
     try:
         decode_color(frame.color, frame.color_format, size_of_camera("color", frame.K_color, where))
-        height, width = decode_depth(frame.depth, size_of_camera("depth", frame.K_depth, where)).shape
+        depth = decode_frame_depth(frame, where)
+        height, width = depth.shape
         for name, data in (("semantic", frame.semantic), ("instance", frame.instance)):
             if data is not None:
                 decode_labels(data, size_of_labels(name, (width, height), where))
     except BrokenImageError as error:
         raise ShardError(f"{where}: {error}; restore the file, or remove the frame, and pack again") from error
+    return depth
+
+
+def decode_frame_depth(frame: Frame, where: str, *, check_chunks: bool = True) -> NDArray[np.uint16]:
+    """(H, W) depth in units of the frame's depth_scale, 0 where there is no reading.
+
+    Raises:
+        BrokenImageError: it does not decode.
+        ShardError: its size does not fit K_depth; `where` names the frame.
+    """
+    fits = size_of_camera("depth", frame.K_depth, where)
+    size, no_reading = frame.depth_size, frame.no_reading
+    return decode_depth(frame.depth, fits, size=size, no_reading=no_reading, check_chunks=check_chunks)
 
 
 def check_numbers(frame: Frame, where: str) -> None:
@@ -280,8 +350,9 @@ def check_rigid(name: str, matrix: Matrix, where: str) -> None:
     rotation = matrix[:3, :3]
     if not np.isfinite(matrix).all():
         raise ShardError(f"{where}: {name} is not finite")
-    error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if error > RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
+    if not error <= RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1)):
         raise ShardError(
             f"{where}: {name} is not a rigid transform (R^T R is off the identity by {error:.3g}, determinant "
             f"{np.linalg.det(rotation):.3g}, last row {matrix[3].tolist()}); wanted rotation and translation in metres"
@@ -314,7 +385,8 @@ def matrix_from_json(value: Any, size: int) -> Matrix:
     return matrix.astype(np.float64)
 
 
-def _boxes(data: bytes) -> tuple[Box, ...]:
+def boxes_from_json(data: bytes) -> tuple[Box, ...]:
+    """Boxes as boxes.json of a frame spells them; ValueError, KeyError or TypeError for anything else."""
     boxes = []
     for entry in parse_json(data):
         x, y, z = lengths_from_json(entry["size"])

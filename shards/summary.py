@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import ShardError
-from shards.images import BrokenImageError, decode_color, decode_depth
+from shards.images import BrokenImageError, decode_color
 from shards.reader import DatasetReader, spread
-from shards.schema import size_of_camera
+from shards.schema import decode_frame_depth, size_of_camera
 from shards.stores.store import MissingObjectError, StoreError
 
 NUM_LOOKS = 8  # samples that are read
@@ -92,9 +92,7 @@ def summarise(dataset: DatasetReader) -> Summary:
             frame = dataset.read_frame(*where)
             key = f"{dataset.url}, sample {dataset.key(*where)}"
             color = decode_color(frame.color, frame.color_format, size_of_camera("color", frame.K_color, key))
-            depth = decode_depth(frame.depth, size_of_camera("depth", frame.K_depth, key)) / np.float32(
-                frame.depth_scale
-            )
+            depth = decode_frame_depth(frame, key) / np.float32(frame.depth_scale)
         except BrokenImageError as error:
             problem = f"{key}: {error}"
             continue

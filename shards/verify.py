@@ -1,8 +1,9 @@
 """Re-read a whole dataset and name every broken sample.
 
 Every shard is read once. Its sha256, size, index and every sample's crc32c are checked, every image is decoded and
-held against its numbers, and webdataset's own reader then reads the same bytes as an independent witness: it must
-find the same samples with the same members.
+held against its numbers, its row in the index against what the tar says, its number of voxels counted again, and
+webdataset's own reader then reads the same bytes as an independent witness: it must find the same samples with the
+same members.
 """
 
 import hashlib
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 
 from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.manifest import SampleKind, ShardIndex, index_name, shard_name
+from shards.manifest import VOXELS_NAME, shard_name
 from shards.ordered_map import ordered_map
 from shards.reader import DatasetReader, check_slice
-from shards.sample import check_sample, sample_from_members
-from shards.slices import archive_end, members_of_slice, samples_of_tar
-from shards.stores.second_look import believed
+from shards.rows import DESCRIBED, ROW, SampleRows, ShardIndex, bare_rows
+from shards.sample import Sample, check_sample, row_of_sample, sample_from_members
+from shards.slices import archive_end, layout_of_slice, members_of_slice, samples_of_tar
 from shards.stores.store import MissingObjectError, StoreError, take_faults
 
 _MemberChecksums = dict[str, tuple[int, int]]  # size in bytes and crc32c, by member name
@@ -90,17 +91,20 @@ def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], 
     problems: list[Problem] = []
     fingerprints: list[NDArray[np.uint64]] = []
     rebuilt_keys: dict[int, tuple[str, ...]] = {}
+    voxels: list[NDArray[np.uint16]] = []
     faults = take_faults(dataset.store)
     with closing(ordered_map(partial(_check_shard, dataset), range(num_shards), num_workers)) as results:
         for done, result in enumerate(results, start=1):
             problems.extend(result.problems)
             faults.update(result.faults)
             fingerprints.append(result.key_fingerprints)
+            voxels.append(result.voxels)
             if result.rebuilt_keys:
                 rebuilt_keys[done - 1] = result.rebuilt_keys
             if on_progress is not None:
                 on_progress(done, num_shards)
     problems.extend(_repeated_keys(dataset, fingerprints, rebuilt_keys))
+    problems.extend(_wrong_counts(dataset, voxels))
     faults.update(take_faults(dataset.store))
     manifest = dataset.manifest
     return VerifyReport(dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems), faults)
@@ -111,6 +115,7 @@ class _ShardResult:
     problems: tuple[Problem, ...]
     key_fingerprints: NDArray[np.uint64]  # 8 bytes a key: a hundred million keys must fit in memory to be compared
     rebuilt_keys: tuple[str, ...] = ()  # where the index is damaged and cannot be asked for a key again
+    voxels: NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, np.uint16))  # of the samples
     faults: Counter[str] = field(default_factory=Counter)  # of the storage, in this worker
 
 
@@ -120,7 +125,7 @@ def _check_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
 
 
 def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
-    tar, idx = shard_name(shard_index), index_name(shard_index)
+    tar = shard_name(shard_index)
     problems: list[Problem] = []
     try:
         data = dataset.read_shard(shard_index)
@@ -143,34 +148,43 @@ def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
     except ShardError as error:
         if isinstance(error, StoreError) and not isinstance(error, MissingObjectError):
             raise  # says nothing about the data
-        problems.append(Problem(idx, None, str(error)))
+        name = dataset.index_name(shard_index)
+        problems.append(Problem(name, None, str(error)))
         if digest == wanted_digest:  # the tar is as packed, so it tells what the index should be
-            index = _rebuild_index(data)
+            index = _rebuild_index(data, shard_index)
             rebuilt_keys = index.keys
-            problems.extend(_altered_lines(dataset, idx, index))
+            problems += (
+                Problem(name, index.keys[i], f"what the index says of sample {index.keys[i]} is missing or altered")
+                for i in dataset.altered(index)
+            )
         else:
             problems.append(Problem(tar, None, "tar and index are both damaged: none of its samples can be read"))
             return _ShardResult(tuple(problems), np.empty(0, dtype=np.uint64))
-    problems.extend(_verify_samples(tar, data, index, dataset.manifest.sample_kind))
-    return _ShardResult(tuple(problems), _fingerprints(index.keys), rebuilt_keys)
+    of_samples, voxels = _verify_samples(dataset, data, index)
+    return _ShardResult((*problems, *of_samples), _fingerprints(index.keys), rebuilt_keys, voxels)
 
 
-def _verify_samples(tar: str, data: bytes, index: ShardIndex, kind: SampleKind) -> list[Problem]:
-    """Check every slice, decode every sample, and let webdataset read what is intact."""
+def _verify_samples(dataset: DatasetReader, data: bytes, index: ShardIndex) -> tuple[list[Problem], NDArray[np.uint16]]:
+    """Check every slice, decode every sample, and let webdataset read what is intact; voxels are 0 where it is not."""
+    tar = shard_name(index.rows.shard_index)
     problems: list[Problem] = []
     intact: dict[str, _MemberChecksums] = {}  # and not the members: a worker holds its shard once, not three times
     spans: list[tuple[int, int]] = []
+    voxels = np.zeros(len(index.keys), np.uint16)
     end = 0
-    for key, offset, length, crc in zip(
-        index.keys, index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True
+    for i, (key, offset, length) in enumerate(
+        zip(index.keys, index.offsets.tolist(), index.lengths.tolist(), strict=True)
     ):
         where, piece, end = f"{tar}, sample {key}", data[offset : offset + length], offset + length
         try:
-            check_slice(piece, length, crc, where)
+            check_slice(piece, index.rows, i, where)
             members = members_of_slice(piece, where)
             intact[key] = _checksums(members)
             spans.append((offset, end))
-            check_sample(sample_from_members(kind, key, members), where)
+            sample = sample_from_members(dataset.manifest.sample_kind, key, members)
+            voxels[i] = check_sample(sample, where)
+            if index.rows.table["flags"][i] & DESCRIBED:
+                _check_row(sample, index.rows, i, piece, dataset.manifest.datasets, where)
         except ShardError as error:
             problems.append(Problem(tar, key, str(error)))
     if len(spans) == len(index.keys):
@@ -182,7 +196,22 @@ def _verify_samples(tar: str, data: bytes, index: ShardIndex, kind: SampleKind) 
         data = b"".join(data[start:stop] for start, stop in spans)
         data += archive_end(len(data))
     problems.extend(_hear_witness(tar, data, intact))
-    return problems
+    return problems, voxels
+
+
+def _check_row(sample: Sample, rows: SampleRows, i: int, data: bytes, datasets: tuple[str, ...], where: str) -> None:
+    """Raise ShardError unless a row says of its sample what the tar says: two places that must not drift apart."""
+    if sample.dataset not in datasets:
+        raise ShardError(f"{where}: meta.json is of the dataset '{shown(sample.dataset)}', the manifest has none of it")
+    row = row_of_sample(sample, layout_of_slice(data, where), data, datasets.index(sample.dataset))
+    told, found = rows.table[i], np.frombuffer(row, ROW)[0]
+    place = ("offset", "row_crc32c")  # which a row gets when it is sealed
+    differ = [name for name in ROW.names or () if name not in place and told[name].tobytes() != found[name].tobytes()]
+    if differ:
+        raise ShardError(
+            f"{where}: the index says something else than the sample of {', '.join(differ)} ({shown(told[differ[0]])} "
+            f"and {shown(found[differ[0]])}); pack the dataset again"
+        )
 
 
 def _checksums(members: Mapping[str, bytes]) -> _MemberChecksums:
@@ -209,8 +238,8 @@ def _hear_witness(tar: str, data: bytes, expected: Mapping[str, _MemberChecksums
             yield Problem(tar, key, f"webdataset's reader does not find sample {key}")
 
 
-def _rebuild_index(data: bytes) -> ShardIndex:
-    """The index of an intact tar, from its headers."""
+def _rebuild_index(data: bytes, shard_index: int) -> ShardIndex:
+    """Where the samples of an intact tar lie, from its headers."""
     spans: dict[str, tuple[int, int]] = {}
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
         for member in archive:
@@ -218,27 +247,32 @@ def _rebuild_index(data: bytes) -> ShardIndex:
             end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
             spans[key] = (spans.get(key, (member.offset, 0))[0], end)
     return ShardIndex(
-        keys=tuple(spans),
-        offsets=np.array([start for start, _ in spans.values()], dtype=np.int64),
-        lengths=np.array([end - start for start, end in spans.values()], dtype=np.int64),
-        crc32c=np.array([google_crc32c.value(data[start:end]) for start, end in spans.values()], dtype=np.uint32),
+        tuple(spans),
+        bare_rows(
+            shard_index,
+            [start for start, _ in spans.values()],
+            [end - start for start, end in spans.values()],
+            [google_crc32c.value(data[start:end]) for start, end in spans.values()],
+        ),
     )
 
 
-def _altered_lines(dataset: DatasetReader, idx: str, rebuilt: ShardIndex) -> list[Problem]:
-    """The samples whose line is not in a damaged index as it should be."""
+def _wrong_counts(dataset: DatasetReader, found: list[NDArray[np.uint16]]) -> Iterator[Problem]:
+    """Frames whose stored number of voxels is not that of their depth; those that are broken anyhow have none."""
     try:
-        read = partial(dataset.store.read_range, idx, 0, ShardIndex.largest_size(len(rebuilt.keys)) + 1)
-        data = believed(dataset.store, read, ShardIndex.is_whole)
-        found = set(data.splitlines())
-    except MissingObjectError:
-        found = set()
-    wanted = rebuilt.encode().splitlines()[:-1]
-    return [
-        Problem(idx, key, f"the index line of sample {key} is missing or altered")
-        for key, line in zip(rebuilt.keys, wanted, strict=True)
-        if line not in found
-    ]
+        stored = dataset.voxel_counts()
+    except ShardError as error:
+        if isinstance(error, StoreError) and not isinstance(error, MissingObjectError):
+            raise
+        yield Problem(VOXELS_NAME, None, str(error))
+        return
+    if stored is None:
+        return
+    for shard_index, (first, counts) in enumerate(zip(dataset.table.first_row.tolist(), found, strict=True)):
+        wrong = (counts != stored[first : first + len(counts)]) & (counts > 0)
+        for i in np.flatnonzero(wrong).tolist():
+            message = f"{stored[first + i]} voxels are stored, its depth has {counts[i]}; count again"
+            yield Problem(VOXELS_NAME, dataset.key(shard_index, i), message)
 
 
 def _fingerprints(keys: tuple[str, ...]) -> NDArray[np.uint64]:

@@ -15,18 +15,11 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from made_dataset import blank_manifest, write_slices
 
-from shards.manifest import (
-    MANIFEST_NAME,
-    TABLE_NAME,
-    Manifest,
-    SampleKind,
-    ShardIndex,
-    ShardRow,
-    ShardTable,
-    index_name,
-    shard_name,
-)
+from shards.images import pack_depth
+from shards.manifest import MANIFEST_NAME, TABLE_NAME, SampleKind, shard_name
+from shards.rows import DEPTH_IS_ZST, ROW
 from shards.slices import archive_end, sample_slice
 
 Members = dict[str, bytes]
@@ -37,27 +30,35 @@ PWNED = "PWNED"  # the file that a pickle would make
 def write_dataset(
     folder: Path,
     slices: Sequence[tuple[str, bytes]],
-    label_names: Sequence[str] = (),
     kind: SampleKind = "frames",
     edit_manifest: Callable[[bytes], bytes] = bytes,
     edit_index: Callable[[bytes], bytes] = bytes,
 ) -> None:
-    """One shard of these samples; indexes, table and manifest vouch for whatever they hold."""
+    """One shard of these samples, format 1; indexes, table and manifest vouch for whatever they hold."""
     folder.mkdir(parents=True)
     data = b"".join(content for _, content in slices)
     tar = data + archive_end(len(data))
-    ends = np.cumsum([len(content) for _, content in slices], dtype=np.int64)
-    lengths = np.array([len(content) for _, content in slices], dtype=np.int64)
-    crcs = np.array([google_crc32c.value(content) for _, content in slices], dtype=np.uint32)
-    index = ShardIndex(tuple(key for key, _ in slices), ends - lengths, lengths, crcs).encode()
-    body = edit_index(index[: index.rindex(b"#crc32c")])
-    table = ShardTable.from_rows([ShardRow(len(slices), len(tar), hashlib.sha256(tar).digest())]).encode()
-    digest = hashlib.sha256(table).hexdigest()
-    manifest = Manifest(1, len(slices), 1, len(tar), tuple(label_names), {"source_format": "x"}, digest, kind)
+    ends = np.cumsum([len(content) for _, content in slices]).tolist()
+    lines = [
+        b"%s\t%d\t%d\t%08x\n" % (key.encode(), end - len(content), len(content), google_crc32c.value(content))
+        for (key, content), end in zip(slices, ends, strict=True)
+    ]
+    body = edit_index(b"".join(lines))
+    table = struct.pack("<QQ", len(slices), len(tar)) + hashlib.sha256(tar).digest()
+    manifest = {
+        "format_version": 1,
+        "num_samples": len(slices),
+        "num_shards": 1,
+        "size_bytes": len(tar),
+        "label_names": [],
+        "provenance": {"source_format": "x"},
+        "shards_sha256": hashlib.sha256(table).hexdigest(),
+        "sample_kind": kind,
+    }
     (folder / shard_name(0)).write_bytes(tar)
-    (folder / index_name(0)).write_bytes(body + b"#crc32c\t%08x\n" % google_crc32c.value(body))
+    (folder / "shard-000000.idx").write_bytes(body + b"#crc32c\t%08x\n" % google_crc32c.value(body))
     (folder / TABLE_NAME).write_bytes(table)
-    (folder / MANIFEST_NAME).write_bytes(edit_manifest(manifest.encode()))
+    (folder / MANIFEST_NAME).write_bytes(edit_manifest(json.dumps(manifest, indent=1).encode()))
 
 
 def png(width: int, height: int, bits: int, kind: int) -> bytes:
@@ -231,4 +232,58 @@ def write_all(folder: Path, samples: Samples) -> list[str]:
     for name, data in archives.items():
         content = sample_slice(whole, {"points.npz": data, "meta.json": scene_meta})
         write_dataset(folder / name, [(whole, content)], kind="scenes")
+    _write_rows(folder, samples)
     return sorted(path.name for path in folder.iterdir())
+
+
+def _write_rows(folder: Path, samples: Samples) -> None:
+    """Datasets of format 2 whose rows say what is not so; every row has its checksum."""
+    slices = [(key, sample_slice(key, members)) for key, members in samples]
+    scratch = folder.parent / "scratch"
+    blank = blank_manifest(dataset="seven-scenes")
+
+    def with_column(name: str, value: Any) -> Callable[[bytes], bytes]:
+        def edit(row: bytes) -> bytes:
+            rows = np.frombuffer(bytearray(row), ROW)
+            rows[name] = value
+            return rows.tobytes()
+
+        return edit
+
+    def claims_zst(row: bytes) -> bytes:
+        rows = np.frombuffer(bytearray(row), ROW)
+        rows["flags"] |= DEPTH_IS_ZST
+        rows["depth_size"] = 64, 48
+        return rows.tobytes()
+
+    rows: dict[str, Callable[[bytes], bytes]] = {
+        "row_depth_scale_zero": with_column("depth_scale", 0.0),
+        "row_depth_scale_nan": with_column("depth_scale", np.nan),
+        "row_pose_of_nan": with_column("world_from_camera", np.nan),
+        "row_pose_of_zeros": with_column("world_from_camera", 0.0),
+        "row_color_from_depth_huge": with_column("color_from_depth", 1e300),
+        "row_K_of_nan": with_column("K_color", np.nan),
+        "row_K_huge": with_column("K_depth", 1e-30),
+        "row_timestamp_nan": with_column("timestamp", np.nan),
+        "row_member_climbs_out": with_column("member_offset", (1 << 32) - 1),
+        "row_member_too_long": with_column("member_size", (1 << 32) - 1),
+        "row_member_absent": with_column("member_offset", 0),
+        "row_of_no_dataset": with_column("dataset", 7),
+        "row_length": with_column("length", 1 << 30),
+        "row_depth_is_no_zst": claims_zst,
+    }
+    for name, edit in rows.items():
+        write_slices(folder / name, slices, scratch, blank, edit_row=edit)
+
+    key, members = samples[0]
+    meta = json.loads(members["meta.json"])
+    for name, size in (("zst_bomb", (13_000, 13_000)), ("zst_of_another_size", (7_000, 7_000))):
+        depth = pack_depth(np.zeros(size[::-1], np.uint16))
+        packed = {
+            **{name: data for name, data in members.items() if name != "depth.png"},
+            "depth.zst": depth,
+            "meta.json": json.dumps({**meta, "depth_size": size}).encode(),
+        }
+        write_slices(folder / name, [(key, sample_slice(key, packed)), *slices[1:]], scratch, blank)
+    climbs = _header(slices[0][1], b"../../../../../evil.color.jpg")
+    write_slices(folder / "row_key_climbs", [(key, climbs), *slices[1:]], scratch, blank)

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from commands.pages.page import Gallery, LegendEntry, Picture
 from commands.pages.palette import NO_LABEL, color_instances, color_labels, label_colors
 from commands.pages.scene_view import ColoredBox, RoomView
-from shards.images import decode_color, decode_depth, decode_labels
+from shards.images import decode_color, decode_labels
 from shards.sample import Sample
 from shards.scene import Scene
-from shards.schema import Box, Frame
+from shards.schema import Box, Frame, decode_frame_depth
 
 _MOST_DRAWN = 400_000  # points of a scene
 _WIDTH = 640  # pixels of a picture of a frame; smaller images are enlarged by a whole factor
@@ -112,7 +112,7 @@ def _of_scene(scene: Scene, names: Sequence[str], small: bool) -> list[Picture]:
 def _of_frame(frame: Frame, names: Sequence[str], small: bool) -> list[Picture]:
     whole = Image.fromarray(decode_color(frame.color, frame.color_format))
     color = _fit(whole)
-    depth = decode_depth(frame.depth) / frame.depth_scale
+    depth = decode_frame_depth(frame, f"{frame.scene_id}/{frame.frame_id}") / frame.depth_scale
     readings = depth[depth > 0]
     ends = (float(readings.min()), float(readings.max())) if readings.size else (0.0, 0.0)
     pictures = [

@@ -14,8 +14,8 @@ from shards.manifest import MANIFEST_NAME, PACKING_NAME, Manifest
 from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
 
-SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|idx|source)|shards\.bin")
-_SOURCE_FILE = re.compile(r"shard-\d{6,}\.source")
+SHARD_FILE = re.compile(r"shard-\d{6,}\.(tar|idx)|(shards|index|voxels)\.bin")
+_PIECE_FILE = re.compile(r"shard-\d{6,}\.idx")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Claim:
     owner: str
 
     def require(self) -> None:
-        """Raise ShardError unless the destination is still ours and has no dataset. Call before every change.
+        """Raise ShardError unless the destination is still ours. Call before every change.
 
-        Between this look and the change another packer may step in. What it then finds changed under its hands are
-        whole objects of the same options: of the same source these are the same bytes.
+        Who publishes a dataset here has taken the place over before, and its mark stays until that is done. Between
+        this look and the change another packer may step in. What it then finds changed under its hands are whole
+        objects of the same options: of the same source these are the same bytes.
         """
         found = _read_fields(self.store, self.owner).get("owner")
-        if found != self.owner or self.store.exists(MANIFEST_NAME):
+        if found != self.owner:
             raise ShardError(
                 f"{self.store.url}: another packer has taken over or published here since this one started; leave it "
                 "to that one, or pack to another place"
@@ -88,7 +89,7 @@ def published_before(store: Store, provenance: Mapping[str, Any]) -> Manifest | 
 def release(store: Store) -> None:
     """Remove what only packing needs, the mark last: while it is there, the same call comes back to do this."""
     for name in store.list():
-        if _SOURCE_FILE.fullmatch(name):
+        if _PIECE_FILE.fullmatch(name):
             store.delete(name)
     store.remove_leftovers()
     store.delete(PACKING_NAME)

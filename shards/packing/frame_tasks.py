@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import ShardError
-from shards.sample import Sample, check_sample, members_of_sample
+from shards.sample import Sample, check_sample, members_of_sample, row_of_sample
 from shards.schema import sample_key
+from shards.slices import layout_of_slice, sample_slice
 from shards.sources.formats import FrameRef
 
 
@@ -23,15 +24,19 @@ class FrameTask:
 
 @dataclass(frozen=True, eq=False)
 class LoadedFrame:
-    """A frame read and checked.
+    """A frame read, checked and made ready to be appended to a tar.
 
     Attributes:
-        members: its files in a tar, by the name after the key.
+        data: its bytes in a tar.
+        row: its row in the index, before it is sealed.
         fingerprint: hash of the raw files, as they were before they were read.
+        num_voxels: as `shards.voxels` counts them; 0 where nobody did.
     """
 
-    members: dict[str, bytes]
+    data: bytes
+    row: bytes
     fingerprint: bytes
+    num_voxels: int = 0
 
 
 def unique_tasks(refs: Sequence[FrameRef]) -> list[FrameTask]:
@@ -57,7 +62,14 @@ def load_frame(read: Callable[[Any], Sample], task: FrameTask) -> LoadedFrame:
     fingerprint = fingerprint_of_task(task)
     sample = read(task.ref)
     check_sample(sample, f"{task.key} ({task.ref.origin})")
-    return LoadedFrame(members_of_sample(sample), fingerprint)
+    data, row = sliced(task.key, sample)
+    return LoadedFrame(data, row, fingerprint)
+
+
+def sliced(key: str, sample: Sample) -> tuple[bytes, bytes]:
+    """The bytes of a checked sample in a tar, and its row in the index of a dataset of its kind alone."""
+    data = sample_slice(key, members_of_sample(sample))
+    return data, row_of_sample(sample, layout_of_slice(data, key), data, 0)
 
 
 def fingerprint_of_task(task: FrameTask) -> bytes:
@@ -70,8 +82,8 @@ def fingerprint_of_task(task: FrameTask) -> bytes:
 
 
 def fingerprint_of_shard(fingerprints: Iterable[bytes]) -> bytes:
-    """The content of a shard's .source: one digest over the fingerprints of its frames, in hex."""
-    return hashlib.sha256(b"".join(fingerprints)).hexdigest().encode("ascii") + b"\n"
+    """One digest over the fingerprints of the frames of a shard."""
+    return hashlib.sha256(b"".join(fingerprints)).digest()
 
 
 def _file_facts(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Source to shards to manifest: read in parallel, written in order by one writer, resumable, published at the end."""
 
-import hashlib
 import importlib.metadata
 import time
 from collections import Counter
@@ -13,19 +12,19 @@ from typing import Any
 
 from shards.errors import CallError, ShardError
 from shards.manifest import (
+    INDEX_NAME,
     MANIFEST_NAME,
     TABLE_NAME,
+    VOXELS_NAME,
     Manifest,
-    SampleKind,
-    ShardRow,
-    ShardTable,
-    index_name,
+    piece_name,
     shard_name,
-    source_name,
 )
 from shards.ordered_map import ordered_map
 from shards.packing.claim import SHARD_FILE, Claim, claim, published_before, release
-from shards.packing.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, load_frame, unique_tasks
+from shards.packing.frame_tasks import FrameTask, LoadedFrame, load_frame, unique_tasks
+from shards.packing.gathered import GatheredIndex
+from shards.packing.piece import ShardPiece
 from shards.packing.resume import kept_shards
 from shards.packing.scratch import scratch_folder
 from shards.packing.writer import FinishedShard, ShardWriter
@@ -120,12 +119,18 @@ def pack(
     else:
         ours = claim(store, provenance)
         load = partial(load_frame, chosen.read)
-        kept = kept_shards(store, load, tasks, shard_size_bytes, num_workers, on_progress)
-        num_kept = len(kept)
-        rest = _pack_rest(ours, load, tasks, kept, shard_size_bytes, num_workers, on_progress)
-        with closing(rest):  # ends the workers before anything else happens
-            rows = [*kept, *rest]
-        manifest = _publish(ours, rows, chosen.sample_kind, label_names, provenance)
+        with _scratch_folder(shard_size_bytes) as scratch:
+            gathered = GatheredIndex(scratch)
+            with closing(kept_shards(store, load, tasks, shard_size_bytes, num_workers, on_progress)) as kept:
+                for piece in kept:
+                    gathered.add(piece)
+            num_kept = len(gathered.rows)
+            rest = _pack_rest(ours, load, tasks, gathered, scratch, shard_size_bytes, num_workers, on_progress)
+            with closing(rest):  # ends the workers before anything else happens
+                for piece in rest:
+                    gathered.add(piece)
+            blank = _blank_manifest(chosen, label_names, provenance)
+            manifest = _publish(ours, gathered, blank, shard_size_bytes)
     release(store)
     return PackReport(
         url=store.url,
@@ -158,45 +163,63 @@ def _provenance(source_format: SourceFormat, root: Path, options: Mapping[str, A
     return {
         "source_format": source_format.name,
         "source": root.resolve().name,
-        "licence": source_format.licence,
         "options": dict(options),
         # Equal bytes are promised for equal versions of what encodes them.
-        "versions": {name: _version(name) for name in ("text4point", "webdataset", "pillow")},
+        "versions": {
+            "format": FORMAT_VERSION,
+            **{name: _version(name) for name in ("text4point", "pillow", "zstandard")},
+        },
     }
+
+
+def _blank_manifest(
+    source_format: SourceFormat, label_names: tuple[str, ...], provenance: Mapping[str, Any]
+) -> Manifest:
+    """A manifest without the counts and hashes of what it is of."""
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        num_samples=0,
+        num_shards=0,
+        size_bytes=0,
+        label_names=label_names,
+        provenance=provenance,
+        shards_sha256="",
+        sample_kind=source_format.sample_kind,
+        licence=source_format.licence,
+        up_axis=source_format.up_axis,
+        datasets=(source_format.name,),
+    )
 
 
 def _pack_rest(
     ours: Claim,
     load: Callable[[FrameTask], LoadedFrame],
     tasks: Sequence[FrameTask],
-    kept: Sequence[ShardRow],
+    gathered: GatheredIndex,
+    scratch: Path,
     shard_size_bytes: int,
     num_workers: int,
     on_progress: Callable[[int, int], None] | None,
-) -> Generator[ShardRow]:
-    """Pack and store the shards that are not there yet, yielding their rows."""
-    done = sum(row.num_samples for row in kept)
-    fingerprints: list[bytes] = []  # of the frames in the shard being filled
-    with _scratch_folder(shard_size_bytes) as scratch:
-        writer = ShardWriter(scratch, shard_size_bytes, len(kept))
-        try:
-            with closing(ordered_map(load, tasks[done:], num_workers)) as loaded:
-                for task, frame in zip(tasks[done:], loaded, strict=True):
-                    with _explained(shard_size_bytes):
-                        finished = writer.add(task.key, frame.members)
-                    if finished:
-                        yield _store_shard(ours, finished, fingerprints)
-                        fingerprints = []
-                    fingerprints.append(frame.fingerprint)
-                    done += 1
-                    if on_progress is not None:
-                        on_progress(done, len(tasks))
-            with _explained(shard_size_bytes):
-                finished = writer.finish()
-            if finished:
-                yield _store_shard(ours, finished, fingerprints)
-        finally:
-            writer.abandon()
+) -> Generator[ShardPiece]:
+    """Pack and store the shards that are not there yet, yielding what is noted of each."""
+    done = gathered.num_samples
+    writer = ShardWriter(scratch, shard_size_bytes, len(gathered.rows), done)
+    try:
+        with closing(ordered_map(load, tasks[done:], num_workers)) as loaded:
+            for task, frame in zip(tasks[done:], loaded, strict=True):
+                with _explained(shard_size_bytes):
+                    finished = writer.add(task.key, frame)
+                if finished:
+                    yield _store_shard(ours, finished)
+                done += 1
+                if on_progress is not None:
+                    on_progress(done, len(tasks))
+        with _explained(shard_size_bytes):
+            finished = writer.finish()
+        if finished:
+            yield _store_shard(ours, finished)
+    finally:
+        writer.abandon()
 
 
 @contextmanager
@@ -219,44 +242,30 @@ def _explained(shard_size_bytes: int) -> Iterator[None]:
         ) from error
 
 
-def _store_shard(ours: Claim, finished: FinishedShard, fingerprints: Sequence[bytes]) -> ShardRow:
+def _store_shard(ours: Claim, finished: FinishedShard) -> ShardPiece:
     ours.require()
-    # The index goes last: an index vouches for a whole tar.
+    # The piece goes last: it vouches for a whole tar.
     ours.store.write(shard_name(finished.shard_index), finished.path)
-    ours.require()  # a tar may have taken minutes
-    ours.store.write(source_name(finished.shard_index), fingerprint_of_shard(fingerprints))
-    ours.store.write(index_name(finished.shard_index), finished.index.encode())
+    ours.store.write(piece_name(finished.shard_index), finished.piece.encode())
     finished.path.unlink()
-    return finished.row
+    return finished.piece
 
 
-def _publish(
-    ours: Claim,
-    rows: Sequence[ShardRow],
-    sample_kind: SampleKind,
-    label_names: tuple[str, ...],
-    provenance: Mapping[str, Any],
-) -> Manifest:
-    """Write the shard table and, by a conditional put, the manifest that makes the objects a dataset."""
+def _publish(ours: Claim, gathered: GatheredIndex, blank: Manifest, shard_size_bytes: int) -> Manifest:
+    """Write table and index and, by a conditional put, the manifest that makes the objects a dataset."""
     store = ours.store
-    names = {name for i in range(len(rows)) for name in (shard_name(i), index_name(i), source_name(i))}
-    for name in store.list():
-        if SHARD_FILE.fullmatch(name) and name not in names | {TABLE_NAME}:
-            ours.require()
-            store.delete(name)
-    table = ShardTable.from_rows(rows).encode()
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        num_samples=sum(row.num_samples for row in rows),
-        num_shards=len(rows),
-        size_bytes=sum(row.size_bytes for row in rows),
-        label_names=label_names,
-        provenance=provenance,
-        shards_sha256=hashlib.sha256(table).hexdigest(),
-        sample_kind=sample_kind,
-    )
+    with _explained(shard_size_bytes):
+        manifest, table, index, voxels = gathered.finish(blank)
+    objects: dict[str, bytes | Path] = {INDEX_NAME: index, TABLE_NAME: table}
+    if voxels is not None:
+        objects[VOXELS_NAME] = voxels
+    names = {name for i in range(manifest.num_shards) for name in (shard_name(i), piece_name(i))} | objects.keys()
     ours.require()
-    store.write(TABLE_NAME, table)
+    for name in store.list():
+        if SHARD_FILE.fullmatch(name) and name not in names:
+            store.delete(name)
+    for name, data in objects.items():
+        store.write(name, data)
     ours.require()
     encoded = manifest.encode()
     # Two calls of one pack that race to the end publish equal bytes: that is success for both.

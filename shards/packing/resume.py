@@ -2,19 +2,20 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 
 import google_crc32c
+import numpy as np
 
 from shards.errors import ShardError
-from shards.manifest import ShardIndex, ShardRow, index_name, shard_name, source_name
+from shards.manifest import piece_name, shard_name
 from shards.ordered_map import ordered_map
 from shards.packing.frame_tasks import FrameTask, LoadedFrame, fingerprint_of_shard, fingerprint_of_task
-from shards.reader import check_layout, check_slice
-from shards.slices import archive_end, sample_slice
+from shards.packing.piece import ShardPiece
+from shards.rows import ROW
+from shards.slices import archive_end
 from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store, take_faults
 
@@ -26,8 +27,8 @@ def kept_shards(
     shard_size_bytes: int,
     num_workers: int,
     on_progress: Callable[[int, int], None] | None,
-) -> list[ShardRow]:
-    """The finished shards of an interrupted run, read back and checked.
+) -> Generator[ShardPiece]:
+    """The finished shards of an interrupted run, read back and checked, one after the other.
 
     Raises:
         ShardError: they hold other frames than the source does now.
@@ -35,89 +36,73 @@ def kept_shards(
     """
     names = set(store.list())
     finished = 0
-    while {shard_name(finished), source_name(finished), index_name(finished)} <= names:
+    while {shard_name(finished), piece_name(finished)} <= names:
         finished += 1
-    rows: list[ShardRow] = []
-    length = done = 0
+    last: ShardPiece | None = None  # held back until it is known whether it is full
+    done = num_shards = 0
     with closing(ordered_map(partial(_look_back, store), range(finished), num_workers)) as results:
-        for shard, faults in results:
+        for piece, faults in results:
             store.faults.update(faults)
-            if shard is None or done == len(tasks):
+            if piece is None or done == len(tasks) or piece.first_row != done:
                 break
-            of_shard = tasks[done : done + len(shard.index.keys)]
-            _require_same_source(f"{store.url}/{index_name(len(rows))}", shard, of_shard, load, num_workers)
-            rows.append(shard.row)
-            length = int(shard.index.offsets[-1] + shard.index.lengths[-1])
+            of_shard = tasks[done : done + piece.num_samples]
+            _require_same_source(f"{store.url}/{shard_name(num_shards)}", piece, of_shard, load, num_workers)
+            if last is not None:
+                yield last
+            last = piece
             done += len(of_shard)
+            num_shards += 1
             if on_progress is not None:
                 on_progress(done, len(tasks))
-    if rows and done < len(tasks):
-        # The last shard of a source that has grown since was not full: a fresh run would put more into it.
-        length += len(sample_slice(tasks[done].key, load(tasks[done]).members))
-        if length + len(archive_end(length)) <= shard_size_bytes:
-            rows.pop()
-    return rows
+    if last is not None and (done == len(tasks) or not _has_room(last, load(tasks[done]), shard_size_bytes)):
+        yield last
 
 
-@dataclass(frozen=True, eq=False)
-class _StoredShard:
-    row: ShardRow
-    index: ShardIndex
-    fingerprint: bytes
+def _has_room(piece: ShardPiece, following: LoadedFrame, shard_size_bytes: int) -> bool:
+    """Whether a shard would take one more sample: a source that has grown since ended in one that was not full."""
+    final = np.frombuffer(piece.rows, ROW)[-1]
+    length = int(final["offset"]) + int(final["length"]) + len(following.data)
+    return length + len(archive_end(length)) <= shard_size_bytes
 
 
-def _look_back(store: Store, shard_index: int) -> tuple[_StoredShard | None, Counter[str]]:
+def _look_back(store: Store, shard_index: int) -> tuple[ShardPiece | None, Counter[str]]:
     """A finished shard, and the faults of the storage on the way. Runs in a worker, with a store of its own."""
     return _read_back(store, shard_index), take_faults(store)
 
 
-def _read_back(store: Store, shard_index: int) -> _StoredShard | None:
+def _read_back(store: Store, shard_index: int) -> ShardPiece | None:
     """A finished shard; None when it is damaged or half-written, and so to be packed again. Runs in a worker."""
     try:
-        fingerprint = believed(store, partial(store.read, source_name(shard_index)), None)
-        encoded = believed(store, partial(store.read, index_name(shard_index)), ShardIndex.is_whole)
-        data = believed(store, partial(store.read, shard_name(shard_index)), partial(_is_shard, encoded))
+        encoded = believed(store, partial(store.read, piece_name(shard_index)), ShardPiece.is_whole)
+        if not ShardPiece.is_whole(encoded):
+            return None
+        piece = ShardPiece.decode(encoded)
+        read = partial(store.read, shard_name(shard_index))
+        data = believed(store, read, lambda found: hashlib.sha256(found).digest() == piece.sha256)
     except MissingObjectError:
         return None
-    if not _is_shard(encoded, data):
-        return None
-    index = ShardIndex.decode(encoded, "")
-    return _StoredShard(ShardRow(len(index.keys), len(data), hashlib.sha256(data).digest()), index, fingerprint)
-
-
-def _is_shard(encoded: bytes, data: bytes) -> bool:
-    """Whether the bytes are the whole tar of an index."""
-    try:
-        index = ShardIndex.decode(encoded, "")
-        check_layout(index, len(data), "")
-        for offset, length, crc in zip(
-            index.offsets.tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True
-        ):
-            check_slice(data[offset : offset + length], length, crc, "")
-    except ShardError:
-        return False
-    end = int(index.offsets[-1] + index.lengths[-1])
-    return data[end:] == archive_end(end)
+    return piece if hashlib.sha256(data).digest() == piece.sha256 else None
 
 
 def _require_same_source(
     where: str,
-    shard: _StoredShard,
+    piece: ShardPiece,
     tasks: Sequence[FrameTask],
     load: Callable[[FrameTask], LoadedFrame],
     num_workers: int,
 ) -> None:
     """Raise ShardError unless a shard holds just these frames, as they are now."""
-    keys = [task.key for task in tasks]
-    same = list(shard.index.keys) == keys
-    if same and fingerprint_of_shard(map(fingerprint_of_task, tasks)) != shard.fingerprint:
+    keys, found = [task.key for task in tasks], piece.key_list()
+    same = found == keys
+    if same and fingerprint_of_shard(map(fingerprint_of_task, tasks)) != piece.fingerprint:
         # Touched files need not be changed files: what they hold decides.
+        crcs = np.frombuffer(piece.rows, ROW)["crc32c"].tolist()
         with closing(ordered_map(load, tasks, num_workers)) as loaded:
-            for task, frame, crc in zip(tasks, loaded, shard.index.crc32c.tolist(), strict=True):
-                same = same and google_crc32c.value(sample_slice(task.key, frame.members)) == crc
+            for frame, crc in zip(loaded, crcs, strict=True):
+                same = same and google_crc32c.value(frame.data) == crc
     if not same:
         raise ShardError(
-            f"{where}: an unfinished pack of other frames (from {shard.index.keys[0]} to {shard.index.keys[-1]}; the "
-            f"source now has {keys[0]} to {keys[-1]} there, or other content); the source has changed, so delete these "
-            "objects or pack to another place"
+            f"{where}: an unfinished pack of other frames (from {found[0]} to {found[-1]}; the source now has "
+            f"{keys[0]} to {keys[-1]} there, or other content); the source has changed, so delete these objects or "
+            "pack to another place"
         )

@@ -1,18 +1,18 @@
-"""Samples to tars: size-capped, byte-deterministic shards, written by webdataset's own TarWriter."""
+"""Samples to tars: size-capped, byte-deterministic shards, in the order in which samples come."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import google_crc32c
-import numpy as np
-
-from shards.manifest import ShardIndex, ShardRow, shard_name
-from shards.slices import archive_end, sample_slice
+from shards.manifest import shard_name
+from shards.packing.frame_tasks import LoadedFrame
+from shards.packing.piece import ShardPiece
+from shards.rows import sealed_row
+from shards.slices import archive_end
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,46 +22,45 @@ class FinishedShard:
     Attributes:
         shard_index: position in the dataset.
         path: the tar.
-        row: its line in the shard table.
-        index: its samples.
+        piece: what is noted of it.
     """
 
     shard_index: int
     path: Path
-    row: ShardRow
-    index: ShardIndex
+    piece: ShardPiece
 
 
 class ShardWriter:
     """Fills tars one after the other, in the order samples are added; one sequential writer per dataset."""
 
-    def __init__(self, scratch: Path, shard_size_bytes: int, first_shard_index: int = 0) -> None:
+    def __init__(self, scratch: Path, shard_size_bytes: int, first_shard_index: int = 0, first_row: int = 0) -> None:
         """Write into the folder `scratch`; a shard stays within shard_size_bytes unless a single sample does not."""
         self._scratch = scratch
         self._shard_size_bytes = shard_size_bytes
         self._shard_index = first_shard_index
+        self._first_row = first_row
         self._open: _OpenShard | None = None
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> FinishedShard | None:
+    def add(self, key: str, sample: LoadedFrame) -> FinishedShard | None:
         """Append a sample; returns the shard before it when the sample had to start a new one."""
-        data = sample_slice(key, members)
         finished = None
         if self._open is not None:
-            length = self._open.length + len(data)
+            length = self._open.length + len(sample.data)
             if length + len(archive_end(length)) > self._shard_size_bytes:
                 finished = self.finish()
         if self._open is None:
-            self._open = _OpenShard(self._scratch / shard_name(self._shard_index))
-        self._open.append(key, data)
+            self._open = _OpenShard(self._scratch / shard_name(self._shard_index), self._first_row)
+        self._open.append(key, sample)
         return finished
 
     def finish(self) -> FinishedShard | None:
         """Complete the shard being filled; None when there is none."""
         if self._open is None:
             return None
-        finished = self._open.finish(self._shard_index)
+        finished = FinishedShard(self._shard_index, self._open.path, self._open.finish())
         self._open = None
         self._shard_index += 1
+        self._first_row += finished.piece.num_samples
         return finished
 
     def abandon(self) -> None:
@@ -72,31 +71,35 @@ class ShardWriter:
 
 
 class _OpenShard:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first_row: int) -> None:
         self.path = path
+        self.first_row = first_row
         self.file: IO[bytes] = path.open("wb")
         self.sha256 = hashlib.sha256()
         self.length = 0
-        self.samples: list[tuple[str, int, int, int]] = []
+        self.rows: list[bytes] = []
+        self.keys: list[str] = []
+        self.voxels: list[int] = []
+        self.fingerprints = hashlib.sha256()
 
-    def append(self, key: str, data: bytes) -> None:
-        self.samples.append((key, self.length, len(data), google_crc32c.value(data)))
-        self._write(data)
+    def append(self, key: str, sample: LoadedFrame) -> None:
+        self.rows.append(sealed_row(sample.row, self.length, self.first_row + len(self.rows)))
+        self.keys.append(key)
+        self.voxels.append(sample.num_voxels)
+        self.fingerprints.update(sample.fingerprint)
+        self._write(sample.data)
 
-    def finish(self, shard_index: int) -> FinishedShard:
+    def finish(self) -> ShardPiece:
         self._write(archive_end(self.length))
         self.file.close()
-        keys, offsets, lengths, crcs = zip(*self.samples, strict=True)
-        return FinishedShard(
-            shard_index=shard_index,
-            path=self.path,
-            row=ShardRow(len(keys), self.length, self.sha256.digest()),
-            index=ShardIndex(
-                keys=keys,
-                offsets=np.array(offsets, dtype=np.int64),
-                lengths=np.array(lengths, dtype=np.int64),
-                crc32c=np.array(crcs, dtype=np.uint32),
-            ),
+        return ShardPiece(
+            first_row=self.first_row,
+            size_bytes=self.length,
+            sha256=self.sha256.digest(),
+            fingerprint=self.fingerprints.digest(),
+            rows=b"".join(self.rows),
+            voxels=struct.pack(f"<{len(self.voxels)}H", *self.voxels),
+            keys="".join(f"{key}\n" for key in self.keys).encode("ascii"),
         )
 
     def _write(self, data: bytes) -> None:

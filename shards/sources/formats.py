@@ -44,6 +44,7 @@ class SourceFormat:
         read: loads one of them; called in worker processes.
         label_names: names of the class ids in the folder, by id.
         sample_kind: what `read` returns, a Frame or a Scene.
+        up_axis: of the world of its poses, such as "+z"; None where it differs or nobody says.
     """
 
     name: str
@@ -53,6 +54,7 @@ class SourceFormat:
     read: Callable[[Any], Sample]
     label_names: Callable[[Path], tuple[str, ...]] = _no_label_names
     sample_kind: SampleKind = "frames"
+    up_axis: str | None = None
 
 
 # Raw data in a folder, in the order in which a folder is tried where nobody says what it holds.
@@ -70,6 +72,7 @@ FORMATS = (
         "TUM RGB-D is CC BY 4.0: shards may be shared with attribution",
         tum.scan,
         tum.read,
+        up_axis="+z",  # of its motion capture
     ),
     SourceFormat(
         folder.NAME,
@@ -90,6 +93,7 @@ GENERATORS = (
         synthetic.scan,
         synthetic.read,
         synthetic.label_names,
+        up_axis="+z",
     ),
     SourceFormat(
         synthetic_scenes.NAME,
@@ -99,6 +103,7 @@ GENERATORS = (
         synthetic_scenes.read,
         synthetic_scenes.label_names,
         "scenes",
+        "+z",
     ),
 )
 

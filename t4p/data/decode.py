@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.images import BrokenImageError, decode_color, decode_depth
-from shards.schema import Frame, size_of_camera
+from shards.images import BrokenImageError, decode_color
+from shards.schema import Frame, decode_frame_depth, size_of_camera
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def decode_frame(frame: Frame) -> DecodedFrame:
         # The chunks of PNGs are not held against their CRCs: the crc32c of the sample was.
         fits = size_of_camera("color", frame.K_color, name)
         color = decode_color(frame.color, frame.color_format, fits, check_chunks=False)
-        depth = decode_depth(frame.depth, size_of_camera("depth", frame.K_depth, name), check_chunks=False)
+        depth = decode_frame_depth(frame, name, check_chunks=False)
     except BrokenImageError as error:
         raise ShardError(f"{name}: {error}; run `t4p shards verify` and repack") from error
     return DecodedFrame(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shards.errors import CallError
 from shards.reader import DatasetReader, spread
-from shards.sample import Sample, sample_from_members
+from shards.sample import Sample
 from shards.stores.store import take_faults
 from t4p.data.course import Pool
 
@@ -87,8 +87,7 @@ class Catalogue:
             ShardError: the bytes are not what the index promises, or cannot be read.
         """
         reader, local_shard = self._locate(shard_index)
-        key, members = reader.key(local_shard, sample_index), reader.read_members(local_shard, sample_index)
-        return sample_from_members(reader.manifest.sample_kind, key, members)
+        return reader.read_sample(local_shard, sample_index)
 
     def spread(self, count: int) -> list[tuple[int, int]]:
         """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""

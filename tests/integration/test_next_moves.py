@@ -23,6 +23,7 @@ from small_model import SMALL
 
 from commands.main import main
 from shards.packing.pack import pack
+from shards.reader import DatasetReader
 from t4p.runs.checkpoint import checkpoint_name
 
 pytestmark = pytest.mark.usefixtures("forked_python")
@@ -303,7 +304,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
 
 
 def first_key(shards: Path) -> str:
-    return (shards / "shard-000000.idx").read_text().split(None, 1)[0]
+    return DatasetReader(str(shards)).key(0, 0)
 
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)

@@ -87,7 +87,7 @@ def other_npz() -> bytes:
         ("points.npz", pickled_npz(), "a member is malformed .*xyz holds object, .*nothing is ever unpickled"),
         ("points.npz", other_npz(), r"points.npz holds \['xyz'\], wanted xyz, rgb"),
         ("meta.json", b"{}", "a member is malformed"),
-        ("meta.json", json.dumps({"format_version": 2}).encode(), "format version 2, this program reads 1"),
+        ("meta.json", json.dumps({"format_version": 3}).encode(), "format version 3, this program reads 1 and 2"),
         (
             "meta.json",
             json.dumps({"format_version": 1, "dataset": "made", "scene_id": "another"}).encode(),

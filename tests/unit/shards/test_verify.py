@@ -1,24 +1,24 @@
 """Verify names every broken sample, and no other."""
 
-import dataclasses
-import hashlib
 import random
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
+from made_dataset import blank_manifest, write_samples, write_slices
 
 from shards.errors import CallError, ShardError
 from shards.images import encode_depth
-from shards.manifest import Manifest, ShardIndex, ShardTable, index_name, shard_name
+from shards.manifest import INDEX_NAME, shard_name
 from shards.packing.pack import pack
-from shards.packing.writer import ShardWriter
 from shards.reader import DatasetReader
+from shards.rows import ROW
 from shards.slices import members_of_slice
 from shards.stores.folder import FolderStore
-from shards.stores.place import open_store
 from shards.stores.store import StoreError
 from shards.verify import VerifyReport, _verify_shard, verify
 
@@ -36,28 +36,9 @@ def messages(report: VerifyReport) -> str:
 
 def republish(folder: Path, samples: list[tuple[str, dict[str, bytes]]], tmp_path: Path) -> None:
     """Replace the dataset by one of these samples, whose checksums are all right."""
-    manifest = DatasetReader(str(folder)).manifest
-    store = open_store(str(folder))
-    for name in store.list():
-        store.delete(name)
-    writer = ShardWriter(tmp_path, 50_000)
-    finished = [writer.add(key, members) for key, members in samples] + [writer.finish()]
-    rows = []
-    for shard in filter(None, finished):
-        store.write(shard_name(shard.shard_index), shard.path)
-        store.write(index_name(shard.shard_index), shard.index.encode())
-        rows.append(shard.row)
-    table = ShardTable.from_rows(rows).encode()
-    store.write("shards.bin", table)
-    manifest = dataclasses.replace(
-        manifest,
-        num_samples=len(samples),
-        num_shards=len(rows),
-        size_bytes=sum(row.size_bytes for row in rows),
-        shards_sha256=hashlib.sha256(table).hexdigest(),
-    )
-    store.write("manifest.json", manifest.encode())
-    assert Manifest.decode(manifest.encode(), "") == manifest
+    for path in folder.iterdir():
+        path.unlink()
+    write_samples(folder, samples, tmp_path / "scratch", blank_manifest(dataset="seven-scenes"), 50_000)
 
 
 def all_samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
@@ -135,36 +116,87 @@ def test_a_missing_shard_breaks_all_its_samples(dataset: Path) -> None:
     assert "shard-000000.tar: no such file" in messages(report)
 
 
-def test_a_flipped_index_line_names_its_sample(dataset: Path) -> None:
-    path = dataset / index_name(0)
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_row_names_its_sample(dataset: Path) -> None:
+    path = dataset / INDEX_NAME
     data = path.read_bytes()
-    index = ShardIndex.decode(data, "")
-    lines = data.splitlines(keepends=True)
-    for line_number, position in ((0, 3), (1, -2), (len(index.keys) - 1, -12)):
-        changed = bytearray(lines[line_number])
-        changed[position] ^= 1
-        path.write_bytes(b"".join([*lines[:line_number], bytes(changed), *lines[line_number + 1 :]]))
+    keys = DatasetReader(str(dataset)).index(0).keys
+    for i, position in ((0, 0), (1, 200), (len(keys) - 1, ROW.itemsize - 1)):
+        flip(path, i * ROW.itemsize + position)
         report = verify(str(dataset))
-        assert report.broken_keys == (index.keys[line_number],)
-        assert "the index is damaged" in messages(report)
-    path.write_bytes(data[:-2] + b"0\n")
+        assert report.broken_keys == (keys[i],)
+        assert "index.bin: the row of sample" in messages(report)
+        path.write_bytes(data)
+
+
+def test_a_flipped_key_names_its_sample(dataset: Path) -> None:
+    keys = DatasetReader(str(dataset)).index(0).keys
+    flip(dataset / INDEX_NAME, 9 * ROW.itemsize + 3)
     report = verify(str(dataset))
-    assert report.broken_keys == ()
-    assert "the index is damaged" in messages(report)
+    assert report.broken_keys == keys[:1]
+    assert "the keys of shard 0 are damaged" in messages(report)
+
+
+def test_a_row_that_says_something_else_than_its_sample_is_named(dataset: Path, tmp_path: Path) -> None:
+    reader = DatasetReader(str(dataset))
+    slices = [(reader.key(0, i), reader.read_slice(0, i)) for i in range(2)]
+    for name, value in (("depth_scale", 999.0), ("K_color", 70.0), ("member_offset", 512), ("color_size", 3)):
+
+        def altered(row: bytes, name: str = name, value: float = value) -> bytes:
+            rows = np.frombuffer(bytearray(row), ROW)
+            rows[name] = value
+            return rows.tobytes()
+
+        folder = tmp_path / name
+        write_slices(folder, slices, tmp_path / "scratch", blank_manifest(dataset="seven-scenes"), edit_row=altered)
+        report = verify(str(folder))
+        assert report.broken_keys == (slices[0][0],)
+        assert f"the index says something else than the sample of {name} (" in messages(report)
 
 
 def test_a_missing_index_is_a_problem_of_all_its_samples(dataset: Path) -> None:
-    keys = DatasetReader(str(dataset)).index(0).keys
-    (dataset / index_name(0)).unlink()
-    assert verify(str(dataset)).broken_keys == keys
+    reader = DatasetReader(str(dataset))
+    keys = [key for shard in range(reader.manifest.num_shards) for key in reader.keys(shard)]
+    (dataset / INDEX_NAME).unlink()
+    assert verify(str(dataset)).broken_keys == tuple(keys)
 
 
 def test_shard_and_index_both_damaged(dataset: Path) -> None:
-    for name in (shard_name(0), index_name(0)):
-        data = bytearray((dataset / name).read_bytes())
-        data[20] ^= 1
-        (dataset / name).write_bytes(data)
+    for name in (shard_name(0), INDEX_NAME):
+        flip(dataset / name, 20)
     assert "tar and index are both damaged: none of its samples can be read" in messages(verify(str(dataset)))
+
+
+OLDER = Path(__file__).resolve().parents[2] / "data/older/frames"
+
+
+def test_a_dataset_of_format_1_is_verified_line_by_line(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(OLDER, tmp_path / "older"))
+    assert verify(str(folder)).problems == ()
+    path, keys = folder / "shard-000000.idx", DatasetReader(str(folder)).index(0).keys
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    for line_number, position in ((0, 3), (1, -2), (len(keys) - 1, -12)):
+        changed = bytearray(lines[line_number])
+        changed[position] ^= 1
+        path.write_bytes(b"".join([*lines[:line_number], bytes(changed), *lines[line_number + 1 :]]))
+        report = verify(str(folder))
+        assert report.broken_keys == (keys[line_number],)
+        assert "the index is damaged" in messages(report)
+    path.write_bytes(data[:-2] + b"0\n")
+    report = verify(str(folder))
+    assert report.broken_keys == ()
+    assert "the index is damaged" in messages(report)
+    path.unlink()
+    assert verify(str(folder)).broken_keys == keys
+    body = b"".join(b"\t".join([*line.split(b"\t")[:2], b"99", *line.split(b"\t")[3:]]) for line in lines[:-1])
+    path.write_bytes(body + b"#crc32c\t%08x\n" % google_crc32c.value(body))
+    assert verify(str(folder)).broken_keys == keys
 
 
 def test_a_sample_that_was_packed_broken_is_named(dataset: Path, tmp_path: Path) -> None:
@@ -191,12 +223,10 @@ def test_a_key_that_occurs_twice_is_named(dataset: Path, tmp_path: Path) -> None
 def test_a_repeated_key_in_a_shard_whose_index_is_damaged_is_named_with_the_rest(dataset: Path, tmp_path: Path) -> None:
     samples = all_samples(dataset)
     republish(dataset, [*samples, samples[0]], tmp_path)
-    data = bytearray((dataset / index_name(0)).read_bytes())
-    data[-3] ^= 1
-    (dataset / index_name(0)).write_bytes(data)
+    flip(dataset / INDEX_NAME, 9)
     report = verify(str(dataset))
     assert report.broken_keys == (samples[0][0],)
-    assert "the index is damaged" in messages(report)
+    assert "the row of sample 0 of shard 0, at byte 0, is damaged" in messages(report)
     assert f"key {samples[0][0]} occurs 2 times in the dataset" in messages(report)
 
 
@@ -204,7 +234,7 @@ def test_storage_that_fails_is_no_damage(dataset: Path, monkeypatch: pytest.Monk
     read_range, failures = FolderStore.read_range, [True]
 
     def fail(self: FolderStore, name: str, offset: int, length: int) -> bytes:
-        if name == index_name(1) and failures:
+        if name == INDEX_NAME and failures:
             failures.pop()  # for a moment only
             raise StoreError("the network is down")
         return read_range(self, name, offset, length)
@@ -212,15 +242,6 @@ def test_storage_that_fails_is_no_damage(dataset: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(FolderStore, "read_range", fail)
     with pytest.raises(StoreError, match="the network is down"):
         verify(str(dataset))
-
-
-def test_the_index_of_another_tar_of_as_many_samples_is_noticed(dataset: Path) -> None:
-    index = DatasetReader(str(dataset)).index(1)
-    keys = list(index.keys)
-    spans = zip(keys, (index.offsets + 512).tolist(), index.lengths.tolist(), index.crc32c.tolist(), strict=True)
-    moved = ShardIndex(*map(np.array, zip(*spans, strict=True)))
-    (dataset / index_name(1)).write_bytes(moved.encode())
-    assert verify(str(dataset)).broken_keys == tuple(keys)
 
 
 def test_a_shard_is_held_once(tmp_path: Path, make_scene: Callable[..., Path]) -> None:

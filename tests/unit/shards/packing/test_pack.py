@@ -11,8 +11,9 @@ import pytest
 
 from shards.errors import CallError, ShardError
 from shards.images import encode_depth
-from shards.manifest import MANIFEST_NAME, PACKING_NAME, index_name, shard_name, source_name
+from shards.manifest import INDEX_NAME, MANIFEST_NAME, PACKING_NAME, piece_name, shard_name
 from shards.packing.pack import pack
+from shards.packing.piece import ShardPiece
 from shards.reader import DatasetReader
 from shards.stores.folder import FolderStore
 from shards.stores.store import StoreError
@@ -57,10 +58,11 @@ def interrupt_before(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 def test_any_number_of_workers_gives_the_same_objects(source: Path, tmp_path: Path) -> None:
     once = packed(source, tmp_path / "1")
-    assert len(once) > 6
+    assert len(once) > 5
     assert packed(source, tmp_path / "3", num_workers=3) == once
     assert packed(source, tmp_path / "2", num_workers=2) == once
     assert PACKING_NAME not in once
+    assert not [name for name in once if name.endswith(".idx")]
 
 
 def test_the_objects_do_not_depend_on_where_source_and_dataset_lie(source: Path, tmp_path: Path) -> None:
@@ -89,11 +91,10 @@ def test_frames_and_every_choose_by_position(source: Path, tmp_path: Path) -> No
     "moment",
     [
         shard_name(0),
-        source_name(0),
-        index_name(0),
+        piece_name(0),
         shard_name(2),
-        source_name(2),
-        index_name(2),
+        piece_name(2),
+        INDEX_NAME,
         "shards.bin",
         MANIFEST_NAME,
     ],
@@ -120,12 +121,12 @@ def test_finished_shards_are_not_packed_again(source: Path, tmp_path: Path, monk
         interrupt_before(patch, shard_name(2))
         with pytest.raises(Interrupted):
             packed(source, tmp_path / "resumed")
-    kept = {name: (tmp_path / "resumed" / name).stat().st_mtime_ns for name in (shard_name(0), index_name(1))}
+    kept = {name: (tmp_path / "resumed" / name).stat().st_mtime_ns for name in (shard_name(0), shard_name(1))}
     packed(source, tmp_path / "resumed")
     assert {name: (tmp_path / "resumed" / name).stat().st_mtime_ns for name in kept} == kept
 
 
-@pytest.mark.parametrize("damaged", [shard_name(1), index_name(1)])
+@pytest.mark.parametrize("damaged", [shard_name(1), piece_name(1)])
 def test_a_damaged_leftover_is_packed_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str
 ) -> None:
@@ -178,11 +179,11 @@ def test_a_frame_changed_in_the_middle_of_a_kept_shard_is_noticed(
         interrupt_before(patch, MANIFEST_NAME)
         with pytest.raises(Interrupted):
             packed(source, tmp_path / "x")
-    assert (tmp_path / "x" / index_name(0)).read_text().splitlines()[1].startswith("kitchen/frame-000001")
+    assert ShardPiece.decode((tmp_path / "x" / piece_name(0)).read_bytes()).key_list()[1] == "kitchen/frame-000001"
     pose = source / "frame-000001.pose.txt"
     before = pose.read_text()
     pose.write_text(before.replace(before.split()[3], "5.000000000000000000e-01"))
-    with pytest.raises(ShardError, match=r"shard-000000.idx: an unfinished pack .*; the source has changed, so delete"):
+    with pytest.raises(ShardError, match=r"shard-000000.tar: an unfinished pack .*; the source has changed, so delete"):
         packed(source, tmp_path / "x")
     pose.write_text(before)  # another time, the same content: nothing to pack again
     report = pack("seven-scenes", source, str(tmp_path / "x"), shard_size_bytes=CAP)
@@ -249,7 +250,7 @@ def test_storage_that_fails_on_resume_is_no_damage(
     read = FolderStore.read
 
     def fail(self: FolderStore, name: str) -> bytes:
-        if name == index_name(1):
+        if name == piece_name(1):
             raise StoreError("the network is down")
         return read(self, name)
 
@@ -260,7 +261,7 @@ def test_storage_that_fails_on_resume_is_no_damage(
     assert {name: data for name, data in contents(tmp_path / "x").items() if name != PACKING_NAME} == before
 
 
-@pytest.mark.parametrize("moment", [source_name(1), PACKING_NAME])
+@pytest.mark.parametrize("moment", [piece_name(1), PACKING_NAME])
 def test_stopped_while_cleaning_up_the_same_call_ends_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -326,7 +327,7 @@ def test_no_leftover_shard_stays_beside_a_smaller_dataset(
         interrupt_before(patch, MANIFEST_NAME)
         with pytest.raises(Interrupted):
             packed(source, tmp_path / "x")
-    (tmp_path / "x" / index_name(1)).write_bytes(b"damaged")  # so that shard 2 and the following are not looked at
+    (tmp_path / "x" / piece_name(1)).write_bytes(b"damaged")  # so that shard 2 and the following are not looked at
     for path in source.glob("frame-00000[5-9]*"):
         path.unlink()
     assert packed(source, tmp_path / "x") == packed(source, tmp_path / "fresh")
@@ -344,7 +345,7 @@ def test_a_place_with_a_dataset_is_refused_and_left_alone(source: Path, tmp_path
 def test_shards_of_unknown_origin_are_refused(source: Path, tmp_path: Path) -> None:
     packed(source, tmp_path / "x")
     (tmp_path / "x" / MANIFEST_NAME).unlink()
-    with pytest.raises(ShardError, match=r"holds shard-000000.idx .* not ours to resume or replace; delete them"):
+    with pytest.raises(ShardError, match=r"holds index.bin .* not ours to resume or replace; delete them"):
         packed(source, tmp_path / "x")
 
 
