@@ -65,6 +65,7 @@ BATCH = f"first(t4p.stream({FRAMES!r}, batch_size=1, pixel_stride=4))"
 SMOKE = ["configs/smoke.yaml", f"data.shards=[{FRAMES}]"]
 WORKS: dict[str, list[str] | str] = {
     "info": ["shards", "info", FRAMES, "--json"],
+    "pack": ["shards", "pack", "synthetic", "seed=1,rooms=1,frames=1,width=32,height=24", "packed"],
     "show": ["shards", "show", FRAMES, "room-5-00000/0000", "--out", "shown.png"],
     "evaluate": [
         "evaluate",
@@ -97,7 +98,7 @@ MISSES: dict[str, tuple[str, list[str] | str]] = {
     "train": ("train", ["pretrain", *SMOKE, "run.dir=unused"]),
     "launch": ("launch", ["launch", "pretrain", *SMOKE, "run.dir=unused"]),
     "info of storage": ("storage", ["shards", "info", "s3://bucket/prefix"]),
-    "pack": ("storage", ["shards", "pack", "synthetic", "seed=1,rooms=1,frames=1,width=32,height=24", "packed"]),
+    "verify": ("storage", ["shards", "verify", FRAMES]),
     "export": (
         "train",
         ["checkpoint", "export", str(OLDER / "runs/pretrain/checkpoints/step_00000002"), "out.safetensors"],
