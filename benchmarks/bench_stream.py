@@ -1,0 +1,220 @@
+"""Samples a second out of object storage, one process, beside the readers that people use.
+
+A real S3 server on loopback behind a proxy that waits 0, 20 and 80 ms before it passes on a request; frames made of
+real ones, no two alike. Every reader runs in a fresh process, in turns, its packages imported before the clock starts.
+
+rate      samples a second after the first tenth, which holds starting, opening and whatever it does ahead
+first     seconds from opening to the first sample
+cpu_ms    CPU milliseconds a sample, children included, opening and all
+requests  of any kind, a sample
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from raw_frames import multiply_frames
+from record import REPOSITORY, record
+from rich.console import Console
+from rich.table import Table
+from stream_readers import READERS, convert
+
+SHARD_MB = 16
+
+
+def main(
+    frames: Annotated[Path | None, typer.Argument(help="A folder of real frames in the layout of 7-Scenes.")] = None,
+    samples: Annotated[int, typer.Option(min=100, help="Frames made of them.")] = 3000,
+    delays: Annotated[str, typer.Option(help="Milliseconds a request.")] = "0,20,80",
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    readers: Annotated[str, typer.Option(help="Which; all by default.")] = ",".join(READERS),
+    raw: Annotated[Path | None, typer.Option(help="Frames that an earlier call made, or where to make them.")] = None,
+    peers_python: Annotated[
+        str, typer.Option(help="A Python that has the peers (pip install .[bench]).")
+    ] = sys.executable,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    be: Annotated[str | None, typer.Option(help="Internal: be one of the readers.", hidden=True)] = None,
+    url: Annotated[str, typer.Option(hidden=True)] = "",
+    dataset: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Time every reader at every delay."""
+    if be == "convert":
+        convert(dataset, url)
+        return
+    if be is not None:
+        be_reader(be, url)
+        return
+    if frames is None:
+        raise typer.BadParameter("a folder of real frames is wanted")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        if not (raw := raw or folder / "raw").is_dir():
+            multiply_frames(frames, raw, samples)
+        environ = start_server(folder, stack)
+        subprocess.run(
+            [*python(sys.executable), "-m", "commands.main", "shards", "pack", "seven-scenes", str(raw)]
+            + [str(folder / "packed"), "--shard-size-mb", str(SHARD_MB)],
+            check=True,
+            env=environ,
+            stdout=subprocess.DEVNULL,
+        )
+        upload(folder / "packed", "data", environ)
+        own = [*python(peers_python), __file__, "--url", "s3://bench/data"]
+        subprocess.run([*own, "--be", "convert", "--dataset", str(folder / "packed")], check=True, env=environ)
+        rows = []
+        for delay in (float(text) for text in delays.split(",")):
+            rows += measure_at(delay, readers.split(","), repeats, own, environ)
+    figures = {f"{row['reader']}_{row['delay_ms']:g}_{name}": row[name] for row in rows for name in ("rate", "cpu_ms")}
+    report = record("stream", samples, figures, rows, ("obstore", "boto3", "webdataset"))
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(*rows[0], title="raw samples from S3, one process")
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=120).print(table)
+
+
+def be_reader(name: str, url: str) -> None:
+    """Read everything, and print what it took."""
+    try:
+        read = READERS[name](url)
+        before = cpu_seconds()
+        began = time.monotonic()
+        stamps = []
+        num_bytes = 0
+        for size in read():
+            stamps.append(time.monotonic())
+            num_bytes += size
+        ended = cpu_seconds()
+    except Exception as error:
+        print(json.dumps({"failed": f"{type(error).__name__}: {error}"[:300]}))
+        return
+    tenth = len(stamps) // 10
+    mean = num_bytes / len(stamps)
+    print(
+        json.dumps(
+            {
+                "samples": len(stamps),
+                "bytes": num_bytes,
+                "bytes_a_yield": mean,
+                "rate": (len(stamps) - tenth) / (stamps[-1] - stamps[tenth - 1 if tenth else 0] + 1e-9),
+                "whole_rate": len(stamps) / (stamps[-1] - began),
+                "first": stamps[0] - began,
+                "cpu": ended - before,
+            }
+        )
+    )
+
+
+def cpu_seconds() -> float:
+    """Of this process and the children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def measure_at(
+    delay: float, readers: list[str], repeats: int, own: list[str], environ: dict[str, str]
+) -> list[dict[str, Any]]:
+    """A row for every reader."""
+    port = environ["AWS_ENDPOINT_URL"].rpartition(":")[2]
+    proxy = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("delay_proxy.py")), port, str(delay)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert proxy.stdin is not None
+    assert proxy.stdout is not None
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    try:
+        behind = {**environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.stdout.readline().strip()}"}
+        for _ in range(repeats):
+            for name in readers:
+                ran = subprocess.run([*own, "--be", name], env=behind, capture_output=True, text=True)
+                lines = ran.stdout.strip().splitlines() or ["{}"]
+                said = json.loads(lines[-1]) if lines[-1].startswith("{") else {}
+                proxy.stdin.write("\n")
+                proxy.stdin.flush()
+                said["requests"] = sum(json.loads(proxy.stdout.readline()).values())
+                if "rate" not in said:
+                    print(f"{name}: {said.get('failed') or ran.stderr[-300:]}", file=sys.stderr)
+                else:
+                    found[name].append(said)
+    finally:
+        proxy.kill()
+        proxy.wait()
+    total = max((said["samples"] for runs in found.values() for said in runs), default=1)
+    return [row_of(name, delay, runs, total) for name, runs in found.items()]
+
+
+def row_of(name: str, delay: float, runs: list[dict[str, Any]], samples: int) -> dict[str, Any]:
+    """Medians. Who yields tars or parts is counted in the samples that they hold."""
+
+    def median(key: str) -> float:
+        return statistics.median(run[key] for run in runs)
+
+    per_yield = samples / runs[0]["samples"] if runs[0]["samples"] < samples / 2 else 1.0
+    return {
+        "delay_ms": delay,
+        "reader": name,
+        "rate": median("rate") * per_yield,
+        "whole_rate": median("whole_rate") * per_yield,
+        "first": median("first"),
+        "cpu_ms": 1000 * median("cpu") / runs[0]["samples"] / per_yield,
+        "requests": median("requests") / runs[0]["samples"] / per_yield,
+        "runs": len(runs),
+    }
+
+
+def start_server(folder: Path, stack: ExitStack) -> dict[str, str]:
+    """A real S3 server with the bucket `bench`; returns the environment that finds it."""
+    sys.path.insert(0, str(REPOSITORY / "tests"))
+    from s3_server import start_s3_server
+
+    (folder / "s3").mkdir()
+    server = start_s3_server(folder / "s3")
+    stack.callback(server.stop)
+    server.client().create_bucket(Bucket="bench")
+    environ = {**os.environ, **server.environ(), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    return {**environ, "S3_ENDPOINT_URL": server.url, "T4P_CACHE": str(folder / "cache")}
+
+
+def upload(packed: Path, name: str, environ: dict[str, str]) -> None:
+    """Put a packed folder into the bucket as it is."""
+    import boto3
+
+    client = boto3.client("s3", **credentials(environ))
+    for path in sorted(packed.iterdir()):
+        client.upload_file(str(path), "bench", f"{name}/{path.name}")
+
+
+def credentials(environ: dict[str, str]) -> dict[str, str]:
+    """What boto3 is told instead of the environment."""
+    return {
+        "endpoint_url": environ["AWS_ENDPOINT_URL"],
+        "aws_access_key_id": environ["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": environ["AWS_SECRET_ACCESS_KEY"],
+        "region_name": "us-east-1",
+    }
+
+
+def python(executable: str) -> list[str]:
+    """Without byte code written beside what is read."""
+    return [executable, "-B"]
+
+
+if __name__ == "__main__":
+    typer.run(main)
