@@ -102,7 +102,7 @@ def test_wrong_calls_have_exit_status_2(run: Run, call: Run, tum_sample: Path, t
     assert_refused(call("pack", "tumm", tum_sample, "d"), 2, "unknown format 'tumm'", "did you mean tum?")
     assert_refused(call("pack", "folder", tum_sample, "d"), 2, "needs the depth units per metre: --depth-scale 1000")
     assert_refused(call("pack", "seven-scenes", tum_sample, "d"), 2, "no *.depth.png in it or below")
-    assert_refused(call("pack", "tum", tum_sample, "gs://b/d"), 2, "gs:// is not supported")
+    assert_refused(call("pack", "tum", tum_sample, "ftp://b/d"), 2, "ftp:// is not supported")
     assert_refused(call("pack", "tum", tum_sample, "d", "--frames", "3"), 2, "--frames is '3', wanted START:STOP")
     assert_refused(call("pack", "tum", tum_sample, "d", "--frames", "9:"), 2, "none of its 4 frames is left")
     for size in ("nan", "inf"):
