@@ -27,6 +27,7 @@ class Catalogue:
         num_samples: their sum.
         urls: places of the datasets.
         label_names: for each dataset, the names of its class ids, by id; empty without labels.
+        voxels_sha256: for each dataset, the hash of its voxel counts; None where nobody has counted.
         shards_sha256: for each dataset, the hash its manifest gives for its shard table.
     """
 
@@ -52,6 +53,7 @@ class Catalogue:
         self.num_samples = int(self.samples_per_shard.sum())
         self.urls = tuple(reader.url for reader in self._readers)
         self.label_names = tuple(reader.manifest.label_names for reader in self._readers)
+        self.voxels_sha256 = tuple(reader.manifest.voxels_sha256 for reader in self._readers)
         self.shards_sha256 = tuple(reader.manifest.shards_sha256 for reader in self._readers)
 
     def dataset_index(self, shard_index: int) -> int:
@@ -65,11 +67,17 @@ class Catalogue:
 
     @property
     def pools(self) -> tuple[Pool, ...]:
-        """What orders run over: all datasets as one, or each of a mixture."""
-        each = [Pool(reader.table.num_samples, reader.table.size_bytes) for reader in self._readers]
+        """What orders run over: all datasets as one, or each of a mixture. Reads what was counted of them.
+
+        Raises:
+            ShardError: a count is damaged.
+        """
+        each = [Pool(reader.samples_per_shard, reader.table.size_bytes, _voxels(reader)) for reader in self._readers]
         if self.weights is not None:
             return tuple(replace(pool, weight=weight) for pool, weight in zip(each, self.weights, strict=True))
-        return (Pool(self.samples_per_shard, np.concatenate([pool.bytes_per_shard for pool in each])),)
+        counted = [pool.voxels for pool in each if pool.voxels is not None]
+        voxels = np.concatenate(counted) if len(counted) == len(each) else None
+        return (Pool(self.samples_per_shard, np.concatenate([pool.bytes_per_shard for pool in each]), voxels),)
 
     def require_frames(self) -> None:
         """Raise CallError unless every dataset holds RGB-D frames: pre-training needs images."""
@@ -100,3 +108,11 @@ class Catalogue:
     def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
         dataset_index = self.dataset_index(shard_index)
         return self._readers[dataset_index], shard_index - int(self._first_shard[dataset_index])
+
+
+def _voxels(reader: DatasetReader) -> NDArray[np.uint16] | None:
+    """The voxels of every sample; the mean where one was not counted, None where none was."""
+    counts = reader.voxel_counts()
+    if counts is None or not counts.any():
+        return None
+    return np.where(counts > 0, counts, np.uint16(counts[counts > 0].mean()))

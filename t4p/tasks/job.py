@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,8 +20,8 @@ from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
 from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
-from t4p.distributed import nodes_of_ranks, rank, world_size
-from t4p.errors import ConfigError
+from t4p.distributed import all_gather_ints, nodes_of_ranks, rank, world_size
+from t4p.errors import ConfigError, RunError
 from t4p.heartbeat import beat, title_process
 from t4p.models.text4point import Text4Point
 from t4p.runs.logs import StepRecord
@@ -83,6 +84,7 @@ def build_training_stream(
 
     Raises:
         ConfigError: the global batch is larger than the dataset, or smaller than the world.
+        RunError: somebody is counting voxels just now.
     """
     from t4p.train.engine import local_device
 
@@ -98,10 +100,21 @@ def build_training_stream(
         max_skip_fraction=config.data.max_skip_fraction,
         patience=config.train.step_timeout / 2,  # loaders are replaced before the ranks that wait give up
     )
+    _require_same_counts(catalogue, local_device())
     try:
         return TrainingStream(catalogue, recipe, settings)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _require_same_counts(catalogue: Catalogue, device: torch.device) -> None:
+    """Raise RunError where ranks have found different voxel counts: they would share out a batch differently."""
+    digest = hashlib.blake2b(repr(catalogue.voxels_sha256).encode(), digest_size=7).digest()
+    if len(set(map(tuple, all_gather_ints([int.from_bytes(digest)], device)))) > 1:
+        raise RunError(
+            f"{', '.join(catalogue.urls)}: ranks see different voxel counts, so somebody is counting just now; start "
+            "again when that is done"
+        )
 
 
 def build_validation_stream(
