@@ -23,6 +23,7 @@ from commands.arguments import Force
 from commands.bars import progress_bar
 from commands.completion import complete_format
 from shards.errors import CallError, ShardError
+from shards.packing.options import Check, DepthCodec
 
 if TYPE_CHECKING:
     from shards.reader import DatasetReader
@@ -120,6 +121,13 @@ def pack_command(
     depth_scale: Annotated[
         float | None, typer.Option(help="depth units per metre (1000 for millimetres); by default the format's own")
     ] = None,
+    check: Annotated[
+        Check,
+        typer.Option(help="full: decode every image, and count voxels; headers: sizes and checksums alone"),
+    ] = "headers",
+    depth_codec: Annotated[
+        DepthCodec, typer.Option(help="depth as PNG, the bytes as found, or as zstd, which decodes six times faster")
+    ] = "png",
 ) -> None:
     """Pack raw frames into a dataset. Stopped in the middle, the same call again resumes."""
     with _user_errors("stopped; what is finished is kept, and the same call again resumes") as stops:
@@ -138,6 +146,8 @@ def pack_command(
                 frames=_parse_frames(frames),
                 every=every,
                 depth_scale=depth_scale,
+                check=check,
+                depth_codec=depth_codec,
                 on_progress=stops.heard_at(on_progress),
             )
         kept = f" ({report.num_kept_shards} kept from before)" if report.num_kept_shards else ""

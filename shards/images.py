@@ -14,14 +14,12 @@ from PIL import Image
 
 from shards.doors.text import shown
 from shards.errors import ShardError
+from shards.headers import PNG_SIGNATURE, check_jpeg_markers, check_png_chunks, jpeg_size, png_size
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
 # A JPEG with a preview or a second view behind it, as phones write them (Pillow's MPO), is opened as a JPEG.
 _COLOR_FORMATS = {"jpg": ("JPEG",), "png": ("PNG",)}
 _RAW_DEPTH_FORMATS = ("PNG", "PPM", "TIFF")
-# SOF0 to SOF15 of JPEG; C4, C8 and CC among them mean something else.
-_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # All the ways in which Pillow reports damaged bytes.
 _PILLOW_ERRORS = (
     OSError,
@@ -43,9 +41,38 @@ class BrokenImageError(ShardError):
     """Bytes that are not the image they should be; says what was found and wanted, the caller says where."""
 
 
+def check_encoded(data: bytes, what: str, image_format: str, fits: Fits) -> None:
+    """What can be known of an image without decoding it: its size, and that it is whole as its format tells.
+
+    Args:
+        data: the encoded image.
+        what: it is, in messages.
+        image_format: "jpg" or "png".
+        fits: as in `open_image`.
+
+    Raises:
+        BrokenImageError: another kind of image, one of more than MAX_PIXELS, or cut, or damaged (of a PNG every bit is
+            covered by its checksums, of a JPEG only the marks between its parts are looked at).
+        ShardError: as `fits` does.
+    """
+    size = png_size(data) if image_format == "png" else jpeg_size(data)
+    if size is None:
+        raise BrokenImageError(f"{what} cannot be decoded: found {_describe(data)}, wanted a {image_format.upper()}")
+    if not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise BrokenImageError(f"{what} is {size[0]}x{size[1]}; at most {MAX_PIXELS} pixels are read")
+    fits(size)
+    try:
+        if image_format == "png":
+            check_png_chunks(data)
+        else:
+            check_jpeg_markers(data)
+    except ValueError as error:
+        raise BrokenImageError(f"{what} cannot be decoded: found {_describe(data)} ({shown(error)})") from error
+
+
 def is_depth_png(data: bytes) -> bool:
     """Whether the header announces a 16-bit grayscale PNG (nothing is decoded)."""
-    return data[:8] == _PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:26] == b"\x10\x00"
+    return data[:8] == PNG_SIGNATURE and data[12:16] == b"IHDR" and data[24:26] == b"\x10\x00"
 
 
 def decode_depth(
@@ -163,31 +190,6 @@ def _decode_jpeg(data: bytes, fits: Fits | None) -> NDArray[np.uint8] | None:
     return pixels
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that the header of a JPEG announces; None where there is none."""
-    position = 2
-    while data[:3] == b"\xff\xd8\xff" and position + 9 <= len(data):
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if data[position] != 0xFF:
-            return None
-        if marker == 0xFF:  # padding
-            position += 1
-        elif marker in _FRAME_MARKERS:
-            height, width = struct.unpack_from(">HH", data, position + 5)
-            return width, height
-        else:
-            position += 2 + length
-    return None
-
-
-def png_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) that the header of a PNG announces; None where there is none."""
-    if data[:8] != _PNG_SIGNATURE or data[12:16] != b"IHDR" or len(data) < 24:
-        return None
-    width, height = struct.unpack_from(">II", data, 16)
-    return width, height
-
-
 def decode_labels(data: bytes, fits: Fits | None = None) -> NDArray[np.uint16]:
     """Decode a label image, 8- or 16-bit grayscale or palette PNG, to (H, W) uint16 ids; `fits` as in `open_image`.
 
@@ -236,37 +238,19 @@ def open_image(
     if fits is not None:
         fits(image.size)
     try:
-        if check_chunks and data[:8] == _PNG_SIGNATURE:
-            _check_png_chunks(data)
+        if check_chunks and data[:8] == PNG_SIGNATURE:
+            check_png_chunks(data)
         image.load()
     except _PILLOW_ERRORS as error:
         raise BrokenImageError(f"{what} cannot be decoded: found {_describe(data)} ({shown(error)})") from error
     return image
 
 
-def _check_png_chunks(data: bytes) -> None:
-    """Raise ValueError unless every chunk up to the end mark has its CRC; Pillow does not look at those of pixels."""
-    position = len(_PNG_SIGNATURE)
-    while True:
-        if position + 12 > len(data):
-            raise ValueError(f"cut short in the chunk at byte {position}")
-        (length,) = struct.unpack_from(">I", data, position)
-        end = position + 8 + length
-        kind = data[position + 4 : position + 8]
-        if end + 4 > len(data):
-            raise ValueError(f"cut short in the chunk {kind!r} at byte {position}")
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise ValueError(f"the chunk {kind!r} at byte {position} does not have its CRC: the bytes are damaged")
-        if kind == b"IEND":
-            return
-        position = end + 4
-
-
 def _describe(data: bytes) -> str:
     """What the bytes look like, in words, from their header alone."""
     if not data:
         return "an empty file"
-    if data[:8] == _PNG_SIGNATURE and len(data) >= 26:
+    if data[:8] == PNG_SIGNATURE and len(data) >= 26:
         width, height, bits, kind = struct.unpack(">IIBB", data[16:26])
         kinds = {0: "grayscale", 2: "RGB", 3: "palette", 4: "grayscale with alpha", 6: "RGBA"}
         return f"a {width}x{height} {bits}-bit {kinds.get(kind, 'unknown')} PNG of {len(data)} bytes"

@@ -28,18 +28,22 @@ def count_voxels(depth: NDArray[np.uint16], depth_scale: float, K: Matrix) -> in
         1 to MOST, which stands for all numbers above it; an image without a reading counts as 1 cell.
     """
     rays = _rays(depth.shape, *(float(K[i, j]) for i, j in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2))))
-    z = depth[::PIXEL_STRIDE, ::PIXEL_STRIDE].ravel()
-    seen = np.flatnonzero(z)
-    if not len(seen):
-        return 1
-    cells = np.minimum(z[seen] * np.float32(1 / depth_scale), _ROOM) * np.float32(1 / CELL_SIZE)
+    cells = depth[::PIXEL_STRIDE, ::PIXEL_STRIDE].astype(np.float32).ravel()
+    num_empty = len(cells) - int(np.count_nonzero(cells))
+    np.minimum(cells, _ROOM * np.float32(depth_scale), out=cells)
+    cells *= np.float32(1 / CELL_SIZE / depth_scale)
+    keys = cells.astype(np.uint32)
+    keys <<= np.uint32(_BITS[1] + _BITS[2])
     half = np.float32(1 << (_BITS[1] - 1))
-    keys = cells.astype(np.uint32) << np.uint32(_BITS[1] + _BITS[2])
-    for axis, shift in ((1, _BITS[2]), (0, 0)):
-        place = np.clip(rays[axis, seen] * cells + half, 0, 2 * half - 1)  # not negative: cut off is floor
+    for ray, shift in zip(rays, (0, _BITS[2]), strict=True):
+        place = ray * cells
+        place += half
+        np.clip(place, 0, 2 * half - 1, out=place)  # not negative: cut off is floor
         keys |= place.astype(np.uint32) << np.uint32(shift)
     keys.sort()
-    return min(1 + int(np.count_nonzero(keys[1:] != keys[:-1])), MOST)
+    occupied = 1 + int(np.count_nonzero(keys[1:] != keys[:-1]))
+    # What has no reading is all in the cell of the camera, where nothing can be.
+    return min(max(occupied - (num_empty > 0), 1), MOST)
 
 
 @lru_cache(maxsize=8)

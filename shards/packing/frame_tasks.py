@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.checks import check_frame_headers
 from shards.errors import ShardError
-from shards.sample import Sample, check_sample, members_of_sample, row_of_sample
-from shards.schema import sample_key
+from shards.images import pack_depth
+from shards.packing.options import Check, DepthCodec
+from shards.sample import Sample, members_of_sample, row_of_sample
+from shards.scene import Scene, check_scene
+from shards.schema import check_frame, decode_frame_depth, sample_key
 from shards.slices import layout_of_slice, sample_slice
 from shards.sources.formats import FrameRef
+from shards.voxels import count_voxels
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,36 @@ def unique_tasks(refs: Sequence[FrameRef]) -> list[FrameTask]:
     return list(tasks.values())
 
 
-def load_frame(read: Callable[[Any], Sample], task: FrameTask) -> LoadedFrame:
-    """Read and check one frame, or scene; runs in a worker process."""
+def load_frame(read: Callable[[Any], Sample], check: Check, depth_codec: DepthCodec, task: FrameTask) -> LoadedFrame:
+    """Read and check one frame, or scene; runs in a worker process.
+
+    Args:
+        read: of the source format.
+        check: whether images are decoded, or only their headers and checksums looked at.
+        depth_codec: how depth is stored; of a PNG the bytes stay as they were read.
+        task: the frame.
+    """
     fingerprint = fingerprint_of_task(task)
-    sample = read(task.ref)
-    check_sample(sample, f"{task.key} ({task.ref.origin})")
+    sample, where, num_voxels = read(task.ref), f"{task.key} ({task.ref.origin})", 0
+    if isinstance(sample, Scene):
+        check_scene(sample, where)
+    elif check == "headers" and depth_codec == "png":
+        check_frame_headers(sample, where)
+    else:
+        if check == "full":
+            depth = check_frame(sample, where)
+        else:
+            check_frame_headers(sample, where)
+            depth = decode_frame_depth(sample, where)
+        num_voxels = count_voxels(depth, sample.depth_scale, sample.K_depth)
+        if depth_codec == "zstd":
+            height, width = depth.shape
+            packed = pack_depth(depth)
+            sample = dataclasses.replace(
+                sample, depth=packed, depth_format="zst", depth_size=(width, height), no_reading=0
+            )
     data, row = sliced(task.key, sample)
-    return LoadedFrame(data, row, fingerprint)
+    return LoadedFrame(data, row, fingerprint, num_voxels)
 
 
 def sliced(key: str, sample: Sample) -> tuple[bytes, bytes]:

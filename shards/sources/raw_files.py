@@ -117,30 +117,23 @@ def read_text(path: Path) -> str:
         raise ShardError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
 
 
-def read_depth(path: Path, no_reading: int = 0) -> bytes:
-    """A depth image as a 16-bit grayscale PNG whose 0 means no reading.
-
-    The bytes stay as found where they already are that (`check_frame` decodes them, once); otherwise the image is
-    encoded anew.
+def read_depth(path: Path) -> bytes:
+    """A depth image as a 16-bit grayscale PNG: the bytes as found where they already are that, else encoded anew.
 
     Args:
         path: PNG, PGM or TIFF of one integer channel.
-        no_reading: value that also means no reading.
 
     Raises:
         ShardError: missing, damaged, or another kind of image.
     """
     data = read_bytes(path)
-    if no_reading == 0 and is_depth_png(data):
+    if is_depth_png(data):
         return data
     try:
         depth = decode_any_depth(data)
     except BrokenImageError as error:
         raise ShardError(f"{path}: {error}; restore the file, or remove the frame, and pack again") from error
-    invalid = depth == no_reading
-    if is_depth_png(data) and not invalid.any():
-        return data
-    return encode_depth(np.where(invalid, np.uint16(0), depth))
+    return encode_depth(depth)
 
 
 def read_matrix(path: Path) -> NDArray[np.float64]:

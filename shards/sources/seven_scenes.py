@@ -80,12 +80,13 @@ def read(ref: SevenScenesRef) -> Frame:
         frame_id=ref.frame_id,
         color=read_bytes(ref.color),
         color_format=color_format(ref.color),
-        depth=read_depth(ref.depth, no_reading=_NO_READING),
+        depth=read_depth(ref.depth),
         depth_scale=ref.depth_scale,
         K_depth=K,
         K_color=K,
         color_from_depth=np.eye(4),
         world_from_camera=_read_pose(ref.world_from_camera_file),
+        no_reading=_NO_READING,
     )
 
 

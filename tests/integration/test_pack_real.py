@@ -15,7 +15,7 @@ from shards.images import decode_depth
 from shards.manifest import shard_name
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
-from shards.schema import Frame, Matrix
+from shards.schema import Frame, Matrix, decode_frame_depth
 from shards.sources import seven_scenes
 from shards.sources.raw_files import SourceOptions
 from shards.stores.place import open_store
@@ -118,12 +118,13 @@ def test_colour_is_never_encoded_anew(real: RealSet) -> None:
     assert found == {hashlib.sha256(path.read_bytes()).digest() for path in real.source.glob(pattern)}
 
 
-def test_depth_of_seven_scenes_has_lost_its_65535_and_nothing_else(real: RealSet) -> None:
+def test_depth_of_seven_scenes_keeps_its_bytes_and_its_65535_is_no_reading(real: RealSet) -> None:
     if real.source_format != "seven-scenes":
         pytest.skip("65535 is a habit of 7-Scenes")
     num_invalid = 0
     for ref, frame in zip(seven_scenes.scan(real.source, SourceOptions()), frames(real.url), strict=True):
-        before, after = decode_depth(ref.depth.read_bytes()), decode_depth(frame.depth)
+        before, after = decode_depth(ref.depth.read_bytes()), decode_frame_depth(frame, "here")
+        assert frame.depth == ref.depth.read_bytes()
         num_invalid += int((before == 65535).sum())
         assert np.array_equal(np.where(before == 65535, 0, before), after)
     assert num_invalid > 0
@@ -131,13 +132,13 @@ def test_depth_of_seven_scenes_has_lost_its_65535_and_nothing_else(real: RealSet
 
 def reprojection_error(first: Frame, second: Frame, second_from_first: Matrix) -> float:
     """Median of |z projected - z measured| / z measured, first's readings seen in second; nan without overlap."""
-    depth = decode_depth(first.depth) / first.depth_scale
+    depth = decode_frame_depth(first, "first") / first.depth_scale
     rows, columns = np.nonzero(depth)
     z = depth[rows, columns]
     points = np.linalg.inv(first.K_depth) @ np.stack([columns * z, rows * z, z])
     x, y, z = second.K_depth @ (second_from_first[:3, :3] @ points + second_from_first[:3, 3:])
     x, y, z = x[z > 0.05], y[z > 0.05], z[z > 0.05]
-    measured = decode_depth(second.depth) / second.depth_scale
+    measured = decode_frame_depth(second, "second") / second.depth_scale
     columns, rows = np.rint(x / z).astype(int), np.rint(y / z).astype(int)
     inside = (columns >= 0) & (rows >= 0) & (columns < measured.shape[1]) & (rows < measured.shape[0])
     found = measured[rows[inside], columns[inside]]

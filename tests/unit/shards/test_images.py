@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.headers import check_jpeg_markers, jpeg_size
 from shards.images import (
     BrokenImageError,
     decode_any_depth,
@@ -15,6 +16,7 @@ from shards.images import (
     decode_labels,
     encode_depth,
     is_depth_png,
+    pack_depth,
 )
 
 
@@ -34,6 +36,40 @@ def test_depth_round_trips_through_png_and_is_the_same_bytes_twice(seed: int) ->
     assert decode_depth(data).dtype == np.uint16
     np.testing.assert_array_equal(decode_depth(data), depth)
     np.testing.assert_array_equal(decode_any_depth(data), depth)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_depth_round_trips_through_zstd(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = rng.integers(0, 65536, rng.integers(1, 40, 2)).astype(np.uint16)
+    data, (height, width) = pack_depth(depth), depth.shape
+    np.testing.assert_array_equal(decode_depth(data, size=(width, height)), depth)
+    assert decode_depth(data, size=(width, height)).dtype == np.uint16
+    without = decode_depth(data, size=(width, height), no_reading=int(depth[0, 0]))
+    np.testing.assert_array_equal(without, np.where(depth == depth[0, 0], 0, depth))
+    with pytest.raises(BrokenImageError, match=rf"a zstd frame of {2 * width * height} bytes, {width + 1}x"):
+        decode_depth(data, size=(width + 1, height))
+    for broken in (data[:-1], data[: len(data) // 2], data + b"x", b"", data[:20] + bytes([data[20] ^ 1]) + data[21:]):
+        with pytest.raises(BrokenImageError, match=r"depth (cannot be|is not) decoded"):
+            decode_depth(broken, size=(width, height))
+
+
+def test_colour_has_the_pixels_that_pillow_gives() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((48, 64, 3), (33, 17, 3), (20, 30)):
+        smooth = np.cumsum(rng.integers(-3, 4, shape), axis=0).astype(np.uint8)
+        for options in ({}, {"subsampling": 0}, {"progressive": True}, {"quality": 40}):
+            buffer = io.BytesIO()
+            Image.fromarray(smooth).save(buffer, format="JPEG", **options)
+            data = buffer.getvalue()
+            wanted = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            np.testing.assert_array_equal(decode_color(data, "jpg"), wanted)
+            assert jpeg_size(data) == (shape[1], shape[0])
+            check_jpeg_markers(data)
+            check_jpeg_markers(data + data)  # a second image behind it, as phones have
+            for cut in (10, len(data) // 2, len(data) - 1):
+                with pytest.raises(ValueError, match=r"cut short|no mark|without"):
+                    check_jpeg_markers(data[:cut])
 
 
 @pytest.mark.parametrize("kind", ["PPM", "TIFF"])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from shards.errors import CallError, ShardError
 from shards.images import decode_depth, encode_depth
-from shards.schema import check_frame
+from shards.schema import check_frame, decode_frame_depth
 from shards.sources import folder, seven_scenes, tum
 from shards.sources.formats import FORMATS, find_format
 from shards.sources.raw_files import SourceOptions, natural_order, read_intrinsics
@@ -84,10 +84,11 @@ class TestSevenScenes:
         before[0, 0] = 65534
         path.write_bytes(encode_depth(before))
         (ref,) = seven_scenes.scan(path.parent, DEFAULT)
-        after = decode_depth(seven_scenes.read(ref).depth)
+        frame = seven_scenes.read(ref)
+        assert frame.depth == path.read_bytes()
+        after = decode_frame_depth(frame, "here")
         assert not after[10:20, 5:9].any()
         assert np.array_equal(after[before != 65535], before[before != 65535])
-        assert seven_scenes.read(ref).depth == seven_scenes.read(ref).depth
 
     def test_sequences_of_all_scenes_keep_apart(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
         for scene in ("chess", "office"):

@@ -1,6 +1,9 @@
 """The same input gives the same objects, whoever packs it and however often it was interrupted."""
 
+import dataclasses
+import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,10 +14,11 @@ import pytest
 
 from shards.errors import CallError, ShardError
 from shards.images import encode_depth
-from shards.manifest import INDEX_NAME, MANIFEST_NAME, PACKING_NAME, piece_name, shard_name
+from shards.manifest import INDEX_NAME, MANIFEST_NAME, PACKING_NAME, VOXELS_NAME, piece_name, shard_name
 from shards.packing.pack import pack
 from shards.packing.piece import ShardPiece
 from shards.reader import DatasetReader
+from shards.schema import decode_frame_depth, frame_from_members
 from shards.stores.folder import FolderStore
 from shards.stores.store import StoreError
 from shards.verify import verify
@@ -371,11 +375,75 @@ def test_a_depth_image_that_does_not_decode_stops_packing(source: Path, tmp_path
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(
         ShardError,
-        match=r"frame-000003.depth.png: depth cannot be decoded: found a 64x48 16-bit grayscale PNG of 3000 bytes .*; "
+        match=r"frame-000003.depth.png\): depth cannot be decoded: found a 64x48 16-bit grayscale PNG of 3000 bytes .*; "
         "restore the file, or remove the frame, and pack again",
     ):
         packed(source, tmp_path / "x", num_workers=num_workers)
     assert MANIFEST_NAME not in contents(tmp_path / "x")
+
+
+def test_full_checks_and_zstd_count_voxels_and_every_number_of_workers_gives_the_same(
+    source: Path, tmp_path: Path
+) -> None:
+    plain = packed(source, tmp_path / "plain")
+    assert VOXELS_NAME not in plain
+    full = packed(source, tmp_path / "full", check="full", num_workers=2)
+    assert {name: full[name] for name in plain if name.endswith((".tar", ".bin"))} == {
+        name: plain[name] for name in plain if name.endswith((".tar", ".bin"))
+    }
+    packed(source, tmp_path / "zstd", depth_codec="zstd")
+    readers = [DatasetReader(str(tmp_path / name)) for name in ("plain", "full", "zstd")]
+    counts = [reader.voxel_counts() for reader in readers]
+    assert counts[0] is None
+    assert counts[1] is not None
+    np.testing.assert_array_equal(counts[1], counts[2])
+    assert counts[1].min() > 1
+    one, _, other = (reader.read_frame(0, 0) for reader in readers)
+    assert (other.depth_format, other.depth_size, other.no_reading) == ("zst", (64, 48), 0)
+    np.testing.assert_array_equal(decode_frame_depth(one, ""), decode_frame_depth(other, ""))
+    assert frame_from_members(readers[2].key(0, 0), readers[2].read_members(0, 0)).depth_size == (64, 48)
+    for name in ("full", "zstd"):
+        assert verify(str(tmp_path / name)).problems == ()
+    data = bytearray(full[VOXELS_NAME])
+    data[6] ^= 1
+    manifest = dataclasses.replace(readers[1].manifest, voxels_sha256=hashlib.sha256(data).hexdigest(), generation=2)
+    (tmp_path / "full" / VOXELS_NAME).write_bytes(data)
+    (tmp_path / "full" / MANIFEST_NAME).write_bytes(manifest.encode())
+    (problem,) = verify(str(tmp_path / "full")).problems
+    assert (problem.object_name, problem.key) == (VOXELS_NAME, "kitchen/frame-000003")
+    assert re.match(r"\d+ voxels are stored, its depth has \d+; count again", problem.message)
+
+
+def damaged(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0x40]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("frame-000003.depth.png", lambda data: damaged(data, 3000), ".*does not have its CRC: the bytes are"),
+        ("frame-000003.depth.png", lambda data: damaged(data, 18), "depth is 16448x48 but K_depth"),
+        (
+            "frame-000003.depth.png",
+            lambda data: data[:-20],
+            "depth cannot be decoded: .*cut short",
+        ),
+        (
+            "frame-000003.color.jpg",
+            lambda data: data[:-200],
+            "color cannot be decoded: .*cut short within",
+        ),
+        ("frame-000003.color.jpg", lambda data: data[:200], "color cannot be decoded: found a JPEG of 200 bytes"),
+        ("frame-000003.color.jpg", lambda data: b"junk" + data, "color cannot be decoded: .*, wanted a JPG"),
+    ],
+)
+def test_what_headers_and_checksums_tell_stops_packing(
+    source: Path, tmp_path: Path, name: str, spoil: Callable[[bytes], bytes], message: str
+) -> None:
+    path = source / name
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(ShardError, match=rf"kitchen/frame-000003 \(.*\): {message}"):
+        packed(source, tmp_path / "x")
 
 
 def test_a_frame_of_another_size_than_its_intrinsics_stops_packing(source: Path, tmp_path: Path) -> None:

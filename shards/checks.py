@@ -1,0 +1,41 @@
+"""Samples held against their own numbers without decoding an image: what packing asks of bytes that it only copies."""
+
+from __future__ import annotations
+
+from shards.errors import ShardError
+from shards.images import BrokenImageError, check_encoded, is_depth_png
+from shards.schema import Frame, check_numbers, decode_frame_depth, size_of_camera, size_of_labels
+
+
+def check_frame_headers(frame: Frame, where: str) -> None:
+    """Hold what the headers of the images say against a frame's numbers, and the images against their checksums.
+
+    Args:
+        frame: to check.
+        where: names the frame in messages: a key, a file.
+
+    Raises:
+        ShardError: an image is of another kind, size or length than it should be, or damaged as far as that shows
+            without decoding; a size does not fit its K or the depth grid; a transform is not rigid.
+    """
+    check_numbers(frame, where)
+    size: list[tuple[int, int]] = []
+
+    def fits_depth(found: tuple[int, int]) -> None:
+        size_of_camera("depth", frame.K_depth, where)(found)
+        size.append(found)
+
+    try:
+        check_encoded(frame.color, "color", frame.color_format, size_of_camera("color", frame.K_color, where))
+        if frame.depth_format == "zst" or not is_depth_png(frame.depth):
+            # It has no header that says more, and is decoded in the time that the checksums of a PNG take; what is no
+            # depth at all is described there too.
+            height, width = decode_frame_depth(frame, where).shape
+            size.append((width, height))
+        else:
+            check_encoded(frame.depth, "depth", "png", fits_depth)
+        for name, data in (("semantic", frame.semantic), ("instance", frame.instance)):
+            if data is not None:
+                check_encoded(data, "labels", "png", size_of_labels(name, size[0], where))
+    except BrokenImageError as error:
+        raise ShardError(f"{where}: {error}; restore the file, or remove the frame, and pack again") from error
