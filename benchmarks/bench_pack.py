@@ -39,7 +39,8 @@ cap = 16 << 20
 def shard_writer():
     (folder / what).mkdir()
     meta = b" " * 900
-    with webdataset.ShardWriter(f"{folder / what}/%06d.tar", maxcount=10**9, maxsize=cap, encoder=False, verbose=0) as w:
+    tars = f"{folder / what}/%06d.tar"
+    with webdataset.ShardWriter(tars, maxcount=10**9, maxsize=cap, encoder=False, verbose=0) as w:
         for path in sorted(source.glob("*.depth.png")):
             name = path.name.removesuffix(".depth.png")
             color = (source / f"{name}.color.jpg").read_bytes()

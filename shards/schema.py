@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ LONGEST_MEMBER_BYTES = max(len(name) for name in MEMBERS)
 # it outside this share of the width or height (the usual mix-ups are factors of 4/3 to 2: 1296 against 640 columns).
 PRINCIPAL_POINT_SHARE = (0.4, 0.6)
 DEPTH_SCALES = (1e-3, 1e9)  # units per metre, from kilometres to nanometres
+_LAST_ROW_TOLERANCE = 1e-5
 RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
 MAX_SIDE = (1 << 16) - 1  # pixels; what 16 bits hold
 _MAX_META_BYTES = 1 << 20
@@ -347,29 +349,35 @@ def size_of_labels(name: str, depth_size: tuple[int, int], where: str) -> Fits:
 
 def check_rigid(name: str, matrix: Matrix, where: str) -> None:
     """Raise ShardError unless (4, 4) `matrix` is a rotation and a translation."""
-    rotation = matrix[:3, :3]
-    if not np.isfinite(matrix).all():
+    # In Python's numbers: numpy takes ten times as long for so few, and packing asks this of every frame.
+    *rows, last = matrix.tolist()
+    if not all(isfinite(number) for row in (*rows, last) for number in row):
         raise ShardError(f"{where}: {name} is not finite")
-    with np.errstate(over="ignore", invalid="ignore"):
-        error = float(np.abs(rotation.T @ rotation - np.eye(3)).max())
-    if not error <= RIGID_TOLERANCE or np.linalg.det(rotation) < 0 or not np.allclose(matrix[3], (0, 0, 0, 1)):
+    a, b, c = columns = [[row[i] for row in rows] for i in range(3)]
+    error = max(abs(_dot(u, v) - (u is v)) for u in columns for v in columns)
+    determinant = _dot(a, [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]])
+    in_place = all(abs(found - wanted) <= _LAST_ROW_TOLERANCE for found, wanted in zip(last, (0, 0, 0, 1), strict=True))
+    if not (error <= RIGID_TOLERANCE and determinant > 0 and in_place):
         raise ShardError(
             f"{where}: {name} is not a rigid transform (R^T R is off the identity by {error:.3g}, determinant "
-            f"{np.linalg.det(rotation):.3g}, last row {matrix[3].tolist()}); wanted rotation and translation in metres"
+            f"{determinant:.3g}, last row {last}); wanted rotation and translation in metres"
         )
 
 
+def _dot(u: list[float], v: list[float]) -> float:
+    return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]
+
+
 def _check_intrinsics(name: str, K: Matrix, size: tuple[int, ...], where: str) -> None:
-    form = np.array([[K[0, 0], K[0, 1], K[0, 2]], [0, K[1, 1], K[1, 2]], [0, 0, 1]])
-    if not np.isfinite(K).all() or not np.array_equal(K, form) or min(K[0, 0], K[1, 1]) <= 0:
+    (fx, skew, cx), (zero, fy, cy), last = K.tolist()
+    if not (all(map(isfinite, (fx, skew, cx, fy, cy))) and zero == 0 and last == [0, 0, 1] and min(fx, fy) > 0):
         raise ShardError(f"{where}: K_{name} is {K.tolist()}, wanted [[fx, s, cx], [0, fy, cy], [0, 0, 1]] in pixels")
     low, high = PRINCIPAL_POINT_SHARE
-    center = (float(K[0, 2]), float(K[1, 2]))
-    if not all(low * length <= middle <= high * length for middle, length in zip(center, size, strict=True)):
-        guess = (round(2 * center[0]), round(2 * center[1]))
+    if not all(low * length <= middle <= high * length for middle, length in zip((cx, cy), size, strict=True)):
+        guess = (round(2 * cx), round(2 * cy))
         raise ShardError(
-            f"{where}: {name} is {_size(size)} but K_{name} has its principal point at ({center[0]:g}, {center[1]:g}), "
-            f"so it is for about {_size(guess)}; give the intrinsics of this image size and pack again"
+            f"{where}: {name} is {_size(size)} but K_{name} has its principal point at ({cx:g}, {cy:g}), so it is for "
+            f"about {_size(guess)}; give the intrinsics of this image size and pack again"
         )
 
 

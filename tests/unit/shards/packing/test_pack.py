@@ -375,7 +375,7 @@ def test_a_depth_image_that_does_not_decode_stops_packing(source: Path, tmp_path
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(
         ShardError,
-        match=r"frame-000003.depth.png\): depth cannot be decoded: found a 64x48 16-bit grayscale PNG of 3000 bytes .*; "
+        match=r"frame-000003.depth.png\): depth cannot be decoded: found a 64x48 16-bit grayscale PNG of 3000 bytes.*; "
         "restore the file, or remove the frame, and pack again",
     ):
         packed(source, tmp_path / "x", num_workers=num_workers)
