@@ -198,6 +198,35 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
             raise typer.Exit(1)
 
 
+@app.command("index", epilog="Example: t4p shards index s3://bucket/tars --into s3://bucket/mine")
+def index_command(
+    url: Annotated[str, typer.Argument(metavar="URL", help="a place with tars, or with --counts a dataset")],
+    into: Annotated[
+        str | None, typer.Option(metavar="DST", help="where manifest and index go; by default beside the tars")
+    ] = None,
+    counts: Annotated[bool, typer.Option(help="decode every frame and store how many voxels it has")] = False,
+    workers: Workers = None,
+) -> None:
+    """Make tars that are there a dataset, without copying them; or count the voxels of a dataset."""
+    with _user_errors() as stops:
+        from shards.manifest import MANIFEST_NAME
+        from shards.packing.existing import count_voxels_of, index_tars
+        from shards.stores.place import open_store
+
+        num_workers = workers or _default_workers()
+        with progress_bar("indexing") as on_progress:
+            progress = stops.heard_at(on_progress)
+            if counts and into is None and open_store(url).exists(MANIFEST_NAME):
+                manifest = count_voxels_of(url, num_workers=num_workers, on_progress=progress)
+            else:
+                manifest = index_tars(url, into, counts=counts, num_workers=num_workers, on_progress=progress)
+        counted = "" if manifest.voxels_sha256 is None else ", voxels counted"
+        typer.echo(
+            f"{into or url}: {manifest.num_samples} samples in {manifest.num_shards} shards{counted}\n"
+            f"next: t4p shards info {into or url}"
+        )
+
+
 @app.command("info", epilog="Example: t4p shards info s3://bucket/mine")
 def info_command(url: Dataset, as_json: Json = False) -> None:
     """Say what a dataset is, and what a few of its samples look like."""

@@ -20,8 +20,17 @@ PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone onc
 MAX_COUNT = 1 << 50  # of samples, and of bytes: sums of them stay within 64 bits
 SampleKind = Literal["frames", "scenes"]  # RGB-D views, or whole point clouds
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TAR_NAME = re.compile(r"[^/\\\x00-\x1f\x7f-\x9f.][^/\\\x00-\x1f\x7f-\x9f]*\.tar")
 _UP_AXES = tuple(sign + axis for sign in "+-" for axis in "xyz")
-_OLD_FIELDS = {"generation": 1, "licence": "", "up_axis": None, "datasets": [], "voxels_sha256": None}
+_OLD_FIELDS = {
+    "generation": 1,
+    "licence": "",
+    "up_axis": None,
+    "datasets": [],
+    "voxels_sha256": None,
+    "tar_names": [],
+    "tars_url": None,
+}
 
 
 def shard_name(shard_index: int) -> str:
@@ -54,6 +63,8 @@ class Manifest:
         licence: terms of the data, in a line.
         up_axis: of the world that poses lead to: "+z", "-y", ...; None where the source does not know.
         datasets: names that the rows of the index choose from, of where a sample came from.
+        tar_names: of the tars that hold the shards; empty for shard-000000.tar, shard-000001.tar, ...
+        tars_url: place of the tars; None where they lie beside the manifest.
     """
 
     format_version: int
@@ -71,10 +82,16 @@ class Manifest:
     licence: str = ""
     up_axis: str | None = None
     datasets: tuple[str, ...] = ()
+    tar_names: tuple[str, ...] = ()
+    tars_url: str | None = None
+
+    def tar_name(self, shard_index: int) -> str:
+        """Name of a shard's tar."""
+        return self.tar_names[shard_index] if self.tar_names else shard_name(shard_index)
 
     def encode(self) -> bytes:
         """The bytes of manifest.json, format 2."""
-        lists = {"label_names": list(self.label_names), "datasets": list(self.datasets)}
+        lists = {name: list(getattr(self, name)) for name in ("label_names", "datasets", "tar_names")}
         fields = {**self.__dict__, **lists, "provenance": dict(self.provenance)}
         return _spelt({**fields, "sha256": hashlib.sha256(_spelt(fields)).hexdigest()})
 
@@ -95,7 +112,7 @@ class Manifest:
                     f"{' and '.join(map(str, READ_VERSIONS))}; use the program version that packed it, or pack again"
                 )
             if version == 1:
-                fields = {**_OLD_FIELDS, **fields, "index_sha256": "", "index_bytes": 0}
+                fields = {**fields, **_OLD_FIELDS, "index_sha256": "", "index_bytes": 0}
             elif "sha256" not in fields:
                 raise ValueError("it does not vouch for itself: sha256 is missing")
             sample_kind = fields.get("sample_kind", "frames")  # the only kind at first, when no manifest said so
@@ -123,6 +140,8 @@ class Manifest:
                 licence=str(fields["licence"]),
                 up_axis=up_axis,
                 datasets=_names(fields, "datasets"),
+                tar_names=_tar_names(fields),
+                tars_url=None if fields["tars_url"] is None else str(fields["tars_url"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(
@@ -157,6 +176,15 @@ def _names(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
         raise ValueError(f"{name} is {shown(value, 40)}, wanted a list of text")
     return tuple(value)
+
+
+def _tar_names(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    names = _names(fields, "tar_names")
+    if strange := [name for name in names if not _TAR_NAME.fullmatch(name)]:
+        raise ValueError(f"'{shown(strange[0], 40)}' is no name of a tar beside others")
+    if names and len(names) != fields["num_shards"]:
+        raise ValueError(f"{len(names)} names of tars, and num_shards is {shown(fields['num_shards'], 40)}")
+    return names
 
 
 def _count(fields: Mapping[str, Any], name: str) -> int:

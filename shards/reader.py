@@ -21,7 +21,6 @@ from shards.manifest import (
     VOXELS_NAME,
     Manifest,
     SampleKind,
-    shard_name,
 )
 from shards.rows import DESCRIBED, HAS_CRC, SampleRows, ShardIndex
 from shards.sample import Sample, sample_from_members
@@ -43,6 +42,7 @@ class DatasetReader:
         url: folder or s3:// prefix.
         manifest: what the dataset is.
         table: its shards.
+        tars: the store that holds the tars, under the names that the manifest has.
     """
 
     def __init__(self, url: str) -> None:
@@ -60,14 +60,14 @@ class DatasetReader:
         read = partial(self.store.read_range, TABLE_NAME, 0, ShardTable.encoded_size(self.manifest) + 1)
         table = believed(self.store, read, self._is_table)
         self.table = ShardTable.decode(table, self.manifest, f"{self.url}/{TABLE_NAME}")
-        self._index = self._new_index()
+        self._connect()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_index"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_index", "tars")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._index = self._new_index()  # reads through the store of this copy, and keeps nothing yet
+        self._connect()
 
     @property
     def num_samples(self) -> int:
@@ -146,8 +146,8 @@ class DatasetReader:
         """
         rows = self._row(shard_index, sample_index)
         offset, length = int(rows.offsets[0]), int(rows.lengths[0])
-        read = partial(self.store.read_range, shard_name(shard_index), offset, length)
-        data = believed(self.store, read, partial(_is_slice, rows, 0))
+        read = partial(self.tars.read_range, self.manifest.tar_name(shard_index), offset, length)
+        data = believed(self.tars, read, partial(_is_slice, rows, 0))
         if not _is_slice(rows, 0, data):
             check_slice(data, rows, 0, self._where(rows, 0, None))
         return data
@@ -155,7 +155,7 @@ class DatasetReader:
     def read_members(self, shard_index: int, sample_index: int) -> dict[str, bytes]:
         """The files of a sample, by member name. Raises as `read_slice`."""
         data = self.read_slice(shard_index, sample_index)
-        return members_of_slice(data, f"{self.url}/{shard_name(shard_index)}, sample {sample_index}")
+        return members_of_slice(data, f"{self._tar(shard_index)}, sample {sample_index}")
 
     def sample_from_slice(self, rows: SampleRows, i: int, key: str | None, data: bytes) -> Sample:
         """The sample in a slice of a tar that somebody has read: checked, and built from the row and the slice.
@@ -200,8 +200,8 @@ class DatasetReader:
         """
         wanted = self.table.sha256[shard_index].tobytes()
         most = int(self.table.size_bytes[shard_index])
-        read = partial(self.store.read_range, shard_name(shard_index), 0, most + 1)
-        return believed(self.store, read, lambda data: hashlib.sha256(data).digest() == wanted)
+        read = partial(self.tars.read_range, self.manifest.tar_name(shard_index), 0, most + 1)
+        return believed(self.tars, read, lambda data: hashlib.sha256(data).digest() == wanted)
 
     def find(self, key: str) -> tuple[int, int]:
         """Position (shard_index, sample_index) of a key, SCENE/FRAME, escaped or as the ids were. Reads every index.
@@ -229,10 +229,20 @@ class DatasetReader:
             f"{self.keys(last)[-1]}"
         )
 
-    def _new_index(self) -> IndexFile | LineIndexes:
+    def _connect(self) -> None:
+        """Make what reads through the store of this copy; it keeps nothing yet."""
+        self.tars = self.store
+        if self.manifest.tars_url is not None:
+            self.tars = open_store(self.manifest.tars_url)
+            self.tars.faults = self.store.faults  # one count
+        self._index: IndexFile | LineIndexes
         if self.manifest.format_version == 1:
-            return LineIndexes(self.store, self.table)
-        return IndexFile(self.store, self.manifest, self.table)
+            self._index = LineIndexes(self.store, self.table)
+        else:
+            self._index = IndexFile(self.store, self.manifest, self.table)
+
+    def _tar(self, shard_index: int) -> str:
+        return f"{self.tars.url}/{self.manifest.tar_name(shard_index)}"
 
     def _samples_of(self, shard_index: int) -> int:
         if not 0 <= shard_index < self.manifest.num_shards:
@@ -258,7 +268,7 @@ class DatasetReader:
                 )
         if self.manifest.sample_kind == "frames" and rows.table["flags"][i] & DESCRIBED:
             return frame_of_row(rows, i, key, data, self.manifest.datasets, f"sample {key}")
-        members = members_of_slice(data, f"{self.url}/{shard_name(rows.shard_index)}, sample {key}")
+        members = members_of_slice(data, f"{self._tar(rows.shard_index)}, sample {key}")
         return sample_from_members(self.manifest.sample_kind, key, members)
 
     def _where(self, rows: SampleRows, i: int, key: str | None) -> str:
@@ -269,7 +279,7 @@ class DatasetReader:
                 key = self.key(rows.shard_index, position)
             except ShardError:
                 key = str(position)
-        return f"{self.url}/{shard_name(rows.shard_index)}, sample {key}"
+        return f"{self._tar(rows.shard_index)}, sample {key}"
 
     def _is_table(self, data: bytes) -> bool:
         return hashlib.sha256(data).hexdigest() == self.manifest.shards_sha256

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
@@ -11,6 +13,9 @@ from shards.errors import ShardError, needs_extra
 
 BLOCK_BYTES = 512
 NAME_BYTES = 100
+# An entry of further fields of the next one, which webdataset's writer adds for times that are fractions. None of them
+# counts here: what they could change, a name too long or not ASCII, is no name of a sample.
+_EXTENDED = b"x"
 _OCTAL = re.compile(rb"[0-7]{1,12}")
 RECORD_BYTES = 20 * BLOCK_BYTES  # tar pads an archive to whole records, after at least two empty blocks
 
@@ -100,6 +105,8 @@ def layout_of_slice(data: bytes, where: str) -> dict[str, tuple[int, int]]:
         size = int(octal, 8)
         start = position + BLOCK_BYTES
         position = start + size + -size % BLOCK_BYTES
+        if header[156:157] == _EXTENDED and position < len(data):
+            continue
         if header[257:262] != b"ustar" or not dot or name in layout or position > len(data):
             raise ShardError(f"{where}: member '{shown(path)}' of {size} bytes is not one of this sample; pack again")
         layout[name] = (start, size)
@@ -115,4 +122,24 @@ def path_of_header(header: bytes) -> str:
 
 def key_of_slice(data: bytes) -> str:
     """The key in the first header of a sample: whatever stands there up to the first dot."""
-    return path_of_header(data[:BLOCK_BYTES]).partition(".")[0]
+    position = 0
+    while data[position + 156 : position + 157] == _EXTENDED:
+        octal = data[position + 124 : position + 136].rstrip(b"\0 ")
+        size = int(octal, 8) if _OCTAL.fullmatch(octal) else 0
+        position += BLOCK_BYTES + size + -size % BLOCK_BYTES
+    return path_of_header(data[position : position + BLOCK_BYTES]).partition(".")[0]
+
+
+def spans_of_tar(data: bytes) -> list[tuple[str, int, int]]:
+    """Key, first byte and end of every sample of a tar, as its headers say: all members up to the first dot of a name.
+
+    Raises:
+        tarfile.TarError: it is no tar.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        for member in archive:
+            key = member.name.partition(".")[0]
+            end = member.offset_data + member.size + -member.size % BLOCK_BYTES
+            spans[key] = (spans.get(key, (member.offset, 0))[0], end)
+    return [(key, start, stop) for key, (start, stop) in spans.items()]

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.manifest import VOXELS_NAME, shard_name
+from shards.manifest import VOXELS_NAME
 from shards.ordered_map import ordered_map
 from shards.reader import DatasetReader, check_slice
 from shards.rows import DESCRIBED, ROW, SampleRows, ShardIndex, bare_rows
 from shards.sample import Sample, check_sample, row_of_sample, sample_from_members
-from shards.slices import archive_end, layout_of_slice, members_of_slice, samples_of_tar
+from shards.slices import archive_end, layout_of_slice, members_of_slice, samples_of_tar, spans_of_tar
 from shards.stores.store import MissingObjectError, StoreError, take_faults
 
 _MemberChecksums = dict[str, tuple[int, int]]  # size in bytes and crc32c, by member name
@@ -125,7 +125,7 @@ def _check_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
 
 
 def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
-    tar = shard_name(shard_index)
+    tar = dataset.manifest.tar_name(shard_index)
     problems: list[Problem] = []
     try:
         data = dataset.read_shard(shard_index)
@@ -166,7 +166,7 @@ def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
 
 def _verify_samples(dataset: DatasetReader, data: bytes, index: ShardIndex) -> tuple[list[Problem], NDArray[np.uint16]]:
     """Check every slice, decode every sample, and let webdataset read what is intact; voxels are 0 where it is not."""
-    tar = shard_name(index.rows.shard_index)
+    tar = dataset.manifest.tar_name(index.rows.shard_index)
     problems: list[Problem] = []
     intact: dict[str, _MemberChecksums] = {}  # and not the members: a worker holds its shard once, not three times
     spans: list[tuple[int, int]] = []
@@ -240,19 +240,14 @@ def _hear_witness(tar: str, data: bytes, expected: Mapping[str, _MemberChecksums
 
 def _rebuild_index(data: bytes, shard_index: int) -> ShardIndex:
     """Where the samples of an intact tar lie, from its headers."""
-    spans: dict[str, tuple[int, int]] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-        for member in archive:
-            key = member.name.partition(".")[0]
-            end = member.offset_data + member.size + -member.size % tarfile.BLOCKSIZE
-            spans[key] = (spans.get(key, (member.offset, 0))[0], end)
+    spans = spans_of_tar(data)
     return ShardIndex(
-        tuple(spans),
+        tuple(key for key, _, _ in spans),
         bare_rows(
             shard_index,
-            [start for start, _ in spans.values()],
-            [end - start for start, end in spans.values()],
-            [google_crc32c.value(data[start:end]) for start, end in spans.values()],
+            [start for _, start, _ in spans],
+            [stop - start for _, start, stop in spans],
+            [google_crc32c.value(data[start:stop]) for _, start, stop in spans],
         ),
     )
 
@@ -295,4 +290,6 @@ def _repeated_keys(
             key = rebuilt[sample_index] if rebuilt else dataset.key(shard_index, sample_index)
             places[key] += 1
             if places[key] > 1:
-                yield Problem(shard_name(shard_index), key, f"key {key} occurs {places[key]} times in the dataset")
+                yield Problem(
+                    dataset.manifest.tar_name(shard_index), key, f"key {key} occurs {places[key]} times in the dataset"
+                )
