@@ -42,7 +42,7 @@ def unproject_depth(
             f"depth must be finite metres, 0 where there is no reading; found values from {depth.min()} to "
             f"{depth.max()}; set pixels without a reading to 0"
         )
-    rays_from_pixels = np.linalg.inv(_check_intrinsics(K))
+    rays_from_pixels = np.linalg.inv(check_intrinsics(K))
     pixel_of_point = np.argwhere(depth > 0)
     rows, cols = pixel_of_point.T
     pixels = np.stack([cols, rows, np.ones_like(rows)], axis=1).astype(np.float64)
@@ -71,7 +71,7 @@ def project_points(points: Array, K: Array) -> tuple[FloatArray, FloatArray]:
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"points must be (N, 3), got shape {points.shape}")
     depth = points[:, 2]
-    homogeneous = points @ _check_intrinsics(K).T
+    homogeneous = points @ check_intrinsics(K).T
     pixels = np.full((len(points), 2), np.nan)
     np.divide(homogeneous[:, :2], depth[:, None], out=pixels, where=depth[:, None] > 0)
     return pixels, depth
@@ -141,10 +141,15 @@ def resize_intrinsics(K: Array, from_size: tuple[int, int], to_size: tuple[int, 
     resized_from_original = np.array(
         [[scale_x, 0.0, 0.5 * scale_x - 0.5], [0.0, scale_y, 0.5 * scale_y - 0.5], [0.0, 0.0, 1.0]]
     )
-    return resized_from_original @ _check_intrinsics(K)
+    return resized_from_original @ check_intrinsics(K)
 
 
-def _check_intrinsics(K: Array) -> FloatArray:
+def check_intrinsics(K: Array) -> FloatArray:
+    """The intrinsics as float64, once they are known to be some.
+
+    Raises:
+        ValueError: K is not (3, 3), or not of that form.
+    """
     matrix = np.asarray(K, dtype=np.float64)
     if matrix.shape != (3, 3):
         raise ValueError(f"K must be (3, 3), got shape {matrix.shape}")

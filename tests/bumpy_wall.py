@@ -20,7 +20,7 @@ def make_frame(seed: int) -> DecodedFrame:
     """A bumpy wall about 2 m ahead with random blocks of colour."""
     rng = np.random.default_rng(seed)
     color = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    depth = np.kron(2 + 0.3 * rng.random((6, 8)), np.ones((16, 16))).astype(np.float32)
+    depth = np.kron(2000 + 300 * rng.random((6, 8)), np.ones((16, 16))).astype(np.uint16)
     depth[rng.random(depth.shape) < 0.1] = 0
     K = np.array([[110.0, 0, 63.5], [0, 110.0, 47.5], [0, 0, 1]])
-    return DecodedFrame(color, depth, K, K, np.eye(4), None)
+    return DecodedFrame(color, depth, 1000.0, K, K, np.eye(4), None)

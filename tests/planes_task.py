@@ -16,7 +16,7 @@ from t4p.config.section import PositiveFloat, Section
 from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
-from t4p.data.transforms import IGNORED
+from t4p.data.labels import IGNORED
 from t4p.models.exported import ExportedNetwork
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from

@@ -1,12 +1,10 @@
-"""The frames of one rank's micro-batch, joined into tensors."""
+"""The frames of one rank's micro-batch, as tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +12,11 @@ from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
 from shards.schema import Frame
 from t4p.data.decode import decode_frame
-from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.data.hashing import draw_words, uniforms_of
+from t4p.data.pairing import pair_frames
+from t4p.data.sample import PreparedFrame, SampleSettings, prepare_frame
+from t4p.data.tensors import moved
 from t4p.data.transforms import num_channels
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,77 +54,64 @@ class Batch:
         return moved(self, device)
 
 
-def moved(record: Record, device: torch.device) -> Record:
-    """A record with its tensors on `device`."""
-    found = {field.name: getattr(record, field.name) for field in fields(record)}
-    tensors = {name: value.to(device, non_blocking=True) for name, value in found.items() if isinstance(value, Tensor)}
-    return replace(record, **tensors)
-
-
 @dataclass(frozen=True)
 class PairRecipe:
     """Stored frames to the batches of pre-training: see `t4p.data.stream.Recipe`."""
 
     settings: SampleSettings
 
-    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> FrameSample:
-        """Decode, lift, augment, voxelise and pair one frame."""
+    def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> PreparedFrame:
+        """Decode one frame and compose its matrices."""
         if not isinstance(stored, Frame):
             raise ShardError(f"sample {key}: is a scene, and pre-training needs RGB-D frames")
-        return build_sample(decode_frame(stored), key, epoch, self.settings)
+        return prepare_frame(decode_frame(stored), key, epoch, self.settings)
 
-    def join(self, samples: Sequence[FrameSample]) -> Batch:
-        """Join frames with the sizes that the settings imply."""
-        settings = self.settings
-        return collate(
-            samples,
-            image_size=settings.image_size,
-            num_channels=num_channels(settings.point_features),
-            num_cells=settings.cell_grid[0] * settings.cell_grid[1],
-            num_pixels=settings.decoder_grid[0] * settings.decoder_grid[1],
-        )
+    def join(self, samples: Sequence[PreparedFrame]) -> Batch:
+        """Lift, voxelise and pair frames."""
+        return build_batch(samples, self.settings)
 
 
-def collate(
-    samples: Sequence[FrameSample],
-    image_size: tuple[int, int],
-    num_channels: int,
-    num_cells: int,
-    num_pixels: int,
-) -> Batch:
-    """Join samples, moving every row index by the rows of the frames before.
+def build_batch(frames: Sequence[PreparedFrame], settings: SampleSettings) -> Batch:
+    """Make the points, voxels and pairs of frames, on the device of their tensors.
 
     Args:
-        samples: may be empty.
-        image_size: (height, width), for the shape of an empty batch.
-        num_channels: C, likewise.
-        num_cells: CLIP cells of one frame.
-        num_pixels: decoder pixels of one frame.
+        frames: may be none.
+
+    Raises:
+        ValueError: they are too many for their extent.
     """
-    coords, pairs_e, pairs_d = [np.zeros((0, 4), np.int32)], [np.zeros((0, 3), np.int64)], [np.zeros((0, 3), np.int64)]
-    features, uniforms_e = [np.zeros((0, num_channels), np.float32)], [np.zeros(0, np.float32)]
-    images = np.zeros((len(samples), *image_size, 3), np.uint8)
-    num_voxels = num_bottleneck_voxels = 0
-    for frame_index, sample in enumerate(samples):
-        images[frame_index] = sample.image
-        coords.append(np.pad(sample.voxel_coords, ((0, 0), (1, 0)), constant_values=frame_index))
-        features.append(sample.voxel_features)
-        pairs_e.append(sample.pairs_e + np.array((num_bottleneck_voxels, frame_index * num_cells, 0), np.int64))
-        uniforms_e.append(sample.uniforms_e)
-        pairs_d.append(sample.pairs_d + np.array((num_voxels, frame_index * num_pixels, 0), np.int64))
-        num_voxels += len(sample.voxel_coords)
-        num_bottleneck_voxels += sample.num_bottleneck_voxels
-    joined_e, joined_d = np.concatenate(pairs_e), np.concatenate(pairs_d)
+    if not frames:
+        return _empty_batch(settings)
+    paired = pair_frames(frames, settings)
+    pairs_e, pairs_d = paired.pairs_e, paired.pairs_d
+    num_cells, num_pixels = (rows * cols for rows, cols in (settings.cell_grid, settings.decoder_grid))
     return Batch(
-        keys=tuple(sample.key for sample in samples),
-        images=torch.from_numpy(images),
-        voxel_coords=torch.from_numpy(np.concatenate(coords)),
-        voxel_features=torch.from_numpy(np.concatenate(features)),
-        voxel_of_pair_e=torch.from_numpy(joined_e[:, 0].copy()),
-        cell_of_pair_e=torch.from_numpy(joined_e[:, 1].copy()),
-        points_of_pair_e=torch.from_numpy(joined_e[:, 2].copy()),
-        uniform_of_pair_e=torch.from_numpy(np.concatenate(uniforms_e)),
-        voxel_of_pair_d=torch.from_numpy(joined_d[:, 0].copy()),
-        pixel_of_pair_d=torch.from_numpy(joined_d[:, 1].copy()),
-        points_of_pair_d=torch.from_numpy(joined_d[:, 2].copy()),
+        keys=tuple(frame.key for frame in frames),
+        images=torch.stack([frame.image for frame in frames]),
+        voxel_coords=paired.voxel_coords,
+        voxel_features=paired.voxel_features,
+        voxel_of_pair_e=pairs_e.voxel,
+        cell_of_pair_e=pairs_e.frame * num_cells + pairs_e.place,
+        points_of_pair_e=pairs_e.num_points,
+        uniform_of_pair_e=uniforms_of(draw_words(pairs_e.words, pairs_e.place)),  # the words were used for the pairs
+        voxel_of_pair_d=pairs_d.voxel,
+        pixel_of_pair_d=pairs_d.frame * num_pixels + pairs_d.place,
+        points_of_pair_d=pairs_d.num_points,
+    )
+
+
+def _empty_batch(settings: SampleSettings) -> Batch:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        keys=(),
+        images=torch.zeros(0, *settings.image_size, 3, dtype=torch.uint8),
+        voxel_coords=torch.zeros(0, 4, dtype=torch.int32),
+        voxel_features=torch.zeros(0, num_channels(settings.point_features)),
+        voxel_of_pair_e=nothing,
+        cell_of_pair_e=nothing,
+        points_of_pair_e=nothing,
+        uniform_of_pair_e=torch.zeros(0),
+        voxel_of_pair_d=nothing,
+        pixel_of_pair_d=nothing,
+        points_of_pair_d=nothing,
     )

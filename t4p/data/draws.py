@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def sample_rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Generator:
@@ -13,16 +14,25 @@ def sample_rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Gener
     Args:
         seed: seed of the run.
         epoch: 0 or more; the same sample is augmented differently in each.
-        key: key of the sample, unique in its dataset. (Two samples of two datasets with one key share their draws.)
+        key: key of the sample, unique in its dataset; where several are mixed, the caller puts the dataset's name in
+            front (two samples with one key share their draws).
         purpose: what is drawn ("rotation", "pairs_e"): one purpose's draws never shift another's.
 
     Returns:
         A fresh numpy Generator over Philox.
     """
+    return np.random.Generator(np.random.Philox(key=_words(seed, epoch, key, purpose)))
+
+
+def sample_seed(seed: int, epoch: int, key: str, purpose: str) -> int:
+    """An int64 that the draws for voxels and pairs begin with (t4p/data/hashing.py), keyed as `sample_rng`."""
+    return int(_words(seed, epoch, key, purpose).view(np.int64)[0])
+
+
+def _words(seed: int, epoch: int, key: str, purpose: str) -> NDArray[np.uint64]:
     digest = hashlib.blake2b(digest_size=16)
     for part in (str(int(seed)), str(int(epoch)), purpose, key):
         encoded = part.encode()
         # The length in front keeps ("ab", "c") apart from ("a", "bc").
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    words = np.frombuffer(digest.digest(), dtype="<u8").astype(np.uint64)
-    return np.random.Generator(np.random.Philox(key=words))
+    return np.frombuffer(digest.digest(), dtype="<u8").astype(np.uint64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,11 +19,12 @@ from shards.schema import Frame, size_of_labels
 from t4p.config.data import AugmentConfig, PointDataConfig
 from t4p.config.network import NetworkConfig
 from t4p.data import transforms
-from t4p.data.batch import moved
-from t4p.data.decode import decode_frame
-from t4p.data.draws import sample_rng
+from t4p.data.decode import decode_frame, with_color_of
+from t4p.data.draws import sample_seed
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import LabelTable, build_label_table
+from t4p.data.placement import draw_placement
+from t4p.data.tensors import as_tensor, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class LabelledCloud(transforms.PointCloud):
         label_of_point: (N,) int64 index of the run's labels, or IGNORED.
     """
 
-    label_of_point: NDArray[np.int64]
+    label_of_point: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +48,7 @@ class LabelledFrame(LabelledCloud):
     """
 
     image: NDArray[np.uint8]
-    pixel_of_point: NDArray[np.int64]
+    pixel_of_point: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +67,13 @@ class LabelledSample:
     """
 
     key: str
-    voxel_coords: NDArray[np.int32]
-    voxel_features: NDArray[np.float32]
-    label_of_voxel: NDArray[np.int64]
-    label_of_bottleneck: NDArray[np.int64]
-    bottleneck_of_voxel: NDArray[np.int64]
-    voxel_of_point: NDArray[np.int64]
-    label_of_point: NDArray[np.int64]
+    voxel_coords: Tensor
+    voxel_features: Tensor
+    label_of_voxel: Tensor
+    label_of_bottleneck: Tensor
+    bottleneck_of_voxel: Tensor
+    voxel_of_point: Tensor
+    label_of_point: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,11 +138,14 @@ class LabelRecipe:
             cloud = label_scene(stored, table)
         else:
             cloud = lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
-        grid_rng = None
-        if self.augment is not None:
-            cloud = transforms.augment(cloud, self.augment, sample_rng(self.seed, epoch, key, "augment"))
-            grid_rng = sample_rng(self.seed, epoch, key, "grid")
-        voxels = transforms.voxelize_cloud(cloud, self.voxel_size, self.num_strides, self.point_features, grid_rng)
+        voxels = transforms.voxelize_cloud(
+            cloud,
+            self.voxel_size,
+            self.num_strides,
+            self.point_features,
+            draw_placement(self.augment, self.seed, epoch, key),
+            sample_seed(self.seed, epoch, key, "colors"),
+        )
         bottleneck_of_point = voxels.bottleneck_of_voxel[voxels.voxel_of_point]
         label_of_voxel, label_of_bottleneck = (
             transforms.majority_label(cloud.label_of_point, voxel_of_point, count, table.num_labels)
@@ -162,26 +167,26 @@ class LabelRecipe:
 
     def join(self, samples: Sequence[LabelledSample]) -> LabelledBatch:
         """Join samples, moving every row index by the rows of those before."""
-        coords = [np.zeros((0, 4), np.int32)]
-        voxel_of_point, bottleneck_of_voxel = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        coords = [torch.zeros(0, 4, dtype=torch.int32)]
+        no_rows = torch.zeros(0, dtype=torch.int64)
+        voxel_of_point, bottleneck_of_voxel = [no_rows], [no_rows]
         num_voxels = num_bottleneck_voxels = 0
         for sample_index, sample in enumerate(samples):
-            coords.append(np.pad(sample.voxel_coords, ((0, 0), (1, 0)), constant_values=sample_index))
+            coords.append(F.pad(sample.voxel_coords, (1, 0), value=sample_index))
             voxel_of_point.append(sample.voxel_of_point + num_voxels)
             bottleneck_of_voxel.append(sample.bottleneck_of_voxel + num_bottleneck_voxels)
             num_voxels += len(sample.voxel_coords)
             num_bottleneck_voxels += len(sample.label_of_bottleneck)
-        no_features = np.zeros((0, transforms.num_channels(self.point_features)), np.float32)
-        no_labels = np.zeros(0, np.int64)
+        no_features = torch.zeros(0, transforms.num_channels(self.point_features))
         return LabelledBatch(
             keys=tuple(sample.key for sample in samples),
-            voxel_coords=_joined(coords),
-            voxel_features=_joined([no_features, *(sample.voxel_features for sample in samples)]),
-            label_of_voxel=_joined([no_labels, *(sample.label_of_voxel for sample in samples)]),
-            label_of_bottleneck=_joined([no_labels, *(sample.label_of_bottleneck for sample in samples)]),
-            bottleneck_of_voxel=_joined(bottleneck_of_voxel),
-            voxel_of_point=_joined(voxel_of_point),
-            label_of_point=_joined([no_labels, *(sample.label_of_point for sample in samples)]),
+            voxel_coords=torch.cat(coords),
+            voxel_features=torch.cat([no_features, *(sample.voxel_features for sample in samples)]),
+            label_of_voxel=torch.cat([no_rows, *(sample.label_of_voxel for sample in samples)]),
+            label_of_bottleneck=torch.cat([no_rows, *(sample.label_of_bottleneck for sample in samples)]),
+            bottleneck_of_voxel=torch.cat(bottleneck_of_voxel),
+            voxel_of_point=torch.cat(voxel_of_point),
+            label_of_point=torch.cat([no_rows, *(sample.label_of_point for sample in samples)]),
         )
 
 
@@ -256,14 +261,15 @@ def lift_labelled(
         ids = decode_labels(frame.semantic, size_of_labels("semantic", (width, height), where))
     except BrokenImageError as error:
         raise ShardError(f"{where}: {error}; pack it again") from error
-    size = image_size or (decoded.color.shape[0], decoded.color.shape[1])
-    lifted = transforms.lift_frame(decoded, size, pixel_stride, max_depth, in_world)
-    row, col = lifted.depth_pixel_of_point.T
+    if image_size is not None:
+        decoded = with_color_of(decoded, image_size)
+    lifted = transforms.lift_frame(decoded, pixel_stride, max_depth, in_world)
+    row, col = lifted.depth_pixel_of_point.numpy().T
     return LabelledFrame(
         points=lifted.points,
         colors=lifted.colors,
-        label_of_point=table.look_up(ids[row, col]),
-        image=lifted.image,
+        label_of_point=torch.from_numpy(table.look_up(ids[row, col])),
+        image=decoded.color,
         pixel_of_point=lifted.pixel_of_point,
     )
 
@@ -281,11 +287,7 @@ def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:
             "data.max_skip_fraction does)"
         )
     return LabelledCloud(
-        points=scene.points,
-        colors=(scene.rgb / 255).astype(np.float32),
-        label_of_point=table.look_up(scene.semantic),
+        points=as_tensor(scene.points),
+        colors=as_tensor(scene.rgb).float() / 255,
+        label_of_point=torch.from_numpy(table.look_up(scene.semantic)),
     )
-
-
-def _joined(parts: Sequence[NDArray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts))

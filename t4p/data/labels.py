@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t4p.data.transforms import IGNORED
 from t4p.errors import ConfigError
 
+IGNORED = -1  # what a label index is where nothing is known, or nothing is asked
 MOST_NAMED = 5  # names in a message before it says how many more there are
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from t4p.data.fetch import Catalogue
 from t4p.data.order import ORDER_VERSION, steps_per_epoch
 from t4p.data.ranks import Nodes
 from t4p.data.stream import StreamSettings, TrainingStream
+from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, lift_frame
 
 STEP = "step"
@@ -65,19 +66,17 @@ class PointRecipe:
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> KeyedCloud:
         """Lift a frame, or take the points of a scene; nothing is drawn."""
         if isinstance(stored, Scene):
-            return KeyedCloud(stored.points, (stored.rgb / 255).astype(np.float32), key)
-        frame = decode_frame(stored)
-        size = (frame.color.shape[0], frame.color.shape[1])
-        lifted = lift_frame(frame, size, self.pixel_stride, self.max_depth, self.in_world)
-        return KeyedCloud(lifted.points, lifted.colors, key)
+            return KeyedCloud(as_tensor(stored.points), as_tensor(stored.rgb).float() / 255, key)
+        lifted = lift_frame(decode_frame(stored), self.pixel_stride, self.max_depth, self.in_world)
+        return KeyedCloud(lifted.points.float(), lifted.colors, key)
 
     def join(self, samples: Sequence[KeyedCloud]) -> PointBatch:
         """The samples one after the other."""
-        nothing = np.zeros((0, 3), np.float32)
+        nothing = torch.zeros(0, 3)
         return PointBatch(
-            points=torch.from_numpy(np.concatenate([nothing, *(sample.points for sample in samples)])),
-            colors=torch.from_numpy(np.concatenate([nothing, *(sample.colors for sample in samples)])),
-            offsets=torch.tensor([0, *np.cumsum([len(sample.points) for sample in samples])], dtype=torch.int64),
+            points=torch.cat([nothing, *(sample.points for sample in samples)]),
+            colors=torch.cat([nothing, *(sample.colors for sample in samples)]),
+            offsets=torch.tensor([0, *accumulate(len(sample.points) for sample in samples)], dtype=torch.int64),
             keys=tuple(sample.key for sample in samples),
         )
 

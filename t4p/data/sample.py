@@ -1,16 +1,24 @@
-"""What training needs of one frame: voxels, image and pairs, in numpy. Made in a loader process, joined in batch.py."""
+"""What a loader prepares of one frame: pixels as they were decoded, matrices, and the draws for the whole frame."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from t4p.config.data import AugmentConfig
-from t4p.data import transforms
-from t4p.data.decode import DecodedFrame
-from t4p.data.draws import sample_rng
+from t4p.data.decode import DecodedFrame, with_color_of
+from t4p.data.draws import sample_seed
+from t4p.data.lifting import Lift, local_origin, out_from_camera, plan_lift
+from t4p.data.placement import Placement, draw_placement
+from t4p.data.tensors import as_tensor, moved
+
+MOST_VOXEL_BITS = 40  # of x, y and z together: what leaves room for the pixels and frames of a batch in a key
+
+# On average; four times as many can be added up (t4p/data/pairing.py), where the colour camera sees more than depth.
+MOST_POINTS_OF_PIXEL = 2000
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class SampleSettings:
     Attributes:
         image_size: (height, width) the towers see, pixels.
         cell_grid: (Hc, Wc) of the dense CLIP features.
-        decoder_grid: (H', W') of the 2D decoder.
+        decoder_grid: (H', W') of the 2D decoder, a multiple of cell_grid.
         voxel_size: metres.
         num_strides: halvings between the voxels and the bottleneck.
         in_world: points in the world of the dataset where there are poses, else in upright camera axes.
@@ -44,60 +52,74 @@ class SampleSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class FrameSample:
-    """One frame, ready to be joined with others.
+class PreparedFrame:
+    """One frame before its points are made.
 
     Attributes:
         key: key of the stored sample.
-        image: (H, W, 3) uint8.
-        voxel_coords: (V, 3) int32, unique, ascending in (x, y, z).
-        voxel_features: (V, C) float32.
-        num_bottleneck_voxels: rows of the bottleneck.
-        pairs_e: (P, 3) int64 of (bottleneck voxel, CLIP cell, number of points they share).
-        uniforms_e: (P,) float32 in (0, 1], uniform: of each of pairs_e, for a draw that knows the CLIP features.
-        pairs_d: (P, 3) int64 of (voxel, decoder pixel, number of points they share).
+        image: (H, W, 3) uint8, at the size the towers see.
+        lift: its points are augmented, and counted from `origin`.
+        origin: (3,) float64 metres, a corner of the grid of voxels before it is shifted.
+        placement: what was drawn for the frame as a whole.
+        low: (3,) a voxel that is below all of its points along each axis.
+        xyz_bits: that hold the voxels from there on.
+        seeds: of the draws for pairs of L_e, for pairs of L_d, and for the colours of voxels.
     """
 
     key: str
-    image: NDArray[np.uint8]
-    voxel_coords: NDArray[np.int32]
-    voxel_features: NDArray[np.float32]
-    num_bottleneck_voxels: int
-    pairs_e: NDArray[np.int64]
-    uniforms_e: NDArray[np.float32]
-    pairs_d: NDArray[np.int64]
+    image: Tensor
+    lift: Lift
+    origin: Tensor
+    placement: Placement
+    low: tuple[int, int, int]
+    xyz_bits: tuple[int, int, int]
+    seeds: tuple[int, int, int]
+
+    def to(self, device: torch.device) -> PreparedFrame:
+        """The same with its tensors on `device`."""
+        return replace(moved(self, device), lift=self.lift.to(device))
 
 
-def build_sample(frame: DecodedFrame, key: str, epoch: int, settings: SampleSettings) -> FrameSample:
-    """Lift, augment, voxelise and pair one frame; every draw is keyed by (seed, epoch, key)."""
-    points = transforms.lift_frame(
-        frame, settings.image_size, settings.pixel_stride, settings.max_depth, settings.in_world
-    )
-    grid_rng = None
-    if settings.augment is not None:
-        points = transforms.augment(points, settings.augment, sample_rng(settings.seed, epoch, key, "augment"))
-        grid_rng = sample_rng(settings.seed, epoch, key, "grid")
-    voxels = transforms.voxelize_cloud(
-        points, settings.voxel_size, settings.num_strides, settings.point_features, grid_rng
-    )
-    bottleneck_of_point = voxels.bottleneck_of_voxel[voxels.voxel_of_point]
-    cell = transforms.cell_of_pixel(points.pixel_of_point, settings.image_size, settings.cell_grid)
-    pixel = transforms.cell_of_pixel(points.pixel_of_point, settings.image_size, settings.decoder_grid)
-    pairs_e = transforms.distinct_pairs(bottleneck_of_point, cell)
-    pairs_d = transforms.distinct_pairs(voxels.voxel_of_point, pixel)
-    if settings.num_pairs_e is not None:
-        pairs_e = transforms.draw_pairs(pairs_e, settings.num_pairs_e, sample_rng(settings.seed, epoch, key, "pairs_e"))
-    if settings.num_pairs_d is not None:
-        pairs_d = transforms.draw_pairs(pairs_d, settings.num_pairs_d, sample_rng(settings.seed, epoch, key, "pairs_d"))
-    # The name of its stream is from 0.1.0, whose draws stay.
-    uniforms_e = 1 - sample_rng(settings.seed, epoch, key, "lots_e").random(len(pairs_e), np.float32)
-    return FrameSample(
+def prepare_frame(frame: DecodedFrame, key: str, epoch: int, settings: SampleSettings) -> PreparedFrame:
+    """Compose matrices and make the draws of the whole frame; every draw is keyed by (seed, epoch, key).
+
+    Raises:
+        ValueError: a matrix is not what it should be, or the points span too many voxels.
+    """
+    frame = with_color_of(frame, settings.image_size)
+    placement = draw_placement(settings.augment, settings.seed, epoch, key)
+    transform = placement.matrix @ out_from_camera(frame, settings.in_world)
+    # The camera is at the origin in its own axes: what is lifted there keeps its coordinates.
+    origin = local_origin(transform[:3, 3], settings.voxel_size, step=1)
+    transform[:3, 3] -= origin
+    lift = plan_lift(frame, settings.pixel_stride, settings.max_depth, transform)
+    in_range = frame.depth[:: settings.pixel_stride, :: settings.pixel_stride]
+    deepest = min(float(in_range.max(initial=0)) / frame.depth_scale, settings.max_depth)
+    least, most = (bound / settings.voxel_size for bound in lift.points.bounds(deepest))
+    low, high = np.floor(least).astype(np.int64) - 1, np.floor(most).astype(np.int64) + 2  # the grid's shift, roundings
+    x_bits, y_bits, z_bits = (int(span).bit_length() for span in high - low)
+    if x_bits + y_bits + z_bits > MOST_VOXEL_BITS:
+        raise ValueError(
+            f"the points span up to {max(high - low) * settings.voxel_size:g} m along an axis, in all more than "
+            f"2^{MOST_VOXEL_BITS} voxels of {settings.voxel_size} m; raise model.voxel_size or lower data.max_depth"
+        )
+    points_of_pixel = in_range.size / (settings.decoder_grid[0] * settings.decoder_grid[1])
+    if points_of_pixel > MOST_POINTS_OF_PIXEL:
+        raise ValueError(
+            f"{points_of_pixel:.0f} readings fall into one pixel of the decoder, at most {MOST_POINTS_OF_PIXEL} are "
+            "wanted; raise data.pixel_stride"
+        )
+    return PreparedFrame(
         key=key,
-        image=points.image,
-        voxel_coords=voxels.voxel_coords,
-        voxel_features=voxels.voxel_features,
-        num_bottleneck_voxels=voxels.num_bottleneck_voxels,
-        pairs_e=pairs_e,
-        uniforms_e=uniforms_e,
-        pairs_d=pairs_d,
+        image=as_tensor(frame.color),
+        lift=lift,
+        origin=torch.from_numpy(origin),
+        placement=placement,
+        low=(int(low[0]), int(low[1]), int(low[2])),
+        xyz_bits=(x_bits, y_bits, z_bits),
+        seeds=(
+            sample_seed(settings.seed, epoch, key, "pairs_e"),
+            sample_seed(settings.seed, epoch, key, "pairs_d"),
+            sample_seed(settings.seed, epoch, key, "colors"),
+        ),
     )

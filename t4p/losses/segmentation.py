@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from t4p.data.transforms import IGNORED
+from t4p.data.labels import IGNORED
 from t4p.distributed import all_reduce_sum, world_size
 
 

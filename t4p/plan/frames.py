@@ -14,10 +14,9 @@ from PIL import Image
 from shards.errors import CallError, ShardError
 from shards.reader import DatasetReader
 from shards.schema import Frame
-from t4p.data.batch import PairRecipe
-from t4p.data.decode import decode_frame
+from t4p.data.batch import Batch, PairRecipe
 from t4p.data.fetch import Catalogue
-from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.data.sample import SampleSettings
 
 MAX_REAL_FRAMES = 8
 # Below ScanNet's own colour size (1296x968), which is resized on loading; its depth has this size, and about this field
@@ -33,7 +32,7 @@ class FrameFigures:
 
     Attributes:
         source: where they come from, in words.
-        largest: the frame with the most voxels, which memory has to hold.
+        largest: the frame with the most voxels, which memory has to hold; a batch of it.
         mean_voxels: over the frames looked at.
         stored_bytes: bytes of a frame in object storage, the mean of the dataset.
         load_seconds: CPU time to fetch, decode, lift and pair one frame in one process of this machine.
@@ -42,7 +41,7 @@ class FrameFigures:
     """
 
     source: str
-    largest: FrameSample
+    largest: Batch
     mean_voxels: float
     stored_bytes: float
     load_seconds: float
@@ -92,11 +91,12 @@ def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
     places = catalogue.spread(MAX_REAL_FRAMES)
     if not places:
         raise ValueError("the dataset is empty")
+    recipe = PairRecipe(settings)
     samples, seconds = [], []
     for shard, index in places:
         key = catalogue.key(shard, index)
         started = time.process_time()
-        samples.append(PairRecipe(settings).make(catalogue.fetch(shard, index), 0, key, 0))
+        samples.append(recipe.join([recipe.make(catalogue.fetch(shard, index), 0, key, 0)]))
         seconds.append(time.process_time() - started)
     total_samples = sum(manifest.num_samples for manifest in manifests)
     return FrameFigures(
@@ -111,11 +111,11 @@ def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
 
 
 def _of_room(settings: SampleSettings, problem: str) -> FrameFigures:
-    frame = room_frame()
+    frame, recipe = room_frame(), PairRecipe(settings)
     seconds = []
     for _ in range(2):  # the first one loads libraries
         started = time.process_time()
-        sample = build_sample(decode_frame(frame), "room/0", 0, settings)
+        sample = recipe.join([recipe.make(frame, 0, "room/0", 0)])
         seconds.append(time.process_time() - started)
     return FrameFigures(
         source="one frame of a drawn room",

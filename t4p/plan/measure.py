@@ -11,13 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch  # noqa: TID253 - commands/main.py imports this module inside its command
 from torch import Tensor  # noqa: TID253
 
 from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
-from t4p.data.sample import FrameSample, SampleSettings
+from t4p.data.sample import SampleSettings
 from t4p.losses.contrastive_tiles import COLUMN_CHUNK, ROW_CHUNK
 from t4p.models.clip import ClipTowers
 from t4p.models.norm import RowBatchNorm
@@ -120,16 +119,17 @@ def frozen_part(config: PretrainConfig, towers: ClipTowers) -> PretrainTask:
 
 
 def measure_network(
-    config: PretrainConfig, towers: ClipTowers, task: PretrainTask, settings: SampleSettings, sample: FrameSample
+    config: PretrainConfig, towers: ClipTowers, task: PretrainTask, settings: SampleSettings, frame: Batch
 ) -> NetworkFigures:
     """Run the network of a configuration on one frame, forward and backward, on the CPU.
 
     Args:
         task: frozen_part of the same towers.
+        frame: a batch of one.
     """
     module = with_zeros(lambda: PretrainModule(config.model, config.loss, towers.embed_dim))
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
-    ends_e, ends_d = drawn_ends(config.loss, sample)
+    ends_e, ends_d = drawn_ends(config.loss, frame)
     tiled = ends_d if config.loss.weight_d else ends_e
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return NetworkFigures(
@@ -142,22 +142,29 @@ def measure_network(
         tiled=tiled,
         norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
         empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, Ends(0, 0)),
-        one_frame=_measure_pass(module, task, PairRecipe(settings).join([sample]), precision, tiled),
+        one_frame=_measure_pass(module, task, frame, precision, tiled),
     )
 
 
-def drawn_pairs(loss: LossConfig, sample: FrameSample) -> tuple[int, int]:
+def drawn_pairs(loss: LossConfig, frame: Batch) -> tuple[int, int]:
     """Pairs of L_e and of L_d that a frame gives to the losses."""
-    return min(len(sample.pairs_e), loss.num_pairs_e), len(sample.pairs_d) if loss.weight_d else 0
+    return min(len(frame.voxel_of_pair_e), loss.num_pairs_e), len(frame.voxel_of_pair_d) if loss.weight_d else 0
 
 
-def drawn_ends(loss: LossConfig, sample: FrameSample) -> tuple[Ends, Ends]:
+def drawn_ends(loss: LossConfig, frame: Batch) -> tuple[Ends, Ends]:
     """Distinct ends of the pairs of L_e and of L_d that a frame gives to the losses; of L_e, where the losses draw them
     by the features of the image, the most there can be."""
-    counts = drawn_pairs(loss, sample)
+    counts = drawn_pairs(loss, frame)
     ends = [
-        Ends(*(min(count, len(np.unique(pairs[:, column]))) for column in (0, 1)))
-        for count, pairs in zip(counts, (sample.pairs_e, sample.pairs_d), strict=True)
+        Ends(*(min(count, len(end.unique())) for end in ends))
+        for count, ends in zip(
+            counts,
+            (
+                (frame.voxel_of_pair_e, frame.cell_of_pair_e),
+                (frame.voxel_of_pair_d, frame.pixel_of_pair_d),
+            ),
+            strict=True,
+        )
     ]
     return ends[0], ends[1]
 

@@ -19,8 +19,8 @@ from t4p.config.kinds import task_named
 from t4p.config.tasks import EvaluateConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
+from t4p.data.labels import IGNORED
 from t4p.data.stream import ValidationStream
-from t4p.data.transforms import IGNORED
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network

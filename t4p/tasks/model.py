@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from t4p.config.kinds import task_named
+from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
 from t4p.errors import CheckpointError
 from t4p.models.exported import ExportedNetwork, load_exported_network
@@ -66,7 +67,7 @@ class Model:
         coords, features = self._tensors(voxels)
         expanded, _ = self._exported.net(coords, features, self._exported.label_embeddings, decode=False)
         unit = F.normalize(expanded.float(), dim=1).cpu().numpy()
-        return unit[voxels.bottleneck_of_voxel[voxels.voxel_of_point]]
+        return unit[voxels.bottleneck_of_voxel[voxels.voxel_of_point].numpy()]
 
     def classify(
         self, points: Points, colors: Points | None = None, labels: Sequence[str] | None = None
@@ -97,10 +98,11 @@ class Model:
         else:
             asking, columns = self._exported, self._columns_of(asked)
         coords, features = self._tensors(voxels)
-        found = voxel_scores(asking, coords, features, torch.from_numpy(voxels.bottleneck_of_voxel))
+        found = voxel_scores(asking, coords, features, voxels.bottleneck_of_voxel)
         scores = found[:, columns].float().cpu().numpy()
         # The best of a voxel, then of its points: the same as evaluation.
-        return scores.argmax(axis=1)[voxels.voxel_of_point], scores[voxels.voxel_of_point]
+        rows = voxels.voxel_of_point.numpy()
+        return scores.argmax(axis=1)[rows], scores[rows]
 
     def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
         model = self._exported.config.model
@@ -111,15 +113,13 @@ class Model:
                 "(N, 3) uint8, or floats in [0, 1]"
             )
         rgb = np.zeros_like(xyz) if colors is None else _checked_colors(colors, len(xyz))
-        return voxelize_cloud(
-            PointCloud(xyz, rgb), model.voxel_size, model.unet.num_strides, model.point_features, rng=None
-        )
+        cloud = PointCloud(as_tensor(xyz), as_tensor(rgb))
+        return voxelize_cloud(cloud, model.voxel_size, model.unet.num_strides, model.point_features)
 
     def _tensors(self, voxels: VoxelCloud) -> tuple[Tensor, Tensor]:
         """(V, 4) coordinates of the one scene, and (V, C) features, on the network's device."""
         device = self._exported.label_embeddings.device
-        coords = torch.from_numpy(np.pad(voxels.voxel_coords, ((0, 0), (1, 0))))
-        return coords.to(device), torch.from_numpy(voxels.voxel_features).to(device)
+        return F.pad(voxels.voxel_coords, (1, 0)).to(device), voxels.voxel_features.to(device)
 
     def _columns_of(self, labels: Sequence[str]) -> list[int]:
         """Which channels of a fine-tuned head stand for these words."""

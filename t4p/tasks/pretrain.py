@@ -18,7 +18,7 @@ from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
-from t4p.data.sample import FrameSample, SampleSettings
+from t4p.data.sample import PreparedFrame, SampleSettings
 from t4p.data.stream import ValidationStream
 from t4p.distributed import all_reduce_sum
 from t4p.errors import ConfigError, RunError
@@ -147,7 +147,7 @@ class PretrainTask:
         towers: ClipTowers,
         model: ModelConfig,
         device: torch.device,
-        validation: ValidationStream[FrameSample, Batch] | None,
+        validation: ValidationStream[PreparedFrame, Batch] | None,
         precision: Literal["fp32", "bf16"],
     ) -> None:
         """
@@ -313,7 +313,7 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
 
 def build_validation(
     config: PretrainConfig, sample_settings: SampleSettings
-) -> ValidationStream[FrameSample, Batch] | None:
+) -> ValidationStream[PreparedFrame, Batch] | None:
     """Validation keeps every pair of a frame, unaugmented; None where no validation data is configured."""
     if not config.data.validation_shards:
         return None

@@ -19,9 +19,8 @@ from t4p.config.network import SemanticModelConfig
 from t4p.config.tasks import FinetuneConfig, SemanticLossConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe, build_label_recipe
-from t4p.data.labels import require_labels
+from t4p.data.labels import IGNORED, require_labels
 from t4p.data.stream import ValidationStream
-from t4p.data.transforms import IGNORED
 from t4p.distributed import all_reduce_sum, rank
 from t4p.errors import CheckpointError, ConfigError, RunError
 from t4p.losses.segmentation import balanced_cross_entropy

@@ -90,7 +90,7 @@ def score_teacher(
         for done, (frame,) in enumerate(batches, start=1):
             image = torch.from_numpy(np.array(frame.image)[None]).to(device)
             labels = towers.nearest_labels(image, text)[0].cpu().numpy()
-            yield labels[tuple(frame.pixel_of_point.T)], frame.label_of_point
+            yield labels[tuple(frame.pixel_of_point.numpy().T)], frame.label_of_point.numpy()
             on_progress(done, catalogue.num_samples)
 
     return score_points(samples(), len(model.label_names), scored.shards)

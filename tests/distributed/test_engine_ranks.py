@@ -116,10 +116,10 @@ class Data:
 
     def inputs(self, seeds: tuple[int, ...]) -> tuple[Tensor, ...]:
         from t4p.data.batch import PairRecipe
-        from t4p.data.sample import build_sample
+        from t4p.data.sample import prepare_frame
 
         if seeds not in self._inputs:
-            samples = [build_sample(make_frame(seed), f"room/{seed}", 0, self._settings) for seed in seeds]
+            samples = [prepare_frame(make_frame(seed), f"room/{seed}", 0, self._settings) for seed in seeds]
             self._inputs[seeds] = self._task.inputs(PairRecipe(self._settings).join(samples))
         return self._inputs[seeds]
 

@@ -29,7 +29,7 @@ from t4p.config.files import load_config
 from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import PairRecipe
 from t4p.data.decode import DecodedFrame
-from t4p.data.sample import FrameSample, SampleSettings, build_sample
+from t4p.data.sample import PreparedFrame, SampleSettings, prepare_frame
 from t4p.models.clip import ClipTowers
 from t4p.models.sparse.minkowski import load_minkowski_engine
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
@@ -110,17 +110,17 @@ def make_config(**overrides: object) -> PretrainConfig:
 
 
 @cache
-def make_sample(frame: int) -> FrameSample:
+def make_sample(frame: int) -> PreparedFrame:
     """A bumpy wall about 2 m ahead, seen by real code from the depth image on."""
     rng = np.random.default_rng(frame)
     height, width = SETTINGS.image_size
     color = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
-    depth = np.kron(2 + 0.5 * rng.random((6, 8)), np.ones((8, 8))).astype(np.float32)
+    depth = np.kron(2000 + 500 * rng.random((6, 8)), np.ones((8, 8))).astype(np.uint16)
     depth[rng.random(depth.shape) < 0.2 * (frame % 4)] = 0  # frames differ in size
     if frame == NO_READING:
         depth[:] = 0
     K = np.array([[55.0, 0, 31.5], [0, 55.0, 23.5], [0, 0, 1]])
-    return build_sample(DecodedFrame(color, depth, K, K, np.eye(4), None), f"room/{frame}", 0, SETTINGS)
+    return prepare_frame(DecodedFrame(color, depth, 1000.0, K, K, np.eye(4), None), f"room/{frame}", 0, SETTINGS)
 
 
 class StandInTowers:

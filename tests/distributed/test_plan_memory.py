@@ -36,10 +36,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from t4p.config.files import load_config
 from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
-from t4p.data.sample import FrameSample, SampleSettings
+from t4p.data.sample import SampleSettings
 from t4p.models.clip import ClipTowers
 from t4p.models.towers import load_towers_from
-from t4p.plan.frames import look_at_frames
+from t4p.plan.frames import look_at_frames, room_frame
 from t4p.plan.job import JobPlan, assemble, spread, with_checkpointing
 from t4p.plan.live_memory import LiveMemory
 from t4p.plan.measure import frozen_part, measure_network
@@ -126,7 +126,7 @@ def config_of(case: Case) -> PretrainConfig:
     )
 
 
-def the_frame(config: PretrainConfig) -> tuple[ClipTowers, SampleSettings, FrameSample]:
+def the_frame(config: PretrainConfig) -> tuple[ClipTowers, SampleSettings, Batch]:
     towers = load_towers_from(config.model.clip, config.run.seed)
     settings = build_sample_settings(config, towers)
     return towers, settings, look_at_frames(config.data.shards, settings).largest
@@ -227,8 +227,10 @@ def work(folder: Path) -> None:
     torch.set_num_threads(1)
     start_process_group()
     config = config_of(CASES[0])
-    _, settings, sample = the_frame(config)
-    batch = PairRecipe(settings).join([sample, sample])
+    _, settings, _ = the_frame(config)
+    recipe = PairRecipe(settings)
+    frame = recipe.make(room_frame(), 0, "room/0", 0)
+    batch = recipe.join([frame, frame])
     report = {}
     for case in CASES:
         report[case.name] = asdict(train_case(config_of(case), batch, folder / "checkpoints" / case.name))

@@ -21,8 +21,8 @@ import t4p.tasks.semantic as semantic
 from t4p.config.files import load_config_of
 from t4p.config.tasks import FinetuneConfig
 from t4p.data.labelled import LabelledSample, LabelRecipe
-from t4p.data.labels import build_label_table
-from t4p.data.transforms import IGNORED, coarsen, majority_label, mean_per_voxel, voxel_features, voxelize
+from t4p.data.labels import IGNORED, build_label_table
+from t4p.data.transforms import coarsen, majority_label, voxel_features, voxelize
 from t4p.distributed import all_reduce_sum
 from t4p.models.prompts import PromptedLabels
 from t4p.tasks.semantic import SemanticModule
@@ -45,20 +45,21 @@ PLANTED = {
 def make_sample(index: int) -> LabelledSample:
     rng = np.random.default_rng(index)
     num_points = 60 + 50 * index
-    points = rng.random((num_points, 3)).astype(np.float32)
+    points = torch.from_numpy(rng.random((num_points, 3)).astype(np.float32))
     labels = rng.choice([IGNORED, 0, 1, 2], num_points, p=[0.3, 0.5, 0.1, 0.1]) if index < 3 else None
     labels = np.full(num_points, IGNORED) if labels is None else labels
     if index == 2:
         labels = np.where(labels == 1, 3, labels)
-    voxels = voxelize(points, 0.1, None)
+    labels = torch.from_numpy(labels)
+    voxels = voxelize(points, 0.1)
     count = len(voxels.voxel_coords)
     coarse = coarsen(voxels.voxel_coords, 2)
-    colors, positions = (mean_per_voxel(values, voxels.voxel_of_point, count) for values in (points, points))
+    means = voxels.means(points)
     of_point = coarse.voxel_of_point[voxels.voxel_of_point]
     return LabelledSample(
         key=f"cloud/{index}",
         voxel_coords=voxels.voxel_coords,
-        voxel_features=voxel_features(colors, positions, ("color", "position")),
+        voxel_features=voxel_features(means, means, ("color", "position")),
         label_of_voxel=majority_label(labels, voxels.voxel_of_point, count, len(LABELS)),
         label_of_bottleneck=majority_label(labels, of_point, len(coarse.voxel_coords), len(LABELS)),
         bottleneck_of_voxel=coarse.voxel_of_point,

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = ("shards", "t4p", "launch", "commands")
 # Rooms of one line are side by side: they do not import each other's line above, and may import each other.
 ROOMS = (
-    ("errors", "geometry", "metrics", "distributed", "heartbeat", "stop"),
+    ("errors", "geometry", "metrics", "distributed", "heartbeat", "stop", "devices"),
     ("config",),
     ("data", "runs"),
     ("losses",),

@@ -11,8 +11,7 @@ from shards.errors import ShardError
 from shards.schema import Frame
 from t4p.config.data import AugmentConfig
 from t4p.data.labelled import LabelRecipe
-from t4p.data.labels import build_label_table
-from t4p.data.transforms import IGNORED
+from t4p.data.labels import IGNORED, build_label_table
 
 K = np.array([[60.0, 0, 31.5], [0, 60.0, 23.5], [0, 0, 1]])
 LABELS = ("wall", "chair", "table")

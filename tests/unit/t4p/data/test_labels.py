@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from t4p.data.labels import build_label_table, require_labels
-from t4p.data.transforms import IGNORED
+from t4p.data.labels import IGNORED, build_label_table, require_labels
 from t4p.errors import ConfigError
 
 NAMES = ("unlabelled", "wall", "chair", "table", "chair")  # two ids of one class are fine

@@ -1,13 +1,16 @@
-"""Points, voxels and pairs on an analytic room and on random clouds."""
+"""Points and voxels on an analytic wall and on random clouds."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from t4p.config.data import AugmentConfig
 from t4p.data import transforms
-from t4p.data.decode import DecodedFrame
+from t4p.data.decode import DecodedFrame, with_color_of
+from t4p.data.placement import draw_placement
 
 K = np.array([[100.0, 0, 31.5], [0, 100.0, 23.5], [0, 0, 1]])
 
@@ -18,11 +21,12 @@ def wall_frame(world_from_camera=None, color_from_depth=None, color_size=(48, 64
     color = np.zeros((height, width, 3), np.uint8)
     color[..., 0] = np.arange(height)[:, None] * 255 // height
     color[..., 1] = np.arange(width)[None] * 255 // width
-    depth = np.full((48, 64), 2.0, np.float32)
+    depth = np.full((48, 64), 2000, np.uint16)
     depth[:5] = 0
     return DecodedFrame(
         color=color,
         depth=depth,
+        depth_scale=1000.0,
         K_color=K if K_color is None else K_color,
         K_depth=K,
         color_from_depth=np.eye(4) if color_from_depth is None else color_from_depth,
@@ -30,30 +34,37 @@ def wall_frame(world_from_camera=None, color_from_depth=None, color_size=(48, 64
     )
 
 
+def lift(frame, image_size, pixel_stride, max_depth, in_world):
+    """The points of a frame as numpy arrays, and the image they are seen in."""
+    frame = with_color_of(frame, image_size)
+    lifted = transforms.lift_frame(frame, pixel_stride, max_depth, in_world)
+    return replace(lifted, **{name: value.numpy() for name, value in vars(lifted).items()}), frame.color
+
+
 def test_points_of_a_wall_lie_on_it_and_know_their_pixels():
-    points = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
+    points, image = lift(wall_frame(), (48, 64), 1, 10.0, True)
     assert len(points.points) == 43 * 64
     # Without a pose: upright camera axes (right, ahead, up).
     np.testing.assert_allclose(points.points[:, 1], 2.0)
     row, col = points.pixel_of_point.T
     np.testing.assert_allclose(points.points[:, 0], (col - 31.5) / 100 * 2, atol=1e-5)
     np.testing.assert_allclose(points.points[:, 2], -(row - 23.5) / 100 * 2, atol=1e-5)
-    np.testing.assert_array_equal((points.colors * 255).round().astype(np.uint8), points.image[row, col])
+    np.testing.assert_array_equal((points.colors * 255).round().astype(np.uint8), image[row, col])
 
 
 def test_a_pose_takes_points_to_the_world():
     world_from_camera = np.eye(4)
     world_from_camera[:3, 3] = (1, 2, 3)
-    points = transforms.lift_frame(wall_frame(world_from_camera), (48, 64), 1, 10.0, True)
+    points, _ = lift(wall_frame(world_from_camera), (48, 64), 1, 10.0, True)
     np.testing.assert_allclose(points.points[:, 2], 5.0)
-    stays = transforms.lift_frame(wall_frame(world_from_camera), (48, 64), 1, 10.0, False)
+    stays, _ = lift(wall_frame(world_from_camera), (48, 64), 1, 10.0, False)
     np.testing.assert_allclose(stays.points[:, 1], 2.0)
 
 
 def test_pixels_follow_when_the_image_is_resized():
-    full = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
-    half = transforms.lift_frame(wall_frame(), (24, 32), 1, 10.0, True)
-    assert half.image.shape == (24, 32, 3)
+    full, _ = lift(wall_frame(), (48, 64), 1, 10.0, True)
+    half, image = lift(wall_frame(), (24, 32), 1, 10.0, True)
+    assert image.shape == (24, 32, 3)
     np.testing.assert_array_equal(full.points, half.points)
     np.testing.assert_allclose((full.pixel_of_point + 0.5) / 2 - 0.5, half.pixel_of_point, atol=0.51)
 
@@ -63,7 +74,7 @@ def test_a_colour_camera_of_its_own_sees_points_where_it_should():
     color_from_depth[0, 3] = -0.1  # the colour camera stands 10 cm to the right
     K_color = np.array([[200.0, 0, 63.5], [0, 200.0, 47.5], [0, 0, 1]])
     frame = wall_frame(color_from_depth=color_from_depth, color_size=(96, 128), K_color=K_color)
-    points = transforms.lift_frame(frame, (96, 128), 1, 10.0, True)
+    points, _ = lift(frame, (96, 128), 1, 10.0, True)
     x_depth = points.points[:, 0]
     np.testing.assert_allclose(points.pixel_of_point[:, 1], (x_depth - 0.1) / 2 * 200 + 63.5, atol=0.51)
     # What the colour camera does not see is left out.
@@ -72,30 +83,35 @@ def test_a_colour_camera_of_its_own_sees_points_where_it_should():
 
 @pytest.mark.parametrize(("stride", "max_depth", "expected"), [(1, 1.9, 0), (2, 10.0, 21 * 32), (4, 2.0, 10 * 16)])
 def test_stride_and_range_thin_the_points(stride, max_depth, expected):
-    assert len(transforms.lift_frame(wall_frame(), (48, 64), stride, max_depth, True).points) == expected
+    assert len(lift(wall_frame(), (48, 64), stride, max_depth, True)[0].points) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_augmentation_is_a_similarity_about_the_vertical_and_keeps_pairs(seed):
-    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
+def test_augmentation_is_a_similarity_about_the_vertical(seed):
     settings = AugmentConfig(rotation=True, mirror=True, scale=0.2, color_jitter=0.1)
-    moved = transforms.augment(frame, settings, np.random.default_rng(seed))
-    ratio = np.linalg.norm(moved.points, axis=1) / np.linalg.norm(frame.points, axis=1)
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
-    assert 0.8 <= ratio[0] <= 1.2
-    np.testing.assert_allclose(moved.points[:, 2], frame.points[:, 2] * ratio[0], rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(moved.pixel_of_point, frame.pixel_of_point)
-    assert moved.image is frame.image
-    assert moved.colors.min() >= 0
-    assert moved.colors.max() <= 1
+    placement = draw_placement(settings, seed, 0, "room/0")
+    linear = placement.matrix[:3, :3]
+    squared = linear @ linear.T
+    np.testing.assert_allclose(squared, squared[0, 0] * np.eye(3), atol=1e-12)
+    assert 0.8 <= np.sqrt(squared[0, 0]) <= 1.2
+    np.testing.assert_allclose(linear[2], [0, 0, np.sqrt(squared[0, 0])])
+    np.testing.assert_array_equal(placement.matrix[:, 3], [0, 0, 0, 1])
+    assert all(0 <= shift < 1 for shift in placement.grid_shift)
 
 
-def test_everything_switched_off_changes_nothing():
-    frame = transforms.lift_frame(wall_frame(), (48, 64), 1, 10.0, True)
+def test_everything_switched_off_moves_the_grid_alone():
     off = AugmentConfig(rotation=False, mirror=False, scale=0, color_jitter=0)
-    same = transforms.augment(frame, off, np.random.default_rng(0))
-    np.testing.assert_array_equal(same.points, frame.points)
-    np.testing.assert_array_equal(same.colors, frame.colors)
+    placement = draw_placement(off, 0, 0, "room/0")
+    np.testing.assert_array_equal(placement.matrix, np.eye(4))
+    assert placement.tint == (0, 0, 0)
+    assert placement.jitter == 0
+    assert placement.grid_shift != (0, 0, 0)
+
+
+def test_one_setting_does_not_change_the_draws_of_the_others():
+    whole, part = (draw_placement(AugmentConfig(rotation=turned), 3, 1, "a/b") for turned in (True, False))
+    assert (whole.tint, whole.grid_shift) == (part.tint, part.grid_shift)
+    np.testing.assert_allclose(np.linalg.det(whole.matrix), np.linalg.det(part.matrix))
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -103,23 +119,28 @@ def test_voxels_are_unique_sorted_and_hold_their_points(seed):
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(rng.integers(0, 300), 3), scale=rng.uniform(0.01, 3)).astype(np.float32)
     voxel_size = float(rng.uniform(0.02, 0.5))
-    voxels = transforms.voxelize(points, voxel_size, None)
-    coords = voxels.voxel_coords
+    voxels = transforms.voxelize(torch.from_numpy(points), voxel_size)
     expected, inverse = np.unique(np.floor(points / voxel_size).astype(int), axis=0, return_inverse=True)
     np.testing.assert_array_equal(voxels.voxel_of_point, inverse.reshape(-1))
+    np.testing.assert_array_equal(voxels.num_points, np.bincount(inverse.reshape(-1), minlength=len(expected)))
     if len(points):
-        np.testing.assert_array_equal(coords, expected - expected.min(axis=0))
+        np.testing.assert_array_equal(voxels.voxel_coords, expected - expected.min(axis=0))
+    coords = voxels.voxel_coords.numpy()
     for strides in (1, 2, 3):
-        coarse = transforms.coarsen(coords, strides)
+        coarse = transforms.coarsen(voxels.voxel_coords, strides)
         parents, parent = np.unique(coords >> strides, axis=0, return_inverse=True)
         np.testing.assert_array_equal(coarse.voxel_coords, parents.reshape(-1, 3))
         np.testing.assert_array_equal(coarse.voxel_of_point, parent.reshape(-1))
+    values = rng.random((len(points), 2)).astype(np.float32)
+    means = [values[inverse.reshape(-1) == voxel].mean(axis=0) for voxel in range(len(expected))]
+    found = voxels.means(torch.from_numpy(values))
+    np.testing.assert_allclose(found, np.reshape(means, (-1, 2)), atol=2e-7)
 
 
 def test_the_grid_shift_moves_points_by_less_than_one_voxel():
-    points = np.random.default_rng(0).uniform(0, 5, size=(1000, 3)).astype(np.float32)
-    plain = transforms.voxelize(points, 0.1, None)
-    shifted = transforms.voxelize(points, 0.1, np.random.default_rng(1))
+    points = torch.from_numpy(np.random.default_rng(0).uniform(0, 5, size=(1000, 3)).astype(np.float32))
+    plain = transforms.voxelize(points, 0.1)
+    shifted = transforms.voxelize(points, 0.1, (0.3, 0.9, 0.5))
     difference = shifted.voxel_coords[shifted.voxel_of_point] - plain.voxel_coords[plain.voxel_of_point]
     assert set(np.unique(difference)) <= {-1, 0, 1}
     assert len(np.unique(difference)) > 1
@@ -128,49 +149,17 @@ def test_the_grid_shift_moves_points_by_less_than_one_voxel():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_coordinate_that_is_not_finite_is_an_error(bad):
     with pytest.raises(ValueError, match="not finite"):
-        transforms.voxelize(np.array([[0, 0, bad]], np.float32), 0.1, None)
+        transforms.voxelize(torch.tensor([[0, 0, bad]]), 0.1)
 
 
 def test_a_cloud_too_wide_for_the_grid_is_an_error():
     with pytest.raises(ValueError, match=r"2\^20 voxels"):
-        transforms.voxelize(np.array([[0, 0, 0], [1e6, 0, 0]], np.float32), 0.1, None)
-
-
-@pytest.mark.parametrize("seed", range(100))
-def test_pairs_are_the_distinct_ones(seed):
-    rng = np.random.default_rng(seed)
-    num = int(rng.integers(0, 500))
-    voxel, cell = rng.integers(0, 40, num), rng.integers(0, 30, num)
-    pairs = transforms.distinct_pairs(voxel, cell)
-    counts = Counter(zip(voxel.tolist(), cell.tolist(), strict=True))
-    assert [tuple(pair) for pair in pairs.tolist()] == sorted((*pair, count) for pair, count in counts.items())
-    drawn = transforms.draw_pairs(pairs, 25, rng)
-    assert len(drawn) == min(25, len(pairs))
-    assert len({tuple(p) for p in drawn.tolist()} & {tuple(p) for p in pairs.tolist()}) == len(drawn)
-
-
-def test_draws_reach_every_pair():
-    pairs = np.stack([np.arange(20)] * 3, axis=1)
-    seen = {int(p[0]) for seed in range(50) for p in transforms.draw_pairs(pairs, 5, np.random.default_rng(seed))}
-    assert seen == set(range(20))
-
-
-def test_cells_tile_the_image():
-    row, col = np.divmod(np.arange(48 * 64), 64)
-    cell = transforms.cell_of_pixel(np.stack([row, col], axis=1), (48, 64), (6, 8))
-    np.testing.assert_array_equal(cell, row // 8 * 8 + col // 8)
-    assert (np.bincount(cell) == 64).all()
-
-
-def test_mean_per_voxel_is_the_mean():
-    values = np.array([[0.0, 1], [1, 3], [5, 5]], np.float32)
-    means = transforms.mean_per_voxel(values, np.array([0, 0, 1]), 2)
-    np.testing.assert_allclose(means, [[0.5, 2], [5, 5]])
+        transforms.voxelize(torch.tensor([[0.0, 0, 0], [1e6, 0, 0]]), 0.1)
 
 
 def test_feature_kinds_are_columns_in_the_order_given():
     features = transforms.voxel_features(
-        np.array([[0.0, 0.5, 1.0]], np.float32), np.array([[7.0, 8, 9]], np.float32), ("color", "one", "position")
+        torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[7.0, 8, 9]]), ("color", "one", "position")
     )
     np.testing.assert_allclose(features, [[-1, 0, 1, 1, 7, 8, 9]])
     assert transforms.num_channels(("one",)) == 1
@@ -182,7 +171,7 @@ def test_the_label_of_a_voxel_is_that_of_most_of_its_labelled_points(seed):
     num_points, num_voxels, num_labels = rng.integers(1, 60), rng.integers(1, 8), rng.integers(1, 5)
     labels = rng.integers(-1, num_labels, num_points)
     voxels = rng.integers(0, num_voxels, num_points)
-    found = transforms.majority_label(labels, voxels, num_voxels, num_labels)
+    found = transforms.majority_label(torch.from_numpy(labels), torch.from_numpy(voxels), num_voxels, num_labels)
     for voxel in range(num_voxels):
         votes = Counter(label for label in labels[voxels == voxel].tolist() if label != transforms.IGNORED)
         best = max(votes.values(), default=0)

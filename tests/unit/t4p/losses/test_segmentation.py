@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from t4p.data.transforms import IGNORED
+from t4p.data.labels import IGNORED
 from t4p.losses.segmentation import balanced_cross_entropy
 
 

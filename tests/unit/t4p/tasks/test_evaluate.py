@@ -16,8 +16,8 @@ from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import FinetuneConfig, PretrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch
+from t4p.data.labels import IGNORED
 from t4p.data.stream import ValidationStream
-from t4p.data.transforms import IGNORED
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import best_trivial_miou
 from t4p.models.exported import ExportedNetwork

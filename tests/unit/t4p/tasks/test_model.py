@@ -71,8 +71,7 @@ def test_classify_says_of_a_scene_what_evaluate_says(exported, model: Model, sce
 def test_classify_says_of_the_points_of_frames_what_evaluate_says(exported, model: Model) -> None:
     dataset = DatasetReader(str(OLDER / "frames"))
     lifted = [
-        lift_frame(decode_frame(dataset.read_frame(0, index)), (48, 64), 2, 3.0, False)
-        for index in range(dataset.num_samples)
+        lift_frame(decode_frame(dataset.read_frame(0, index)), 2, 3.0, False) for index in range(dataset.num_samples)
     ]
     found = np.concatenate([model.classify(frame.points, frame.colors)[0] for frame in lifted])
     np.testing.assert_array_equal(found, evaluated(exported, "frames", pixel_stride=2, max_depth=3.0))

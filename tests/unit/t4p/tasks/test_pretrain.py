@@ -10,8 +10,8 @@ from bumpy_wall import WALL_OVERRIDES, make_frame
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t4p.config.files import load_config
-from t4p.data.batch import Batch, collate
-from t4p.data.sample import build_sample
+from t4p.data.batch import Batch, build_batch
+from t4p.data.sample import prepare_frame
 from t4p.errors import ConfigError, RunError
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
@@ -32,10 +32,7 @@ def towers(config):
 
 def batch_of(config, towers, seeds, epoch=0):
     settings = build_sample_settings(config, towers)
-    samples = [build_sample(make_frame(seed), f"room/{seed}", epoch, settings) for seed in seeds]
-    cells = settings.cell_grid[0] * settings.cell_grid[1]
-    pixels = settings.decoder_grid[0] * settings.decoder_grid[1]
-    return collate(samples, settings.image_size, 3, cells, pixels), samples
+    return build_batch([prepare_frame(make_frame(seed), f"room/{seed}", epoch, settings) for seed in seeds], settings)
 
 
 def module_and_task(config, towers, validation=None, precision="fp32"):
@@ -72,7 +69,7 @@ def test_the_frozen_tower_computes_in_the_precision_of_the_run_in_training_and_i
     tower = [f"model.clip.name=configs/clip/{clip}.json", "model.clip.pretrained=random", f"model.clip.dense={dense}"]
     config = load_config(["configs/smoke.yaml"], [*OVERRIDES, *tower])
     towers = load_towers_from(config.model.clip, config.run.seed)
-    batch, _ = batch_of(config, towers, (0,))
+    batch = batch_of(config, towers, (0,))
     images = towers.normalize(batch.images)
     features, counts = {}, {}
     for precision in ("fp32", "bf16"):
@@ -97,7 +94,7 @@ def test_the_frozen_tower_computes_in_the_precision_of_the_run_in_training_and_i
 
 def test_every_trainable_parameter_gets_a_gradient_and_no_tower_weight_is_in_the_module(config, towers):
     module, task = module_and_task(config, towers)
-    batch, _ = batch_of(config, towers, (0, 1))
+    batch = batch_of(config, towers, (0, 1))
     loss, loss_e, loss_d, *_ = module(*task.inputs(batch))
     torch.testing.assert_close(loss, loss_e + loss_d)
     loss.backward()
@@ -109,7 +106,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_tower_weight_is_in_the
 
 
 def test_each_loss_alone_trains_what_it_should(config, towers):
-    batch, _ = batch_of(config, towers, (0, 1))
+    batch = batch_of(config, towers, (0, 1))
     module, task = module_and_task(config, towers)
     _, loss_e, *_ = module(*task.inputs(batch))
     loss_e.backward()
@@ -122,11 +119,10 @@ def test_each_loss_alone_trains_what_it_should(config, towers):
 
 def test_pairs_join_a_voxel_with_the_cell_that_its_points_are_seen_in(config, towers):
     """Follow every pair of a batch back to the frame it came from."""
-    batch, samples = batch_of(config, towers, (0, 1, 2))
+    batch = batch_of(config, towers, (0, 1, 2))
     settings = build_sample_settings(config, towers)
     num_cells = settings.cell_grid[0] * settings.cell_grid[1]
     coarse = torch.unique(torch.cat([batch.voxel_coords[:, :1], batch.voxel_coords[:, 1:] >> 2], dim=1), dim=0)
-    assert sum(sample.num_bottleneck_voxels for sample in samples) == len(coarse)
     frame_of_voxel = coarse[batch.voxel_of_pair_e, 0]
     frame_of_cell = batch.cell_of_pair_e // num_cells
     assert torch.equal(frame_of_voxel.long(), frame_of_cell)
@@ -138,14 +134,13 @@ def test_pairs_join_a_voxel_with_the_cell_that_its_points_are_seen_in(config, to
 
 def test_a_sample_depends_on_seed_epoch_and_key_alone(config, towers):
     settings = build_sample_settings(config, towers)
-    first = build_sample(make_frame(0), "room/0", 3, settings)
-    again = build_sample(make_frame(0), "room/0", 3, settings)
-    for name in ("voxel_coords", "voxel_features", "pairs_e", "pairs_d"):
+    first, again = (batch_of(config, towers, (0,), 3) for _ in range(2))
+    for name in ("voxel_coords", "voxel_features", "cell_of_pair_e", "uniform_of_pair_e", "pixel_of_pair_d"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     for other in (
-        build_sample(make_frame(0), "room/0", 4, settings),
-        build_sample(make_frame(0), "room/1", 3, settings),
-        build_sample(make_frame(0), "room/0", 3, replace(settings, seed=1)),
+        batch_of(config, towers, (0,), 4),
+        build_batch([prepare_frame(make_frame(0), "room/1", 3, settings)], settings),
+        build_batch([prepare_frame(make_frame(0), "room/0", 3, replace(settings, seed=1))], settings),
     ):
         assert first.voxel_coords.shape != other.voxel_coords.shape or not np.array_equal(
             first.voxel_coords, other.voxel_coords
@@ -153,8 +148,8 @@ def test_a_sample_depends_on_seed_epoch_and_key_alone(config, towers):
 
 
 def test_an_empty_batch_has_the_shapes_of_a_full_one(config, towers):
-    full, _ = batch_of(config, towers, (0,))
-    empty, _ = batch_of(config, towers, ())
+    full = batch_of(config, towers, (0,))
+    empty = batch_of(config, towers, ())
     for name in ("images", "voxel_coords", "voxel_features", "voxel_of_pair_e", "pixel_of_pair_d"):
         assert getattr(empty, name).shape[1:] == getattr(full, name).shape[1:]
         assert getattr(empty, name).dtype == getattr(full, name).dtype
@@ -164,7 +159,7 @@ def test_an_empty_batch_has_the_shapes_of_a_full_one(config, towers):
 def test_a_few_steps_lower_both_losses(config, towers):
     module, task = module_and_task(config, towers)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    batch, _ = batch_of(config, towers, (0, 1))
+    batch = batch_of(config, towers, (0, 1))
     inputs = task.inputs(batch)
     history = []
     for _ in range(12):
@@ -179,7 +174,7 @@ def test_a_few_steps_lower_both_losses(config, towers):
 
 def test_bf16_stays_close_to_fp32(config, towers):
     module, task = module_and_task(config, towers)
-    batch, _ = batch_of(config, towers, (0, 1))
+    batch = batch_of(config, towers, (0, 1))
     inputs = task.inputs(batch)
     exact = module(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
@@ -208,7 +203,7 @@ def test_an_image_size_that_does_not_fit_the_tower_is_refused(towers):
 
 def test_labels_are_embedded_with_the_template(config, towers):
     _, task = module_and_task(config, towers)
-    batch, _ = batch_of(config, towers, (0,))
+    batch = batch_of(config, towers, (0,))
     text = task.inputs(batch)[3]
     expected = towers.encode_labels(config.model.labels, "point cloud of a {}")
     torch.testing.assert_close(text, expected)
