@@ -54,9 +54,25 @@ class Batch:
         return moved(self, device)
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """Frames whose points an accelerator makes: decoded pixels and matrices are what is copied to it."""
+
+    frames: tuple[PreparedFrame, ...]
+    settings: SampleSettings
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy the frames to `device` and make their batch there, which the host waits for twice."""
+        return build_batch([frame.to(device) for frame in self.frames], self.settings).to(device)
+
+
 @dataclass(frozen=True)
-class PairRecipe:
-    """Stored frames to the batches of pre-training: see `t4p.data.stream.Recipe`."""
+class _FrameRecipe:
+    """Stored frames to prepared ones.
+
+    Attributes:
+        settings: how.
+    """
 
     settings: SampleSettings
 
@@ -66,9 +82,23 @@ class PairRecipe:
             raise ShardError(f"sample {key}: is a scene, and pre-training needs RGB-D frames")
         return prepare_frame(decode_frame(stored), key, epoch, self.settings)
 
+
+@dataclass(frozen=True)
+class PairRecipe(_FrameRecipe):
+    """Stored frames to the batches of pre-training, all of it in the loader: see `t4p.data.stream.Recipe`."""
+
     def join(self, samples: Sequence[PreparedFrame]) -> Batch:
         """Lift, voxelise and pair frames."""
         return build_batch(samples, self.settings)
+
+
+@dataclass(frozen=True)
+class PreparedRecipe(_FrameRecipe):
+    """The same for a training on an accelerator, which makes the points."""
+
+    def join(self, samples: Sequence[PreparedFrame]) -> PreparedBatch:
+        """Frames side by side."""
+        return PreparedBatch(tuple(samples), self.settings)
 
 
 def build_batch(frames: Sequence[PreparedFrame], settings: SampleSettings) -> Batch:

@@ -120,6 +120,9 @@ class _Loaders(Generic[Sample]):
                 looked = now
                 continue
             if isinstance(received, Exception):
+                for process in self._context.started:
+                    # One that is lost with a batch on its way shows in the batch before the system has noted its end.
+                    process.join(0.2)
                 self._look(hung=False, patience=patience)  # torch's words for a lost loader say less
                 raise received
             return received

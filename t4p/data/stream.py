@@ -34,7 +34,7 @@ Batch_co = TypeVar("Batch_co", covariant=True)
 
 
 class Recipe(Protocol[Sample, Batch_co]):
-    """How a task turns stored samples into batches. Picklable: loader processes make the samples."""
+    """How a task turns stored samples into batches. Picklable: loader processes make and join the samples."""
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> Sample:
         """One sample; every draw keyed by (seed, epoch, key).
@@ -153,10 +153,11 @@ class TrainingStream(Generic[Sample, Batch]):
             return islice(self._refs(start_step + steps, end_step), micro_steps, None)
 
         settings = self._settings
-        for samples in _load(
+        for loaded in _load(
             self._catalogue, self._recipe, refs_from, settings.num_workers, settings.patience, self._faults
         ):
-            yield self._join(samples)
+            self._account(loaded)
+            yield loaded.batch
 
     def _refs(self, start_step: int, end_step: int) -> Iterator[list[SampleRef]]:
         """The samples of each micro-batch of this rank, step after step."""
@@ -167,9 +168,10 @@ class TrainingStream(Generic[Sample, Batch]):
                 rows = np.column_stack([batch.epochs, batch.samples, self._course.read_ranges(batch, self._node)])
                 yield [SampleRef(*row) for row in rows[mine].tolist()]
 
-    def _join(self, samples: Sequence[Sample | BrokenSample]) -> Batch:
-        broken = [sample for sample in samples if isinstance(sample, BrokenSample)]
-        self._num_read += len(samples)
+    def _account(self, loaded: _Loaded[Any]) -> None:
+        """Count what was read and what of it was broken, and say which."""
+        broken = loaded.broken
+        self._num_read += loaded.num_samples
         self._skipped.update(sample.cause for sample in broken)
         # The share of what was read; at first of GRACE samples, or one broken sample among the first few would be many.
         allowed = self._settings.max_skip_fraction * max(self._num_read, GRACE)
@@ -182,7 +184,6 @@ class TrainingStream(Generic[Sample, Batch]):
             )
         for sample in broken:
             print(f"left out: sample {sample.key}: {sample.message}", flush=True)  # noqa: T201
-        return self._recipe.join([sample for sample in samples if not isinstance(sample, BrokenSample)])
 
 
 class ValidationStream(Generic[Sample, Batch]):
@@ -217,13 +218,12 @@ class ValidationStream(Generic[Sample, Batch]):
         def refs_from(num_done: int) -> list[list[SampleRef]]:
             return self._refs[num_done:]
 
-        loaded = _load(self._catalogue, self._recipe, refs_from, self._num_workers, self._patience, Counter())
-        for number, samples in enumerate(loaded, start=1):
+        batches = _load(self._catalogue, self._recipe, refs_from, self._num_workers, self._patience, Counter())
+        for number, loaded in enumerate(batches, start=1):
             beat(f"validation, sample {number} of {len(self._refs)} of this rank")
-            for sample in samples:
-                if isinstance(sample, BrokenSample):
-                    raise DataError(sample.message)
-                yield self._recipe.join([sample])
+            for sample in loaded.broken:
+                raise DataError(sample.message)
+            yield loaded.batch
 
 
 class _SampleDataset(Dataset[Sample | BrokenSample | StoreError], Generic[Sample]):
@@ -248,31 +248,57 @@ class _SampleDataset(Dataset[Sample | BrokenSample | StoreError], Generic[Sample
 
 
 @dataclass(frozen=True)
-class _Collect:
-    """What a loader process hands over: samples, and what the storage did wrong there meanwhile."""
+class _Loaded(Generic[Batch]):
+    """What a loader process hands over of one list of references.
+
+    Attributes:
+        batch: the samples that could be used, joined; its tensors pass through shared memory.
+        broken: the others.
+        num_samples: of both together.
+        failure: of the storage, which ends the run.
+        faults: what the storage did wrong meanwhile and was put right.
+    """
+
+    batch: Batch
+    broken: tuple[BrokenSample, ...]
+    num_samples: int
+    failure: StoreError | None
+    faults: Counter[str]
+
+
+@dataclass(frozen=True)
+class _Join(Generic[Sample, Batch]):
+    """Joins the samples of a list, in the process that made them."""
 
     catalogue: Catalogue
+    recipe: Recipe[Sample, Batch]
 
-    def __call__(self, samples: list[Any]) -> tuple[list[Any], Counter[str]]:
-        return samples, self.catalogue.take_faults()
+    def __call__(self, samples: list[Any]) -> _Loaded[Batch]:
+        failures = [sample for sample in samples if isinstance(sample, StoreError)]
+        broken = tuple(sample for sample in samples if isinstance(sample, BrokenSample))
+        whole = [sample for sample in samples if not isinstance(sample, StoreError | BrokenSample)]
+        return _Loaded(
+            batch=self.recipe.join([] if failures else whole),
+            broken=broken,
+            num_samples=len(samples),
+            failure=failures[0] if failures else None,
+            faults=self.catalogue.take_faults(),
+        )
 
 
 def _load(
     catalogue: Catalogue,
-    recipe: Recipe[Sample, Any],
+    recipe: Recipe[Sample, Batch],
     refs_from: Callable[[int], Iterable[list[SampleRef]]],
     num_workers: int,
     patience: float,
     faults: Counter[str],
-) -> Iterator[list[Sample | BrokenSample]]:
-    """The samples of each batch; adds to `faults` what the storage did wrong on the way."""
+) -> Iterator[_Loaded[Batch]]:
+    """What is loaded of each list; adds to `faults` what the storage did wrong on the way."""
     faults.update(catalogue.take_faults())  # so that forks begin with none
     dataset: _SampleDataset[Sample] = _SampleDataset(catalogue, recipe)
-    for loaded, met in load(dataset, refs_from, num_workers, _Collect(catalogue), patience):
-        faults.update(met)
-        samples: list[Sample | BrokenSample] = []
-        for sample in loaded:
-            if isinstance(sample, StoreError):
-                raise sample
-            samples.append(sample)
-        yield samples
+    for loaded in load(dataset, refs_from, num_workers, _Join(catalogue, recipe), patience):
+        faults.update(loaded.faults)
+        if loaded.failure is not None:
+            raise loaded.failure
+        yield loaded

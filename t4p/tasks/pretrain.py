@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from t4p.config.check import problem_of_image_size
 from t4p.config.network import ModelConfig
 from t4p.config.tasks import LossConfig, PretrainConfig
-from t4p.data.batch import Batch, PairRecipe
+from t4p.data.batch import Batch, PairRecipe, PreparedBatch, PreparedRecipe
 from t4p.data.draws import sample_rng
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import PreparedFrame, SampleSettings
@@ -147,7 +147,7 @@ class PretrainTask:
         towers: ClipTowers,
         model: ModelConfig,
         device: torch.device,
-        validation: ValidationStream[PreparedFrame, Batch] | None,
+        validation: ValidationStream[PreparedFrame, Batch | PreparedBatch] | None,
         precision: Literal["fp32", "bf16"],
     ) -> None:
         """
@@ -160,7 +160,7 @@ class PretrainTask:
         self._validation = validation
         self._text = towers.encode_labels(model.labels, model.text_query.template).to(device)
 
-    def inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+    def inputs(self, batch: Batch | PreparedBatch) -> tuple[Tensor, ...]:
         """What PretrainModule takes: the batch with its images seen through the frozen image tower."""
         batch = batch.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
@@ -195,7 +195,8 @@ class PretrainTask:
         assert isinstance(module, PretrainModule)
         module.eval()
         sums = torch.zeros(4, dtype=torch.float64)
-        for batch in self._validation.batches():
+        for loaded in self._validation.batches():
+            batch = loaded.to(self._device)
             pairs = module.embed(*self.inputs(batch))
             ends = (
                 (pairs.points_e, pairs.cells_e, batch.cell_of_pair_e, batch.points_of_pair_e),
@@ -203,7 +204,7 @@ class PretrainTask:
             )
             for index, (points, pixels, cell, num_points) in enumerate(ends):
                 rng = sample_rng(0, 0, batch.keys[0], "retrieval")
-                chosen = choose_candidates(cell.numpy(), num_points.numpy(), NUM_CANDIDATES, rng)
+                chosen = choose_candidates(cell.cpu().numpy(), num_points.cpu().numpy(), NUM_CANDIDATES, rng)
                 if chosen is not None:
                     rows = torch.from_numpy(chosen).to(self._device)
                     sums[2 * index] += top1_retrieval(points[rows].cpu().numpy(), pixels[rows].cpu().numpy())
@@ -234,8 +235,8 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     catalogue = Catalogue(config.data.urls, config.data.weights)
     catalogue.require_frames()
     tell_missing_poses(config, catalogue)
-    stream = build_training_stream(config, catalogue, PairRecipe(sample_settings))
-    validation = build_validation(config, sample_settings)
+    stream = build_training_stream(config, catalogue, recipe_for(device, sample_settings))
+    validation = build_validation(config, sample_settings, device)
     torch.manual_seed(config.run.seed)
     module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
 
@@ -311,14 +312,19 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
     )
 
 
+def recipe_for(device: torch.device, settings: SampleSettings) -> PairRecipe | PreparedRecipe:
+    """Points are made by what trains: a CPU in its loaders, an accelerator itself."""
+    return PairRecipe(settings) if device.type == "cpu" else PreparedRecipe(settings)
+
+
 def build_validation(
-    config: PretrainConfig, sample_settings: SampleSettings
-) -> ValidationStream[PreparedFrame, Batch] | None:
+    config: PretrainConfig, sample_settings: SampleSettings, device: torch.device
+) -> ValidationStream[PreparedFrame, Batch | PreparedBatch] | None:
     """Validation keeps every pair of a frame, unaugmented; None where no validation data is configured."""
     if not config.data.validation_shards:
         return None
     settings = replace(sample_settings, num_pairs_e=None, num_pairs_d=None, augment=None)
-    return build_validation_stream(config, Catalogue(config.data.validation_shards), PairRecipe(settings))
+    return build_validation_stream(config, Catalogue(config.data.validation_shards), recipe_for(device, settings))
 
 
 def _loss_of_pairs(voxels: Tensor, image: Tensor, pairs: Tensor, logit_scale: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from t4p.config.data import AugmentConfig
-from t4p.data.batch import Batch, build_batch
+from t4p.data.batch import Batch, PreparedRecipe, build_batch
 from t4p.data.decode import DecodedFrame, with_color_of
 from t4p.data.lifting import UPRIGHT_FROM_CAMERA
 from t4p.data.sample import SampleSettings, prepare_frame
@@ -230,7 +230,7 @@ def test_an_accelerator_finds_the_same_and_waits_twice():
     frames = [prepare_frame(frame, f"tum/{i}", 0, settings) for i, frame in enumerate(real_frames()[:2])]
     wanted = build_batch(frames, settings)
     with pretended_device() as (device, counts):
-        found = build_batch([frame.to(device) for frame in frames], settings)
+        found = PreparedRecipe(settings).join(frames).to(device)
         assert counts.waits.total() <= 2, counts.waits
         assert not counts.mixed
         assert counts.kernels.total() < 600, counts.kernels
