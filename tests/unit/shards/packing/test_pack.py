@@ -499,3 +499,26 @@ def test_progress_counts_to_the_end(source: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     packed(source, tmp_path / "x", on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 10) for i in range(1, 11)]
+
+
+def test_a_shard_takes_four_requests(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def noting(method: Callable[..., object]) -> Callable[..., object]:
+        def noted(*arguments: object) -> object:
+            asked.append(method.__name__)
+            return method(*arguments)
+
+        return noted
+
+    for name in ("read", "read_range", "write", "write_if_absent", "exists", "list", "delete"):
+        monkeypatch.setattr(FolderStore, name, noting(getattr(FolderStore, name)))
+
+    def requests(folder: str, cap: int) -> tuple[int, int]:
+        asked.clear()
+        report = pack("seven-scenes", source, str(tmp_path / folder), shard_size_bytes=cap)
+        return len(asked), report.num_shards
+
+    (few, small), (many, large) = requests("few", 60_000), requests("many", 20_000)
+    assert large > small + 2
+    assert many - few == 4 * (large - small)  # whose place it is, the tar, its piece, and the piece again to remove it
