@@ -178,6 +178,22 @@ class DatasetReader:
         data = self.read_slice(shard_index, sample_index)
         return self._built(self._row(shard_index, sample_index), 0, None, data)
 
+    def read_keyed(self, shard_index: int, sample_index: int) -> tuple[str, Sample]:
+        """The sample and its key. Raises as `read_slice`."""
+        data, rows = self.read_slice(shard_index, sample_index), self._row(shard_index, sample_index)
+        key = self.key_of_slice(rows, 0, data)
+        return key, self._built(rows, 0, key, data)
+
+    def key_of_slice(self, rows: SampleRows, i: int, data: bytes) -> str:
+        """The key of the sample in a checked slice, of which `rows` has the row at i; ShardError where it is none."""
+        key = key_of_slice(data) if self.manifest.format_version > 1 else self.key(rows.shard_index, rows.start + i)
+        if not is_key(key):
+            raise ShardError(
+                f"{self._where(rows, i, None)}: its first member is '{shown(key)}', which is no key: letters, "
+                "digits, '-', '_' and one '/'; pack again"
+            )
+        return key
+
     def read_frame(self, shard_index: int, sample_index: int) -> Frame:
         """The sample as a Frame; its images stay encoded. Raises as `read_slice`; CallError where it is a scene."""
         self._require_kind("frames")
@@ -258,14 +274,8 @@ class DatasetReader:
 
     def _built(self, rows: SampleRows, i: int, key: str | None, data: bytes) -> Sample:
         """A sample of a slice whose length and checksum are right."""
-        described = self.manifest.format_version > 1
         if key is None:
-            key = key_of_slice(data) if described else self.key(rows.shard_index, rows.start + i)
-            if not is_key(key):
-                raise ShardError(
-                    f"{self._where(rows, i, None)}: its first member is '{shown(key)}', which is no key: letters, "
-                    "digits, '-', '_' and one '/'; pack again"
-                )
+            key = self.key_of_slice(rows, i, data)
         if self.manifest.sample_kind == "frames" and rows.table["flags"][i] & DESCRIBED:
             return frame_of_row(rows, i, key, data, self.manifest.datasets, f"sample {key}")
         members = members_of_slice(data, f"{self._tar(rows.shard_index)}, sample {key}")

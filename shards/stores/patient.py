@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,8 @@ class PatientStore:
 
     Attributes:
         url, patience, faults: as of every store.
+        num_requests: made, those that failed included; a copy begins with none.
+        num_bytes: received; likewise.
         client: makes the requests, and repeats none of them.
     """
 
@@ -31,14 +34,16 @@ class PatientStore:
         self.url = client.url
         self.patience = patience or Patience()
         self.faults: Counter[str] = Counter()
+        self.num_requests = 0
+        self.num_bytes = 0
         self._answered = False  # ever, here or where this store was copied from
-        self._counting = Lock()
+        self._lock, self._lock_pid = Lock(), os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("faults", "_counting")}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, faults=Counter(), _counting=Lock())
+        self.__dict__.update(state, faults=Counter(), num_requests=0, num_bytes=0, _lock=Lock(), _lock_pid=os.getpid())
 
     def read(self, name: str) -> bytes:
         return self._read(name, Part(0, None))
@@ -107,11 +112,19 @@ class PatientStore:
                     "short answer",
                 )
 
+        had = part.num_received
         self._ask(attempt, part)
+        with self._counting():
+            self.num_bytes += part.num_received - had
 
     def _read(self, name: str, part: Part) -> bytes:
         self.fill(name, part)
         return part.pieces[0] if len(part.pieces) == 1 else b"".join(part.pieces)
+
+    def _counting(self) -> Lock:
+        if self._lock_pid != os.getpid():  # a thread of the parent may have held the other one at the fork
+            self._lock, self._lock_pid = Lock(), os.getpid()
+        return self._lock
 
     def _list_once(self) -> tuple[str, ...]:
         names, token = self._ask(partial(self.client.list_page, None))
@@ -126,10 +139,12 @@ class PatientStore:
         failures = 0
         while True:
             had = part.num_received if part else 0
+            with self._counting():
+                self.num_requests += 1
             try:
                 answer = attempt()
             except FaultError as fault:
-                with self._counting:
+                with self._counting():
                     self.faults[fault.cause] += 1
                 failures += 1
                 if part and part.num_received > had:

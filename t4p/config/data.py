@@ -46,6 +46,13 @@ class PointDataConfig(Section):
     num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
     streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
     shuffle_block: PositiveInt = Field(8 << 20, description="Bytes of a shard that are read at once and shuffled.")
+    cache_dir: str | None = Field(
+        None,
+        description="Folder of the node's cache of samples from object storage; by default in memory, else on disk.",
+    )
+    cache_bytes: int | None = Field(
+        None, ge=0, description="Bytes of that cache, at most half of what is free there; 0 reads nothing ahead."
+    )
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
     max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
     frame: Literal["camera", "world"] = Field("camera", description="Axes of the points; world only if its z is up.")

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from shards.errors import CallError
 from shards.reader import DatasetReader, spread
 from shards.sample import Sample
+from shards.stores.patient import PatientStore
 from shards.stores.store import take_faults
 from t4p.data.course import Pool
+from t4p.data.shelf import Ahead, Shelf
 
 
 class Catalogue:
@@ -62,7 +64,7 @@ class Catalogue:
 
     def key(self, shard_index: int, sample_index: int) -> str:
         """The key of a sample, unique within its dataset."""
-        reader, local_shard = self._locate(shard_index)
+        reader, local_shard = self.locate(shard_index)
         return reader.key(local_shard, sample_index)
 
     @property
@@ -94,8 +96,32 @@ class Catalogue:
         Raises:
             ShardError: the bytes are not what the index promises, or cannot be read.
         """
-        reader, local_shard = self._locate(shard_index)
+        reader, local_shard = self.locate(shard_index)
         return reader.read_sample(local_shard, sample_index)
+
+    def read(
+        self, shard_index: int, sample_index: int, ahead: Ahead | None = None, shelf: Shelf | None = None
+    ) -> tuple[str, Sample]:
+        """The key and one sample, out of the node's cache where it is there or comes, else out of storage.
+
+        Args:
+            ahead: what is read ahead for it; None for nothing.
+            shelf: the node's cache; None without one.
+
+        Raises:
+            ShardError: as `fetch`.
+        """
+        reader, local_shard = self.locate(shard_index)
+        if shelf is not None and ahead is not None and isinstance(reader.store, PatientStore):
+            taken = shelf.take(reader, local_shard, sample_index, ahead)
+            if taken is not None:
+                return taken
+        return reader.read_keyed(local_shard, sample_index)
+
+    @property
+    def remote_stores(self) -> tuple[PatientStore, ...]:
+        """Where those datasets lie that are in object storage."""
+        return tuple(reader.store for reader in self._readers if isinstance(reader.store, PatientStore))
 
     def spread(self, count: int) -> list[tuple[int, int]]:
         """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""
@@ -105,7 +131,8 @@ class Catalogue:
         """What the storages did wrong since the last call, in this process, and was put right by asking again."""
         return sum((take_faults(reader.store) for reader in self._readers), Counter())
 
-    def _locate(self, shard_index: int) -> tuple[DatasetReader, int]:
+    def locate(self, shard_index: int) -> tuple[DatasetReader, int]:
+        """The dataset that a shard is of, and its number there."""
         dataset_index = self.dataset_index(shard_index)
         return self._readers[dataset_index], shard_index - int(self._first_shard[dataset_index])
 

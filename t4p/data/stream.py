@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,11 +17,16 @@ from torch.utils.data import Dataset
 
 from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
+from shards.stores.cache import RUNS, NodeCache
 from shards.stores.store import MissingObjectError, StoreError
+from t4p.data.board import Board, FetchCounts
 from t4p.data.course import Course, CourseSettings
 from t4p.data.fetch import Catalogue
+from t4p.data.fetcher import FetchJob
+from t4p.data.fetcher_process import FetcherProcess
 from t4p.data.loaders import PATIENCE, load
 from t4p.data.ranks import Nodes
+from t4p.data.shelf import Ahead, Shelf
 from t4p.errors import DataError
 from t4p.heartbeat import beat
 
@@ -56,14 +62,13 @@ class SampleRef:
     """One sample of a catalogue, as it is to be drawn in one epoch.
 
     Attributes:
-        start, stop: samples of its shard that its node reads at once.
+        ahead: what is read ahead for it; None where nothing is.
     """
 
     epoch: int
     shard_index: int
     sample_index: int
-    start: int
-    stop: int
+    ahead: Ahead | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,26 @@ class BrokenSample:
 
 
 @dataclass(frozen=True)
+class ReadAhead:
+    """That samples are read ahead.
+
+    Attributes:
+        cache: where to, on this node.
+        run: a name of the run that no other on this node has, the same on all of its ranks.
+    """
+
+    cache: NodeCache
+    run: str
+
+
+@dataclass(frozen=True)
 class StreamSettings:
     """What a rank reads of the samples of a run, and with how many processes.
 
     Attributes:
         shuffle_block: bytes of a block.
         patience: seconds without a sample after which loader processes are replaced.
+        read_ahead: from object storage, and where to; None for nothing.
     """
 
     num_workers: int
@@ -94,6 +113,7 @@ class StreamSettings:
     seed: int
     max_skip_fraction: float
     patience: float = PATIENCE
+    read_ahead: ReadAhead | None = None
 
 
 class TrainingStream(Generic[Sample, Batch]):
@@ -126,19 +146,30 @@ class TrainingStream(Generic[Sample, Batch]):
         if not 0 <= settings.rank < settings.nodes.world_size:
             raise ValueError(f"rank is {settings.rank}; it must be in [0, {settings.nodes.world_size}), the world size")
         self._node = settings.nodes.of_rank[settings.rank]
+        of_node = [rank for rank, node in enumerate(settings.nodes.of_rank) if node == self._node]
+        self._local_rank, self._num_local = of_node.index(settings.rank), len(of_node)
+        self._board: Board | None = None
         self._skipped: Counter[str] = Counter()
         self._num_read = 0
         self._faults: Counter[str] = Counter()
 
     @property
     def storage_faults(self) -> Counter[str]:
-        """What the storage did wrong so far and was put right by asking again, by cause, on this rank."""
-        return self._faults
+        """What the storage did wrong so far and was put right by asking again, by cause, on this rank.
+
+        Those of the fetcher of a node are told by its first rank.
+        """
+        return self._faults + self.fetched.faults
 
     @property
     def num_skipped(self) -> int:
         """Broken samples left out so far, on this rank."""
         return self._skipped.total()
+
+    @property
+    def fetched(self) -> FetchCounts:
+        """What the fetcher of this node has done in the loop that is under way; told by its first rank alone."""
+        return self._board.counts() if self._board is not None and self._local_rank == 0 else FetchCounts()
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
         """The micro-batches of steps [start_step, end_step), `grad_accum_steps` to a step.
@@ -153,11 +184,30 @@ class TrainingStream(Generic[Sample, Batch]):
             return islice(self._refs(start_step + steps, end_step), micro_steps, None)
 
         settings = self._settings
-        for loaded in _load(
-            self._catalogue, self._recipe, refs_from, settings.num_workers, settings.patience, self._faults
-        ):
-            self._account(loaded)
-            yield loaded.batch
+        first = start_step * settings.grad_accum_steps
+        with self._fetching(start_step, end_step) as shelf:
+            loaded = _load(
+                self._catalogue, self._recipe, refs_from, settings.num_workers, settings.patience, self._faults, shelf
+            )
+            for number, one in enumerate(loaded, start=first + 1):
+                if shelf is not None:
+                    shelf.board.put_progress(self._local_rank, number)
+                self._account(one)
+                yield one.batch
+
+    @contextmanager
+    def _fetching(self, start_step: int, end_step: int) -> Iterator[Shelf | None]:
+        """Where loaders find what is read ahead; the first rank of a node has it read."""
+        read_ahead = self._settings.read_ahead
+        if read_ahead is None or not self._catalogue.remote_stores:
+            yield None
+            return
+        cache = read_ahead.cache
+        path = cache.folder / RUNS / f"{read_ahead.run}-{self._node}-{start_step}.board"
+        board = self._board = Board(path, self._num_local)
+        job = FetchJob(self._catalogue, self._course, self._node, (start_step, end_step), cache, board)
+        with FetcherProcess(job) if self._local_rank == 0 else nullcontext():
+            yield Shelf(cache, board)
 
     def _refs(self, start_step: int, end_step: int) -> Iterator[list[SampleRef]]:
         """The samples of each micro-batch of this rank, step after step."""
@@ -166,7 +216,11 @@ class TrainingStream(Generic[Sample, Batch]):
                 batch = self._course.micro_batch(step, micro_step)
                 mine = np.flatnonzero(batch.ranks == self._settings.rank)
                 rows = np.column_stack([batch.epochs, batch.samples, self._course.read_ranges(batch, self._node)])
-                yield [SampleRef(*row) for row in rows[mine].tolist()]
+                number = step * self._settings.grad_accum_steps + micro_step
+                yield [
+                    SampleRef(epoch, shard, sample, Ahead(start, stop, number))
+                    for epoch, shard, sample, start, stop in rows[mine].tolist()
+                ]
 
     def _account(self, loaded: _Loaded[Any]) -> None:
         """Count what was read and what of it was broken, and say which."""
@@ -203,7 +257,7 @@ class ValidationStream(Generic[Sample, Batch]):
         self._num_workers = num_workers
         self._patience = patience
         self._refs = [
-            [SampleRef(0, shard_index, sample_index, sample_index, sample_index + 1)]
+            [SampleRef(0, shard_index, sample_index)]
             for shard_index, count in enumerate(catalogue.samples_per_shard.tolist())
             for sample_index in range(count)
         ][rank::world_size]
@@ -227,24 +281,31 @@ class ValidationStream(Generic[Sample, Batch]):
 
 
 class _SampleDataset(Dataset[Sample | BrokenSample | StoreError], Generic[Sample]):
-    def __init__(self, catalogue: Catalogue, recipe: Recipe[Sample, Any]) -> None:
+    def __init__(self, catalogue: Catalogue, recipe: Recipe[Sample, Any], shelf: Shelf | None) -> None:
         self._catalogue = catalogue
         self._recipe = recipe
+        self._shelf = shelf
 
     def __getitem__(self, ref: SampleRef) -> Sample | BrokenSample | StoreError:
-        key = f"number {ref.sample_index} of shard {ref.shard_index}"
+        key: str | None = None
         try:
-            key = self._catalogue.key(ref.shard_index, ref.sample_index)
-            stored = self._catalogue.fetch(ref.shard_index, ref.sample_index)
+            key, stored = self._catalogue.read(ref.shard_index, ref.sample_index, ref.ahead, self._shelf)
             return self._recipe.make(stored, self._catalogue.dataset_index(ref.shard_index), key, ref.epoch)
         except MissingObjectError as error:
-            return BrokenSample(key, "missing", str(error))
+            return BrokenSample(key or self._key(ref), "missing", str(error))
         except StoreError as error:
             return error  # the storage failed, and not the sample: raised in the training process, with one traceback
         except ShardError as error:
-            return BrokenSample(key, "damaged", str(error))
+            return BrokenSample(key or self._key(ref), "damaged", str(error))
         except ValueError as error:
-            return BrokenSample(key, "unusable", f"sample {key}: {error}")
+            return BrokenSample(key or self._key(ref), "unusable", f"sample {key}: {error}")
+
+    def _key(self, ref: SampleRef) -> str:
+        """Of a sample that is not there to say it, where the index does."""
+        try:
+            return self._catalogue.key(ref.shard_index, ref.sample_index)
+        except ShardError:
+            return f"number {ref.sample_index} of shard {ref.shard_index}"
 
 
 @dataclass(frozen=True)
@@ -293,10 +354,11 @@ def _load(
     num_workers: int,
     patience: float,
     faults: Counter[str],
+    shelf: Shelf | None = None,
 ) -> Iterator[_Loaded[Batch]]:
     """What is loaded of each list; adds to `faults` what the storage did wrong on the way."""
     faults.update(catalogue.take_faults())  # so that forks begin with none
-    dataset: _SampleDataset[Sample] = _SampleDataset(catalogue, recipe)
+    dataset: _SampleDataset[Sample] = _SampleDataset(catalogue, recipe, shelf)
     for loaded in load(dataset, refs_from, num_workers, _Join(catalogue, recipe), patience):
         faults.update(loaded.faults)
         if loaded.failure is not None:

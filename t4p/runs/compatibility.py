@@ -26,6 +26,8 @@ FREE_KEYS = (
     "model.clip.pretrained",  # files may move; the weights in them are compared by hash
     "model.unet.activation_checkpointing",
     "data.num_workers",
+    "data.cache_dir",
+    "data.cache_bytes",
     "data.validation_shards",
     "data.shards",  # datasets may move; what is in them is compared by the hash of the shard tables
 )

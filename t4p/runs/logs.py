@@ -30,6 +30,9 @@ class StepRecord:
         seconds: wall time of the step.
         data_wait: seconds of it that rank 0 waited for its batches.
         storage_faults: answers of the storage that failed and were asked for again, over all ranks.
+        fetch_requests: made during the step to read ahead from object storage, over all nodes.
+        fetch_bytes: that came by them.
+        cache_hits: samples that were in the cache of their node when its fetcher came to them.
     """
 
     step: int
@@ -42,6 +45,9 @@ class StepRecord:
     seconds: float
     data_wait: float
     storage_faults: int = 0
+    fetch_requests: int = 0
+    fetch_bytes: int = 0
+    cache_hits: int = 0
 
     def as_dict(self) -> dict[str, float]:
         """Flat, in the order of a metrics line."""

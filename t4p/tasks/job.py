@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import nn
 
 from shards.errors import ShardError
 from shards.schema import Frame
+from shards.stores.cache import open_cache
 from shards.stores.store import StoreError
 from t4p.config.data import PointDataConfig
 from t4p.config.kinds import task_named
@@ -19,8 +21,8 @@ from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
-from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
-from t4p.distributed import all_gather_ints, nodes_of_ranks, rank, world_size
+from t4p.data.stream import ReadAhead, Recipe, StreamSettings, TrainingStream, ValidationStream
+from t4p.distributed import all_gather_ints, broadcast_object, nodes_of_ranks, rank, world_size
 from t4p.errors import ConfigError, RunError
 from t4p.heartbeat import beat, title_process
 from t4p.models.text4point import Text4Point
@@ -99,6 +101,7 @@ def build_training_stream(
         seed=config.run.seed,
         max_skip_fraction=config.data.max_skip_fraction,
         patience=config.train.step_timeout / 2,  # loaders are replaced before the ranks that wait give up
+        read_ahead=_read_ahead(config.data, catalogue),
     )
     _require_same_counts(catalogue, local_device())
     try:
@@ -115,6 +118,15 @@ def _require_same_counts(catalogue: Catalogue, device: torch.device) -> None:
             f"{', '.join(catalogue.urls)}: ranks see different voxel counts, so somebody is counting just now; start "
             "again when that is done"
         )
+
+
+def _read_ahead(data: PointDataConfig, catalogue: Catalogue) -> ReadAhead | None:
+    """Where this node keeps what it reads ahead; None where nothing lies in object storage. Collective."""
+    run = broadcast_object(uuid4().hex)
+    if not catalogue.remote_stores or data.cache_bytes == 0:
+        return None
+    folder = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
+    return ReadAhead(open_cache(folder, data.cache_bytes, print_line if rank() == 0 else lambda _: None), run)
 
 
 def build_validation_stream(

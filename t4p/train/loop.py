@@ -106,7 +106,11 @@ def train(
         started, data_wait = time.perf_counter(), 0.0
         learning_rate = scheduled_learning_rate(step, config.num_steps, config.warmup_steps, config.learning_rate)
         terms_so_far = torch.zeros(len(task.term_names), dtype=torch.float64)
-        skipped_before, faults_before = stream.num_skipped, stream.storage_faults.total()
+        skipped_before, faults_before, fetched_before = (
+            stream.num_skipped,
+            stream.storage_faults.total(),
+            stream.fetched,
+        )
         for _ in range(config.grad_accum_steps):
             beat(f"step {step}, waiting for samples")
             batch, waited = _timed_next(batches)
@@ -116,14 +120,20 @@ def train(
             engine.step(learning_rate)
             terms_so_far += torch.stack([term.detach().double().cpu() for term in terms]) / config.grad_accum_steps
             data_wait += waited
+        fetched = stream.fetched - fetched_before
         counts = (
             stream.num_skipped - skipped_before,
             stream.storage_faults.total() - faults_before,
             not engine.statistics_are_finite(),
             bool(asked()),
+            fetched.requests,
+            fetched.num_bytes,
+            fetched.hits,
         )
         sums = all_reduce_sum(torch.cat([terms_so_far, terms_so_far.new_tensor(counts)]).to(local_device()))
-        *terms_of_all, num_skipped, num_faults, num_overflown, num_asked = sums.tolist()
+        *terms_of_all, num_skipped, num_faults, num_overflown, num_asked, num_requests, num_bytes, num_hits = (
+            sums.tolist()
+        )
         means = [term / world_size() for term in terms_of_all]
         tell_first_step()
 
@@ -139,6 +149,9 @@ def train(
             seconds=seconds,
             data_wait=data_wait,
             storage_faults=int(num_faults),
+            fetch_requests=int(num_requests),
+            fetch_bytes=int(num_bytes),
+            cache_hits=int(num_hits),
         )
         if what := _what_is_not_finite(record, record.terms[task.term_names[0]], bool(num_overflown)):
             _end_not_finite(step, what, settings.checkpoints, config.resume, settings.start_step)

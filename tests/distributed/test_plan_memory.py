@@ -36,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from t4p.config.files import load_config
 from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
+from t4p.data.board import FetchCounts
 from t4p.data.sample import SampleSettings
 from t4p.models.clip import ClipTowers
 from t4p.models.towers import load_towers_from
@@ -147,6 +148,7 @@ class SameBatch:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         self.storage_faults: Counter[str] = Counter()
+        self.fetched = FetchCounts()
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
         while True:

@@ -24,7 +24,7 @@ TRAINING = [
     "train.warmup_steps=0",
     "train.checkpoint_every=3",
 ]
-TIMES = {"seconds", "data_wait", "samples_per_second", "storage_faults"}
+TIMES = {"seconds", "data_wait", "samples_per_second", "storage_faults", "fetch_requests", "fetch_bytes", "cache_hits"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,291 @@
+"""Reading ahead from a real S3 server: nothing missed, nothing twice, equal bytes, whoever dies on the way."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fault_proxy import FaultProxy
+from s3_server import S3Server
+
+from shards.packing.pack import pack
+from shards.stores.cache import NodeCache, open_cache
+from t4p.data.board import Board
+from t4p.data.course import Course, CourseSettings
+from t4p.data.fetch import Catalogue
+from t4p.data.fetcher import Fetcher, FetchJob
+from t4p.data.fetcher_process import FetcherProcess
+from t4p.data.needs import needs
+from t4p.data.ranks import Nodes
+from t4p.data.shelf import Ahead, Shelf
+from t4p.data.stream import ReadAhead, StreamSettings, TrainingStream
+
+NUM_FRAMES, BATCH, STEPS = 60, 6, 20  # two epochs
+BLOCK = 60_000  # bytes, some 8 samples
+
+
+@pytest.fixture(scope="module")
+def packed(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory, make_scene) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("raw")
+    make_scene(folder / "raw" / "seq", NUM_FRAMES)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_server.environ().items():
+            patch.setenv(name, value)
+        url = f"s3://{s3_server.make_bucket()}/frames"
+        pack("seven-scenes", folder / "raw", url, shard_size_bytes=150_000)
+        yield url
+
+
+@dataclass
+class Run:
+    """One node's part of a run."""
+
+    catalogue: Catalogue
+    course: Course
+    cache: NodeCache
+    board: Board
+    node: int = 0
+
+    @property
+    def job(self) -> FetchJob:
+        return FetchJob(self.catalogue, self.course, self.node, (0, STEPS), self.cache, self.board)
+
+    def read(self, shelf: Shelf | None = None, at_batch=lambda number: None) -> tuple[list[tuple[str, bytes]], Counter]:
+        """(key, colour bytes) of every sample, in order; and how many came from where."""
+        found, sources, shelf = [], Counter(), shelf or Shelf(self.cache, self.board)
+        for number, batch in enumerate(needs(self.course, 0, STEPS, self.node)):
+            at_batch(number)
+            for need in batch:
+                reader, shard = self.catalogue.locate(need.shard_index)
+                ahead = Ahead(need.start, need.stop, number)
+                taken = shelf.take(reader, shard, need.sample_index, ahead)
+                sources["cache" if taken else "storage"] += 1
+                key, sample = taken or reader.read_keyed(shard, need.sample_index)
+                found.append((key, sample.color))
+            self.board.put_progress(0, number + 1)
+        return found, sources
+
+
+@pytest.fixture
+def make_run(packed: str, tmp_path: Path):
+    def make(name: str = "run", limit_bytes: int | None = None, ranks: tuple[int, ...] = (0,), node: int = 0) -> Run:
+        catalogue = Catalogue([packed])
+        settings = CourseSettings(3, 6, BLOCK, BATCH, 1, Nodes(ranks))
+        cache = open_cache(tmp_path / "cache", limit_bytes, print)
+        return Run(catalogue, Course(catalogue.pools, settings), cache, Board(tmp_path / f"{name}.board", 1), node)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def wanted(packed: str) -> list[tuple[str, bytes]]:
+    """What is read without any of it."""
+    catalogue = Catalogue([packed])
+    course = Course(catalogue.pools, CourseSettings(3, 6, BLOCK, BATCH, 1, Nodes((0,))))
+    found = []
+    for batch in needs(course, 0, STEPS, 0):
+        for need in batch:
+            reader, shard = catalogue.locate(need.shard_index)
+            key, sample = reader.read_keyed(shard, need.sample_index)
+            found.append((key, sample.color))
+    assert len(found) == STEPS * BATCH
+    return found
+
+
+def fetch_all(run: Run) -> int:
+    """Read all ahead here and now, as if ranks were never waited for."""
+    run.board.create(0)
+    run.board.put_progress(0, 10**9)
+    run.job.board.put_progress(0, 0)
+    return Fetcher(run.job).run()
+
+
+def test_all_comes_from_the_cache_by_few_requests(make_run, wanted) -> None:
+    run = make_run()
+    with FetcherProcess(run.job):
+        found, sources = run.read()
+    assert found == wanted
+    assert sources["cache"] == len(wanted)
+    counts = run.board.counts()
+    assert 0 < counts.requests < 0.3 * len(wanted)  # of so few samples the index is a good part of it
+    assert not run.board.path.exists()
+
+
+def test_a_second_run_reads_what_the_first_one_has_read(make_run, wanted) -> None:
+    first, second = make_run("first"), make_run("second")
+    assert fetch_all(first) == 0
+    assert fetch_all(second) == 0
+    found, sources = second.read()
+    assert (found, sources["storage"]) == (wanted, 0)
+    assert second.board.counts().requests == 0
+    assert second.board.counts().hits > 0.9 * len(wanted)
+
+
+def test_two_runs_at_once_share_a_cache_that_is_too_small(make_run, wanted) -> None:
+    runs = [make_run(f"run-{i}", limit_bytes=4 * BLOCK) for i in range(2)]
+    with FetcherProcess(runs[0].job), FetcherProcess(runs[1].job):
+        for run in runs:
+            found, _ = run.read()
+            assert found == wanted
+            assert run.cache.used_bytes() <= run.cache.limit_bytes + BLOCK  # both may have looked at once
+
+
+def test_each_node_reads_its_own(make_run, wanted) -> None:
+    keys = []
+    for node in range(2):
+        run = make_run(f"node-{node}", ranks=(0, 1), node=node)
+        assert fetch_all(run) == 0
+        found, sources = run.read()
+        assert sources["storage"] == 0
+        keys += [key for key, _ in found]
+    assert Counter(keys) == Counter(key for key, _ in wanted)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3])
+def test_storage_that_fails_is_asked_again_and_changes_nothing(
+    make_run, wanted, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    with FaultProxy(s3_server.url, rate, 5) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        run = make_run()
+        with FetcherProcess(run.job):
+            found, sources = run.read()
+            counts = run.board.counts()
+        assert found == wanted
+        assert proxy.faults.total()
+        assert counts.faults.total()
+        assert sources["cache"] > 0.5 * len(wanted)
+
+
+def test_a_damaged_entry_is_read_again_and_goes(make_run, wanted) -> None:
+    run = make_run()
+    assert fetch_all(run) == 0
+    for path in run.cache.folder.glob("*.samples"):
+        data = bytearray(path.read_bytes())
+        data[-600] ^= 1  # within the last member of the last sample
+        path.write_bytes(data)
+    found, sources = run.read()
+    assert found == wanted
+    assert 0 < sources["storage"] < len(wanted)
+    for path in run.cache.folder.glob("*.samples"):
+        path.write_bytes(b"nothing")
+    assert run.read()[1]["storage"] == len(wanted)
+
+
+def test_an_object_that_is_replaced_is_named(
+    make_run, packed: str, s3_server: S3Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    bucket, _, prefix = packed.removeprefix("s3://").partition("/")
+    key = f"{prefix}/shard-000000.tar"
+    client = s3_server.client()
+    before = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    taken = Fetcher._note
+
+    def replace_it(self: Fetcher, outcome) -> None:
+        if outcome.is_there and outcome.wanted.shard_index == 0:
+            client.put_object(Bucket=bucket, Key=key, Body=before[:-1] + b"x")
+        taken(self, outcome)
+
+    monkeypatch.setattr("t4p.data.fetcher.IN_FLIGHT", 1)
+    monkeypatch.setattr(Fetcher, "_note", replace_it)
+    try:
+        assert fetch_all(run) == 0
+    finally:
+        client.put_object(Bucket=bucket, Key=key, Body=before)
+    assert "shard-000000.tar: the object was replaced while it was being read" in capsys.readouterr().out
+
+
+def test_a_cache_on_a_full_disk_is_told_once_and_samples_are_read_one_by_one(
+    make_run, wanted, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size=200k tmpfs {folder} 2>/dev/null"):
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        (folder / "cache").mkdir(mode=0o700)
+        run = make_run()
+        run.cache = NodeCache(folder / "cache", 10**9)
+        with FetcherProcess(run.job) as process:
+            found, sources = run.read()
+            deadline = time.monotonic() + 20
+            while process._thread.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert found == wanted
+        assert sources["storage"]
+        said = capfd.readouterr().out
+        assert said.count("the cache of samples takes no more (No space left on device)") in (1, 2)
+        assert "another one takes its place" not in said
+    finally:
+        os.system(f"umount -l {folder}")  # entries are still open
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_a_fetcher_that_is_killed_or_hangs_costs_a_moment(
+    make_run, wanted, number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, hurt = make_run(limit_bytes=3 * BLOCK), []
+    with FetcherProcess(run.job) as process:
+
+        def hurt_it(now: int) -> None:
+            while now == number and not hurt:
+                if process.pid and run.board.has_beaten:
+                    os.kill(process.pid, signal.SIGKILL if number else signal.SIGSTOP)
+                    hurt.append(process.pid)
+                time.sleep(0.01)
+
+        started = time.monotonic()
+        found, _ = run.read(at_batch=hurt_it)
+        assert found == wanted
+        assert time.monotonic() - started < 30
+        deadline = time.monotonic() + 20
+        while process.pid == hurt[0] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.pid != hurt[0]
+    assert f"fetcher process {hurt[0]}" in capfd.readouterr().out
+
+
+class Bytes:
+    """A recipe that changes nothing."""
+
+    def make(self, stored, dataset_index: int, key: str, epoch: int) -> tuple[str, bytes]:
+        return key, stored.color
+
+    def join(self, samples):
+        return list(samples)
+
+
+@pytest.mark.parametrize("kill_at", [None, 5])
+def test_loaders_take_what_was_read_ahead_and_may_be_killed(
+    packed: str, wanted, tmp_path: Path, kill_at: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cache = open_cache(tmp_path / "cache", None, print)
+    settings = StreamSettings(2, 6, BLOCK, BATCH, 1, 0, Nodes((0,)), 3, 0.0, read_ahead=ReadAhead(cache, "run"))
+    stream = TrainingStream(Catalogue([packed]), Bytes(), settings)
+    found = []
+    for number, batch in enumerate(stream.batches(0, STEPS)):
+        found += batch
+        if number == kill_at:
+            loader = multiprocessing.active_children()[0]
+            os.kill(loader.pid, signal.SIGKILL)
+    assert sorted(found) == sorted(wanted)
+    assert [key for key, _ in found] == [key for key, _ in wanted]
+    assert not any((cache.folder / "runs").iterdir())
+    assert stream.fetched.requests < 0.5 * len(wanted)
+    assert ("was killed (signal 9" in capfd.readouterr().out) == (kill_at is not None)
+
+
+def test_without_a_fetcher_nobody_waits(make_run, wanted) -> None:
+    run = make_run()
+    started = time.monotonic()
+    found, sources = run.read()
+    assert (found, sources["cache"]) == (wanted, 0)
+    assert time.monotonic() - started < 10
