@@ -112,7 +112,7 @@ class Catalogue:
             ShardError: as `fetch`.
         """
         reader, local_shard = self.locate(shard_index)
-        if shelf is not None and ahead is not None and isinstance(reader.store, PatientStore):
+        if shelf is not None and ahead is not None and isinstance(reader.tars, PatientStore):
             taken = shelf.take(reader, local_shard, sample_index, ahead)
             if taken is not None:
                 return taken
@@ -120,8 +120,10 @@ class Catalogue:
 
     @property
     def remote_stores(self) -> tuple[PatientStore, ...]:
-        """Where those datasets lie that are in object storage."""
-        return tuple(reader.store for reader in self._readers if isinstance(reader.store, PatientStore))
+        """Where the tars and indexes lie of those datasets whose tars are in object storage."""
+        remote = [reader for reader in self._readers if isinstance(reader.tars, PatientStore)]
+        stores = {id(store): store for reader in remote for store in (reader.tars, reader.store)}
+        return tuple(store for store in stores.values() if isinstance(store, PatientStore))
 
     def spread(self, count: int) -> list[tuple[int, int]]:
         """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""

@@ -129,7 +129,7 @@ class Fetcher:
     def _want(self, need: Need, number: int, waits: set[str], *, alone: bool) -> None:
         """Note one sample. `alone`: its block comes later, and this micro-batch does not wait for it."""
         reader, shard_index = self._job.catalogue.locate(need.shard_index)
-        if not isinstance(reader.store, PatientStore):
+        if not isinstance(reader.tars, PatientStore):
             return  # a folder: the system keeps what was read of it
         tar = reader.table.sha256[shard_index].tobytes()
         ranges = [(need.start, need.stop)]
@@ -235,11 +235,12 @@ class Fetcher:
 
     def _counts_of_stores(self) -> FetchCounts:
         stores = self._job.catalogue.remote_stores
+        faults = {id(store.faults): store.faults for store in stores}  # tars and index of a dataset may have one count
         return FetchCounts(
             sum(store.num_requests for store in stores),
             sum(store.num_bytes for store in stores),
             self._hits,
-            sum((Counter(store.faults) for store in stores), Counter[str]()),
+            sum((Counter(each) for each in faults.values()), Counter[str]()),
         )
 
     def _tell(self, problem: Exception) -> None:

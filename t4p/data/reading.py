@@ -13,7 +13,6 @@ from queue import SimpleQueue
 from typing import Any
 
 from shards.errors import ShardError
-from shards.manifest import shard_name
 from shards.reader import DatasetReader
 from shards.rows import SampleRows
 from shards.stores.cache import Incoming, NodeCache
@@ -193,7 +192,7 @@ class Reading:
             self.outcomes.put(Outcome(wanted, problem is None, problem))
 
     def _request(self, wanted: Wanted, start: int, stop: int) -> list[bytes]:
-        store, name = wanted.reader.store, shard_name(wanted.shard_index)
+        store, name = wanted.reader.tars, wanted.reader.manifest.tar_name(wanted.shard_index)
         assert isinstance(store, PatientStore)  # datasets in folders have no fetcher
         known = self._versions.get((store.url, name))
         part = Part(start, stop - start, version=known)

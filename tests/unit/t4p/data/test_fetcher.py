@@ -15,6 +15,7 @@ import pytest
 from fault_proxy import FaultProxy
 from s3_server import S3Server
 
+from shards.packing.existing import index_tars
 from shards.packing.pack import pack
 from shards.stores.cache import NodeCache, open_cache
 from t4p.data.board import Board
@@ -137,6 +138,42 @@ def test_two_runs_at_once_share_a_cache_that_is_too_small(make_run, wanted) -> N
             assert run.cache.used_bytes() <= run.cache.limit_bytes + BLOCK  # both may have looked at once
 
 
+def test_tars_that_lie_elsewhere_under_other_names_are_read_ahead_too(
+    make_run, packed: str, wanted, s3_server: S3Server, tmp_path: Path
+) -> None:
+    bucket, _, prefix = packed.removeprefix("s3://").partition("/")
+    elsewhere, client = s3_server.make_bucket(), s3_server.client()
+    for entry in client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
+        if (name := Path(entry["Key"]).name).endswith(".tar"):
+            source = {"Bucket": bucket, "Key": entry["Key"]}
+            client.copy_object(Bucket=elsewhere, Key=f"tars/their-{name}", CopySource=source)
+    index_tars(f"s3://{elsewhere}/tars", str(tmp_path / "index"), counts=False)
+    run = make_run()
+    run.catalogue = Catalogue([str(tmp_path / "index")])
+    assert fetch_all(run) == 0
+    assert run.board.counts().requests > 0
+    found, sources = run.read()
+    assert (found, sources["storage"]) == (wanted, 0)
+
+
+def test_the_second_rank_of_a_node_takes_what_the_first_one_has_read_ahead(packed: str, wanted, tmp_path: Path) -> None:
+    cache, ranks = open_cache(tmp_path / "cache", None, print), Nodes((0, 0))
+    streams = [
+        TrainingStream(
+            Catalogue([packed]),
+            Bytes(),
+            StreamSettings(0, 6, BLOCK, BATCH, 1, rank, ranks, 3, 0.0, read_ahead=ReadAhead(cache, "run")),
+        )
+        for rank in range(2)
+    ]
+    found = [batch for both in zip(*(stream.batches(0, STEPS) for stream in streams), strict=True) for batch in both]
+    assert Counter(sample for batch in found for sample in batch) == Counter(wanted)
+    second = streams[1]._catalogue.remote_stores[0]
+    opened = 4  # requests, to open the dataset
+    assert second.num_requests <= opened
+    assert (streams[0].fetched.requests > 0, streams[1].fetched.requests) == (True, 0)
+
+
 def test_each_node_reads_its_own(make_run, wanted) -> None:
     keys = []
     for node in range(2):
@@ -228,7 +265,7 @@ def test_a_cache_on_a_full_disk_is_told_once_and_samples_are_read_one_by_one(
         os.system(f"umount -l {folder}")  # entries are still open
 
 
-@pytest.mark.parametrize("number", [0, 7])
+@pytest.mark.parametrize("number", [0, 7, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, 13) if n != 7)])
 def test_a_fetcher_that_is_killed_or_hangs_costs_a_moment(
     make_run, wanted, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,7 +300,7 @@ class Bytes:
         return list(samples)
 
 
-@pytest.mark.parametrize("kill_at", [None, 5])
+@pytest.mark.parametrize("kill_at", [None, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in range(18) if n != 5)])
 def test_loaders_take_what_was_read_ahead_and_may_be_killed(
     packed: str, wanted, tmp_path: Path, kill_at: int | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
