@@ -80,7 +80,7 @@ class _FrameRecipe:
         """Decode one frame and compose its matrices."""
         if not isinstance(stored, Frame):
             raise ShardError(f"sample {key}: is a scene, and pre-training needs RGB-D frames")
-        return prepare_frame(decode_frame(stored), key, epoch, self.settings)
+        return prepare_frame(decode_frame(stored, self.settings.image_size), key, epoch, self.settings)
 
 
 @dataclass(frozen=True)

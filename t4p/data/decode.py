@@ -10,7 +10,7 @@ from PIL import Image
 
 from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.images import BrokenImageError, decode_color
+from shards.images import BrokenImageError, ReducedColor, decode_reduced_color
 from shards.schema import Frame, decode_frame_depth, size_of_camera
 from t4p.geometry import resize_intrinsics
 
@@ -38,8 +38,12 @@ class DecodedFrame:
     world_from_camera: NDArray[np.float64] | None
 
 
-def decode_frame(frame: Frame) -> DecodedFrame:
+def decode_frame(frame: Frame, color_size: tuple[int, int] | None = None) -> DecodedFrame:
     """Decode the images of a frame.
+
+    Args:
+        color_size: (height, width) that the colour image is resized to, edge to edge; a JPEG that is more than twice as
+            large is decoded at a part of its size. None leaves it as it was recorded.
 
     Raises:
         ShardError: an image cannot be decoded, has another size than its camera, or the depth is not a 16-bit grey one.
@@ -48,15 +52,16 @@ def decode_frame(frame: Frame) -> DecodedFrame:
     try:
         # The chunks of PNGs are not held against their CRCs: the crc32c of the sample was.
         fits = size_of_camera("color", frame.K_color, name)
-        color = decode_color(frame.color, frame.color_format, fits, check_chunks=False)
+        color = decode_reduced_color(frame.color, frame.color_format, color_size, fits, check_chunks=False)
         depth = decode_frame_depth(frame, name, check_chunks=False)
     except BrokenImageError as error:
         raise ShardError(f"{name}: {error}; run `t4p shards verify` and repack") from error
+    size = color_size or color.size
     return DecodedFrame(
-        color=color,
+        color=_resized(color, size),
         depth=depth,
         depth_scale=frame.depth_scale,
-        K_color=frame.K_color,
+        K_color=frame.K_color if size == color.size else resize_intrinsics(frame.K_color, color.size, size),
         K_depth=frame.K_depth,
         color_from_depth=frame.color_from_depth,
         world_from_camera=frame.world_from_camera,
@@ -68,5 +73,14 @@ def with_color_of(frame: DecodedFrame, size: tuple[int, int]) -> DecodedFrame:
     found = (frame.color.shape[0], frame.color.shape[1])
     if found == size:
         return frame
-    image = Image.fromarray(frame.color).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return replace(frame, color=np.asarray(image), K_color=resize_intrinsics(frame.K_color, found, size))
+    color = _resized(ReducedColor(frame.color, found, 1), size)
+    return replace(frame, color=color, K_color=resize_intrinsics(frame.K_color, found, size))
+
+
+def _resized(color: ReducedColor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The image at (height, width), edge to edge of the whole one, which its last pixels may reach beyond."""
+    if (size[0] * color.reduction, size[1] * color.reduction) == color.size:
+        return color.pixels
+    height, width = (extent / color.reduction for extent in color.size)
+    image = Image.fromarray(color.pixels)
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box=(0, 0, width, height), reducing_gap=2.0))

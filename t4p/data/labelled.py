@@ -19,7 +19,7 @@ from shards.schema import Frame, size_of_labels
 from t4p.config.data import AugmentConfig, PointDataConfig
 from t4p.config.network import NetworkConfig
 from t4p.data import transforms
-from t4p.data.decode import decode_frame, with_color_of
+from t4p.data.decode import decode_frame
 from t4p.data.draws import sample_seed
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import LabelTable, build_label_table
@@ -254,15 +254,13 @@ def lift_labelled(
             f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; pack it with labels (or leave it out: "
             "in training data.max_skip_fraction does)"
         )
-    decoded = decode_frame(frame)
+    decoded = decode_frame(frame, image_size)
     try:
         height, width = decoded.depth.shape
         where = f"sample {frame.scene_id}/{frame.frame_id}"
         ids = decode_labels(frame.semantic, size_of_labels("semantic", (width, height), where))
     except BrokenImageError as error:
         raise ShardError(f"{where}: {error}; pack it again") from error
-    if image_size is not None:
-        decoded = with_color_of(decoded, image_size)
     lifted = transforms.lift_frame(decoded, pixel_stride, max_depth, in_world)
     row, col = lifted.depth_pixel_of_point.numpy().T
     return LabelledFrame(

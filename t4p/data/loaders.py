@@ -7,6 +7,8 @@ of its own here, which is left alone where it waits for ever.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import queue
 import signal
@@ -35,6 +37,7 @@ PATIENCE = 300.0
 MOST_LOST, SOON = 5, 100  # as often within so many batches something is wrong that other loaders do not mend
 ENDED_WITHIN = 5.0  # seconds in which a killed process is gone, if it can go
 _END = object()
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 class _LostLoader(Exception):
@@ -243,7 +246,20 @@ def _begin_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    _keep_freed_memory()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Leave to the process what it frees, where the C library is glibc.
+
+    It gives the arrays of every frame back to the system and takes them anew, 5,000 page faults a frame: a seventh of
+    the time of a loader.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+        libc.mallopt(_M_MMAP_THRESHOLD, 16 << 20)
 
 
 def _end_with(parent: int) -> None:

@@ -175,7 +175,7 @@ def _points_of(frame: PreparedFrame, lift: Lift, number: int, layout: KeyLayout,
         values.append(red.add_(green, alpha=1 << _CHANNEL_BITS).add_(blue, alpha=1 << 2 * _CHANNEL_BITS))
     if {"position", "height"} & set(settings.point_features):
         values += [torch.round(axis.double() * FIXED_POINT).long() for axis in axes]
-    return Tally(keys.view(-1), torch.ones_like(keys).view(-1), tuple(each.view(-1) for each in values))
+    return Tally(keys.view(-1), keys.new_ones(1).expand(keys.numel()), tuple(each.view(-1) for each in values))
 
 
 def _from_zero(coords: Sequence[Tensor], frame: Tensor, num_frames: int) -> list[Tensor]:

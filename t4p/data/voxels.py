@@ -130,15 +130,11 @@ class Groups:
         return values[self.bounds[:-1]]
 
 
-def merge_neighbours(tally: Tally) -> Tally:
-    """Make one of neighbours with equal keys. Waits for the device."""
-    first = differs_from_last(tally.keys).nonzero().squeeze(1)
-    bounds = torch.cat([first, first.new_full((1,), len(tally.keys))])
-    return Tally(
-        tally.keys[first],
-        sums_between(tally.num_points, bounds),
-        tuple(sums_between(values, bounds) for values in tally.sums),
-    )
+def merge_neighbours(points: Tally) -> Tally:
+    """Make one of neighbours with equal keys, among single points. Waits for the device."""
+    first = differs_from_last(points.keys).nonzero().squeeze(1)
+    bounds = torch.cat([first, first.new_full((1,), len(points.keys))])
+    return Tally(points.keys[first], bounds[1:] - first, tuple(sums_between(values, bounds) for values in points.sums))
 
 
 def joined(parts: Sequence[Tally]) -> Tally:
@@ -188,12 +184,16 @@ def group(lists: Sequence[Tensor], first_of_frames: Tensor) -> list[Groups]:
 
 def differs_from_last(keys: Tensor) -> Tensor:
     """(N,) bool: whether a key is not that before it; true for the first."""
-    return torch.cat([keys.new_ones(min(1, len(keys)), dtype=torch.bool), keys[1:] != keys[:-1]])
+    differs = torch.ones_like(keys, dtype=torch.bool)
+    torch.ne(keys[1:], keys[:-1], out=differs[1:])
+    return differs
 
 
 def running_sum(values: Tensor) -> Tensor:
     """(N + 1,) int64 sums of the (N,) integers before each place."""
-    return torch.cat([values.new_zeros(1, dtype=torch.int64), values.cumsum(0, dtype=torch.int64)])
+    sums = values.new_zeros(len(values) + 1, dtype=torch.int64)
+    torch.cumsum(values, 0, dtype=torch.int64, out=sums[1:])
+    return sums
 
 
 def sums_between(values: Tensor, bounds: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from shards.images import (
     decode_color,
     decode_depth,
     decode_labels,
+    decode_reduced_color,
     encode_depth,
     is_depth_png,
     pack_depth,
@@ -70,6 +71,33 @@ def test_colour_has_the_pixels_that_pillow_gives() -> None:
             for cut in (10, len(data) // 2, len(data) - 1):
                 with pytest.raises(ValueError, match=r"cut short|no mark|without"):
                     check_jpeg_markers(data[:cut])
+
+
+@pytest.mark.parametrize(
+    ("size", "at_least", "reduction"),
+    [
+        ((96, 128), None, 1),
+        ((96, 128), (49, 64), 1),
+        ((96, 128), (48, 64), 2),
+        ((96, 128), (20, 30), 4),
+        ((97, 131), (13, 17), 8),
+        ((97, 131), (13, 18), 4),
+    ],
+)
+def test_a_jpeg_may_come_at_a_part_of_its_size_and_each_pixel_stands_where_it_should(size, at_least, reduction) -> None:
+    rows, cols = np.mgrid[: size[0], : size[1]]
+    pixels = np.stack([rows * 2, cols, np.full(size, 100)], axis=-1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=98, subsampling=0)
+    found = decode_reduced_color(buffer.getvalue(), "jpg", at_least)
+    assert (found.size, found.reduction) == (size, reduction)
+    assert found.pixels.shape == (-(-size[0] // reduction), -(-size[1] // reduction), 3)
+    # Row r of the reduced image has its centre at (r + 1 / 2) * reduction - 1 / 2 of the whole one.
+    inner = found.pixels[1:-1, 1:-1].astype(float)
+    row, col = (np.arange(1, extent - 1) * reduction + (reduction - 1) / 2 for extent in found.pixels.shape[:2])
+    assert abs(inner[..., 0] - 2 * row[:, None]).max() < 4
+    assert abs((inner[..., 0] - 2 * row[:, None]).mean()) < 0.25
+    assert abs((inner[..., 1] - col).mean()) < 0.25
 
 
 @pytest.mark.parametrize("kind", ["PPM", "TIFF"])
