@@ -18,7 +18,6 @@ import typer
 from record import REPOSITORY, record
 
 CONFIGS = {"smoke": "configs/smoke.yaml", "scannet": "configs/pretrain/scannet.yaml"}
-STAGES = ("decode", "sample")  # fetched and decoded alone; and all there is to do for a sample
 FRAMES_A_TURN = 5
 
 
@@ -26,13 +25,18 @@ def main(
     frames: Annotated[Path, typer.Argument(help="a folder of real frames to pack")],
     layout: Annotated[str, typer.Option(help="its format, as `t4p shards pack` names it")] = "seven-scenes",
     turns: Annotated[int, typer.Option(min=2, help=f"of {FRAMES_A_TURN} frames each")] = 8,
+    depth_codec: Annotated[str, typer.Option(help="png or zstd; an older tree has PNG")] = "png",
     beside: Annotated[Path | None, typer.Option(help="another working tree")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Samples per core-second at the settings of smoke.yaml and scannet.yaml, points on the CPU."""
+    """Frames per core-second at the settings of smoke.yaml and scannet.yaml.
+
+    "decode" is fetching and decoding alone; "make" what is left to a loader where an accelerator makes the points (in
+    older trees nearly all); "sample" everything on the CPU.
+    """
     trees = {"this": REPOSITORY} | ({"beside": beside.resolve()} if beside else {})
     workers = {
-        (name, config): _start(tree, frames.resolve(), layout, config)
+        (name, config): _start(tree, frames.resolve(), layout, config, depth_codec)
         for name, tree in trees.items()
         for config in CONFIGS
     }
@@ -60,7 +64,7 @@ def main(
         typer.echo(f"{row['tree']:7}{row['config']:9}{row['stage']:8}{row['cpu_ms_a_frame']:8.1f} ms {rate:8.1f}/s")
 
 
-def _start(tree: Path, frames: Path, layout: str, config: str) -> subprocess.Popen[str]:
+def _start(tree: Path, frames: Path, layout: str, config: str, depth_codec: str) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [
         sys.executable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -9,8 +10,12 @@ import time
 from pathlib import Path
 
 
-def main(frames: Path, layout: str, config_file: str) -> None:
-    """Read "FIRST COUNT" from every line of the input, and write the CPU seconds a frame, by stage."""
+def main(frames: Path, layout: str, config_file: str, depth_codec: str) -> None:
+    """Read "FIRST COUNT" from every line of the input, and write the CPU seconds a frame, by stage.
+
+    Args:
+        depth_codec: what depth is packed as, where the tree has a choice.
+    """
     import torch
 
     from shards.packing.pack import pack
@@ -23,7 +28,8 @@ def main(frames: Path, layout: str, config_file: str) -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        pack(layout, frames, f"{folder}/shards")
+        has_choice = "depth_codec" in inspect.signature(pack).parameters
+        pack(layout, frames, f"{folder}/shards", **({"depth_codec": depth_codec} if has_choice else {}))
         config = load_config([Path(config_file)], [f"data.shards=[{folder}/shards]", "model.clip.pretrained=random"])
         towers = load_towers_from(config.model.clip, 0)
         catalogue, recipe = Catalogue([f"{folder}/shards"]), PairRecipe(build_sample_settings(config, towers))
@@ -34,9 +40,12 @@ def main(frames: Path, layout: str, config_file: str) -> None:
             for place in places:
                 decode_frame(catalogue.fetch(*place))
             decoded = time.process_time()
-            for place in places:
-                recipe.join([recipe.make(catalogue.fetch(*place), 0, catalogue.key(*place), first)])
-            found = {"decode": decoded - started, "sample": time.process_time() - decoded}
+            made = [recipe.make(catalogue.fetch(*place), 0, catalogue.key(*place), first) for place in places]
+            prepared = time.process_time()
+            for each in made:
+                recipe.join([each])
+            ended = time.process_time()
+            found = {"decode": decoded - started, "make": prepared - decoded, "sample": ended - decoded}
             print(json.dumps({stage: seconds / count for stage, seconds in found.items()}), flush=True)
 
 
