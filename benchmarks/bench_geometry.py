@@ -72,6 +72,7 @@ def _start(tree: Path, frames: Path, layout: str, config: str, depth_codec: str)
         str(frames),
         layout,
         CONFIGS[config],
+        depth_codec,
     ]
     return subprocess.Popen(
         command, cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
