@@ -3,9 +3,11 @@
 A real S3 server on loopback behind a proxy that waits 0, 20 and 80 ms before it passes on a request; frames made of
 real ones, no two alike. Every reader runs in a fresh process, in turns, its packages imported before the clock starts.
 
-rate      samples a second after the first tenth, which holds starting, opening and whatever it does ahead
+rate      samples a second after the first fifth, which holds starting, opening and whatever it does ahead
+cpu_ms    CPU milliseconds a sample from there on, of the process and its children
+whole     samples a second from opening to the last sample
+whole_cpu CPU milliseconds a sample from opening to the end
 first     seconds from opening to the first sample
-cpu_ms    CPU milliseconds a sample, children included, opening and all
 requests  of any kind, a sample
 """
 
@@ -19,17 +21,18 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import psutil
 import typer
 from raw_frames import multiply_frames
 from record import REPOSITORY, record
 from rich.console import Console
 from rich.table import Table
-from stream_readers import READERS, convert
+from stream_readers import READERS, convert, ours
 
 SHARD_MB = 16
 
@@ -39,12 +42,13 @@ def main(
     samples: Annotated[int, typer.Option(min=100, help="Frames made of them.")] = 3000,
     delays: Annotated[str, typer.Option(help="Milliseconds a request.")] = "0,20,80",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    readers: Annotated[str, typer.Option(help="Which; all by default.")] = ",".join(READERS),
+    readers: Annotated[str, typer.Option(help="Which; all by default.")] = ",".join(["ours", *READERS]),
     raw: Annotated[Path | None, typer.Option(help="Frames that an earlier call made, or where to make them.")] = None,
     peers_python: Annotated[
         str, typer.Option(help="A Python that has the peers (pip install .[bench]).")
     ] = sys.executable,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    shuffle_block: Annotated[int, typer.Option(help="Bytes of our blocks, as data.shuffle_block.")] = 8 << 20,
     be: Annotated[str | None, typer.Option(help="Internal: be one of the readers.", hidden=True)] = None,
     url: Annotated[str, typer.Option(hidden=True)] = "",
     dataset: Annotated[str, typer.Option(hidden=True)] = "",
@@ -54,7 +58,7 @@ def main(
         convert(dataset, url)
         return
     if be is not None:
-        be_reader(be, url)
+        be_reader(be, url, shuffle_block)
         return
     if frames is None:
         raise typer.BadParameter("a folder of real frames is wanted")
@@ -71,7 +75,7 @@ def main(
             stdout=subprocess.DEVNULL,
         )
         upload(folder / "packed", "data", environ)
-        own = [*python(peers_python), __file__, "--url", "s3://bench/data"]
+        own = [*python(peers_python), __file__, "--url", "s3://bench/data", "--shuffle-block", str(shuffle_block)]
         subprocess.run([*own, "--be", "convert", "--dataset", str(folder / "packed")], check=True, env=environ)
         rows = []
         for delay in (float(text) for text in delays.split(",")):
@@ -87,42 +91,45 @@ def main(
     Console(width=120).print(table)
 
 
-def be_reader(name: str, url: str) -> None:
+def be_reader(name: str, url: str, shuffle_block: int) -> None:
     """Read everything, and print what it took."""
     try:
-        read = READERS[name](url)
+        read = ours(url, shuffle_block) if name == "ours" else READERS[name](url)
         before = cpu_seconds()
         began = time.monotonic()
-        stamps = []
-        num_bytes = 0
-        for size in read():
+        stamps, used = [], []
+        for _ in read():
             stamps.append(time.monotonic())
-            num_bytes += size
+            used.append(cpu_seconds() if len(stamps) % 64 == 0 else None)
         ended = cpu_seconds()
     except Exception as error:
         print(json.dumps({"failed": f"{type(error).__name__}: {error}"[:300]}))
         return
-    tenth = len(stamps) // 10
-    mean = num_bytes / len(stamps)
+    fifth = len(stamps) // 5
+    marks = [(index, seconds) for index, seconds in enumerate(used) if seconds is not None and index >= fifth]
+    first, at_first = marks[0] if marks else (0, before)
     print(
         json.dumps(
             {
                 "samples": len(stamps),
-                "bytes": num_bytes,
-                "bytes_a_yield": mean,
-                "rate": (len(stamps) - tenth) / (stamps[-1] - stamps[tenth - 1 if tenth else 0] + 1e-9),
-                "whole_rate": len(stamps) / (stamps[-1] - began),
+                "rate": (len(stamps) - 1 - fifth) / (stamps[-1] - stamps[fifth]),
+                "cpu": (ended - at_first) / (len(stamps) - 1 - first if marks else len(stamps)),
+                "whole": len(stamps) / (stamps[-1] - began),
+                "whole_cpu": (ended - before) / len(stamps),
                 "first": stamps[0] - began,
-                "cpu": ended - before,
             }
         )
     )
 
 
 def cpu_seconds() -> float:
-    """Of this process and the children that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """Of this process, its children, and those that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = ended.ru_utime + ended.ru_stime
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:2])
+    return total
 
 
 def measure_at(
@@ -171,9 +178,10 @@ def row_of(name: str, delay: float, runs: list[dict[str, Any]], samples: int) ->
         "delay_ms": delay,
         "reader": name,
         "rate": median("rate") * per_yield,
-        "whole_rate": median("whole_rate") * per_yield,
+        "cpu_ms": 1000 * median("cpu") / per_yield,
+        "whole": median("whole") * per_yield,
+        "whole_cpu": 1000 * median("whole_cpu") / per_yield,
         "first": median("first"),
-        "cpu_ms": 1000 * median("cpu") / runs[0]["samples"] / per_yield,
         "requests": median("requests") / runs[0]["samples"] / per_yield,
         "runs": len(runs),
     }

@@ -18,13 +18,14 @@ Reader = Callable[[], Iterator[int]]  # bytes of each sample
 PART = 4 << 20
 
 
-def ours(url: str) -> Reader:
+def ours(url: str, shuffle_block: int) -> Reader:
     """The stream of a training, without decoding."""
     from shards.sample import Sample
     from shards.schema import Frame
+    from shards.stores.cache import open_cache
     from t4p.data.fetch import Catalogue
     from t4p.data.ranks import Nodes
-    from t4p.data.stream import StreamSettings, TrainingStream
+    from t4p.data.stream import ReadAhead, StreamSettings, TrainingStream
 
     class Raw:
         """Frames as they are stored."""
@@ -38,10 +39,12 @@ def ours(url: str) -> Reader:
 
     def read() -> Iterator[int]:
         catalogue = Catalogue([url])
-        settings = StreamSettings(0, 64, 8 << 20, 32, 1, 0, Nodes((0,)), 0, 0.0)
-        stream = TrainingStream(catalogue, Raw(), settings)
-        for batch in stream.batches(0, catalogue.num_samples // 32):
-            yield from batch
+        with tempfile.TemporaryDirectory() as folder:  # cold, as of the others
+            ahead = ReadAhead(open_cache(Path(folder), None, print), "bench")
+            settings = StreamSettings(0, 64, shuffle_block, 32, 1, 0, Nodes((0,)), 0, 0.0, read_ahead=ahead)
+            stream = TrainingStream(catalogue, Raw(), settings)
+            for batch in stream.batches(0, catalogue.num_samples // 32):
+                yield from batch
 
     return read
 
@@ -186,7 +189,6 @@ def obstore_parts(url: str) -> Reader:
 
 
 READERS: dict[str, Callable[[str], Reader]] = {
-    "ours": ours,
     "webdataset": webdataset,
     "s3torchconnector": s3torchconnector,
     "mosaicml": mosaicml,

@@ -73,6 +73,7 @@ for name, help_text in {
     "shards": "Raw RGB-D to tar shards to a verified dataset.",
     "checkpoint": "What a run has saved: list, verify, convert for another number of ranks, export.",
     "launch": "Start jobs on Ray, here or on a cluster, and look after them.",
+    "bench": "How fast this machine is at what a run does.",
     "config": "What can be set in a configuration, and what a run would use.",
 }.items():
     app.add_typer(typer.Typer(cls=_group_of(f"commands.{name}"), help=help_text, no_args_is_help=True), name=name)

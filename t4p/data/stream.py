@@ -6,7 +6,7 @@ What a stored sample becomes is the task's: a recipe makes it and joins it with 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -171,7 +171,7 @@ class TrainingStream(Generic[Sample, Batch]):
         """What the fetcher of this node has done in the loop that is under way; told by its first rank alone."""
         return self._board.counts() if self._board is not None and self._local_rank == 0 else FetchCounts()
 
-    def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int, end_step: int) -> Generator[Batch, None, None]:
         """The micro-batches of steps [start_step, end_step), `grad_accum_steps` to a step.
 
         Raises:

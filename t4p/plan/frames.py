@@ -17,6 +17,7 @@ from shards.schema import Frame
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import SampleSettings
+from t4p.plan.stages import time_stages
 
 MAX_REAL_FRAMES = 8
 # Below ScanNet's own colour size (1296x968), which is resized on loading; its depth has this size, and about this field
@@ -92,19 +93,14 @@ def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
     if not places:
         raise ValueError("the dataset is empty")
     recipe = PairRecipe(settings)
-    samples, seconds = [], []
-    for shard, index in places:
-        key = catalogue.key(shard, index)
-        started = time.process_time()
-        samples.append(recipe.join([recipe.make(catalogue.fetch(shard, index), 0, key, 0)]))
-        seconds.append(time.process_time() - started)
+    times, samples = time_stages(catalogue, recipe, places)
     total_samples = sum(manifest.num_samples for manifest in manifests)
     return FrameFigures(
         source=f"{len(places)} of the {total_samples:,} frames of data.shards",
         largest=max(samples, key=lambda sample: len(sample.voxel_coords)),
         mean_voxels=float(np.mean([len(sample.voxel_coords) for sample in samples])),
         stored_bytes=sum(manifest.size_bytes for manifest in manifests) / total_samples,
-        load_seconds=float(np.median(seconds)),  # the first one also opens connections
+        load_seconds=times.cpu,
         num_samples=total_samples,
         problem=None,
     )

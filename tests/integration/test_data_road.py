@@ -1,0 +1,155 @@
+"""From a real S3 server that fails and is far away, by fetcher, cache and loaders: the same samples for everybody."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+import torch
+from fault_proxy import FaultProxy
+from s3_server import S3Server
+from slanted_plane import write_seven_scenes
+
+from shards.packing.pack import pack
+from shards.sample import Sample
+from shards.stores.cache import open_cache
+from t4p.config.data import AugmentConfig
+from t4p.data.batch import Batch, PairRecipe
+from t4p.data.fetch import Catalogue
+from t4p.data.ranks import Nodes
+from t4p.data.sample import SampleSettings
+from t4p.data.stream import ReadAhead, StreamSettings, TrainingStream
+
+NUM_FRAMES, BATCH, STEPS = 50, 8, 12  # two epochs of six steps
+SETTINGS = SampleSettings(
+    image_size=(48, 64),
+    cell_grid=(6, 8),
+    decoder_grid=(12, 16),
+    pixel_stride=2,
+    max_depth=10.0,
+    in_world=True,
+    voxel_size=0.1,
+    num_strides=2,
+    point_features=("color",),
+    num_pairs_e=20,
+    num_pairs_d=30,
+    augment=AugmentConfig(),
+    seed=5,
+)
+Found = dict[str, str]  # of one step: digest of all tensors of each sample, by its key
+
+
+class OneByOne:
+    """Every sample as a batch of its own, so that tensors can be held against those of another world."""
+
+    def make(self, stored: Sample, dataset_index: int, key: str, epoch: int) -> Batch:
+        recipe = PairRecipe(SETTINGS)
+        return recipe.join([recipe.make(stored, dataset_index, key, epoch)])
+
+    def join(self, samples: Sequence[Batch]) -> Found:
+        return {sample.keys[0]: digest(sample) for sample in samples}
+
+
+def digest(batch: Batch) -> str:
+    hashed = hashlib.sha256()
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            hashed.update(f"{name}{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def read(url: str, cache: Path | None, world_size: int, num_workers: int, first: int, last: int) -> list[Found]:
+    """What the ranks of a world find in steps [first, last), all ranks side by side on two nodes at most."""
+    nodes = Nodes.equal(world_size, max(1, world_size // 2))
+    ahead = None if cache is None else ReadAhead(open_cache(cache, 4 << 20, print), uuid4().hex)
+    steps: list[Found] = [{} for _ in range(first, last)]
+    problems: list[BaseException] = []
+
+    def be_rank(rank: int) -> None:
+        settings = StreamSettings(num_workers, 8, 20_000, BATCH, 1, rank, nodes, 5, 0.0, read_ahead=ahead)
+        try:
+            stream = TrainingStream(Catalogue([url]), OneByOne(), settings)
+            with closing(stream.batches(first, last)) as batches:
+                for step, found in zip(steps, batches, strict=True):
+                    assert not step.keys() & found.keys()
+                    step.update(found)
+        except BaseException as problem:
+            problems.append(problem)
+
+    ranks = [threading.Thread(target=be_rank, args=(rank,)) for rank in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=180)
+        assert not rank.is_alive(), "a rank hangs"
+    if problems:
+        raise problems[0]
+    return steps
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, module_s3_bucket: str) -> tuple[str, str]:
+    """The same dataset in a folder and on S3, in several shards, its voxels counted."""
+    folder = tmp_path_factory.mktemp("road")
+    write_seven_scenes(folder / "raw", NUM_FRAMES)
+    for url in (str(folder / "shards"), module_s3_bucket):
+        pack("seven-scenes", folder / "raw", url, shard_size_bytes=150_000, check="full")
+    return str(folder / "shards"), module_s3_bucket
+
+
+@pytest.fixture(scope="module")
+def wanted(packed: tuple[str, str]) -> list[Found]:
+    """What one rank without loaders reads from the folder."""
+    steps = read(packed[0], None, 1, 0, 0, STEPS)
+    assert all(len(step) == BATCH for step in steps)
+    for epoch in (steps[:6], steps[6:]):
+        assert len({key for step in epoch for key in step}) == 6 * BATCH
+    return steps
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than there are cores
+@pytest.mark.parametrize(
+    ("world_size", "num_workers", "then_world", "then_workers"),
+    [(1, 0, 2, 2), (2, 3, 4, 0), (4, 2, 1, 3)],
+)
+def test_any_world_reads_the_same_through_delays_and_faults_and_goes_on_with_what_another_left(
+    packed, wanted, s3_server: S3Server, tmp_path, monkeypatch, world_size, num_workers, then_world, then_workers
+):
+    stop = 3 + world_size  # anywhere
+    with FaultProxy(s3_server.url, rate=0.3, seed=world_size) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        begun = read(packed[1], tmp_path / "cache", world_size, num_workers, 0, stop)
+        rest = read(packed[1], tmp_path / "elsewhere", then_world, then_workers, stop, STEPS)
+        assert proxy.faults.total() >= 3, (proxy.faults, proxy.num_requests)
+    assert begun == wanted[:stop]
+    assert rest == wanted[stop:]
+    assert not [child for child in psutil.Process().children() if "fetcher" in " ".join(child.cmdline())]
+
+
+@pytest.mark.soak
+def test_two_hundred_epochs_of_a_small_dataset_leave_memory_descriptors_and_shared_memory_as_they_were(
+    packed, tmp_path
+):
+    process, nodes = psutil.Process(), Nodes((0,))
+    ahead = ReadAhead(open_cache(tmp_path / "cache", 4 << 20, print), uuid4().hex)
+    settings = StreamSettings(2, 8, 20_000, BATCH, 1, 0, nodes, 5, 0.0, read_ahead=ahead)
+    stream = TrainingStream(Catalogue([packed[1]]), OneByOne(), settings)
+    after: list[tuple[int, int, int]] = []
+    with closing(stream.batches(0, 200 * 6)) as batches:
+        for step, _ in enumerate(batches):
+            if step in (20 * 6, 200 * 6 - 1):
+                family = [process, *process.children(recursive=True)]
+                shared = len(os.listdir("/dev/shm"))
+                memory = sum(one.memory_full_info().uss for one in family)
+                after.append((memory, sum(one.num_fds() for one in family), shared))
+    (memory, descriptors, shared), (memory_later, descriptors_later, shared_later) = after
+    assert memory_later < 1.1 * memory + (16 << 20)
+    assert descriptors_later <= descriptors + 4
+    assert shared_later <= shared + 4
