@@ -12,7 +12,7 @@ from shards.packing.pack import pack
 from shards.stores.place import open_store
 from shards.stores.store import StoreError
 from t4p.config.data import AugmentConfig
-from t4p.data.batch import PairRecipe
+from t4p.data.batch import PairRecipe, PreparedRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
 from t4p.data.sample import SampleSettings
@@ -88,6 +88,14 @@ def test_any_step_can_be_the_first(dataset):
 def test_loader_processes_change_nothing(dataset):
     for one, other in zip(read(dataset, 0, 4), read(dataset, 0, 4, num_workers=2), strict=True):
         assert_equal(one, other)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_batch_whose_points_the_trainer_makes_is_that_of_the_loader(dataset, num_workers):
+    settings = replace(STREAM, num_workers=num_workers)
+    prepared = TrainingStream(Catalogue([str(dataset)]), PreparedRecipe(SAMPLES), settings).batches(0, 2)
+    for one, other in zip(read(dataset, 0, 2), prepared, strict=True):
+        assert_equal(one, other.to(torch.device("cpu")))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
