@@ -145,14 +145,19 @@ class Course:
         ranges = np.zeros((len(batch.ranks), 2), np.int64)
         trained = np.array(nodes.of_rank)[batch.ranks] == node
         for walk, here, found in batch.places:
-            ours = nodes.of_stream(found.streams) == node
-            for row in np.flatnonzero(trained[here]).tolist():
-                sample = int(found.samples[row, 1])
-                if ours[row]:
-                    epoch = int(batch.epochs[here[row]])
-                    ranges[here[row]] = walk.range_of(epoch, int(found.blocks[row]), sample, nodes, node)
-                else:
-                    ranges[here[row]] = sample, sample + 1
+            rows = np.flatnonzero(trained[here])
+            samples = found.samples[rows, 1]
+            ranges[here[rows]] = np.stack([samples, samples + 1], axis=1)
+            ours = nodes.of_stream(found.streams[rows]) == node
+            epochs, blocks = batch.epochs[here[rows]], found.blocks[rows]
+            for epoch, block, sample, row in zip(
+                epochs[ours].tolist(),
+                blocks[ours].tolist(),
+                samples[ours].tolist(),
+                here[rows[ours]].tolist(),
+                strict=True,
+            ):
+                ranges[row] = walk.range_of(epoch, block, sample, nodes, node)
         return ranges
 
 

@@ -111,8 +111,6 @@ class Fetcher:
             return CACHE_IS_FULL
         finally:
             self._reading.close()
-            if self._num_first is None:
-                self._board.silence()
         return 0
 
     def _take(self, slowest: int) -> None:

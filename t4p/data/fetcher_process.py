@@ -72,6 +72,7 @@ class FetcherProcess:
             assert process is not None
             status = process.poll()
             if status in (0, CACHE_IS_FULL):
+                self._board.silence()  # by itself, it would look like one that hangs until it is gone
                 return
             now = time.monotonic()
             if status is None:

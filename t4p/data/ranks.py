@@ -55,6 +55,8 @@ def ranks_of_batch(streams: IntArray, voxels: IntArray | None, nodes: Nodes) -> 
     Returns:
         (n,) int64.
     """
+    if nodes.world_size == 1:
+        return np.zeros(len(streams), np.int64)
     home = streams % nodes.world_size
     shares = _shares(home, nodes.world_size)
     of_rank = np.array(nodes.of_rank)
