@@ -25,7 +25,8 @@ def ours(url: str, shuffle_block: int) -> Reader:
     from shards.stores.cache import open_cache
     from t4p.data.fetch import Catalogue
     from t4p.data.ranks import Nodes
-    from t4p.data.stream import ReadAhead, StreamSettings, TrainingStream
+    from t4p.data.read_ahead import ReadAhead
+    from t4p.data.stream import StreamSettings, TrainingStream
 
     class Raw:
         """Frames as they are stored."""

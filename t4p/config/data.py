@@ -36,6 +36,16 @@ def _place(value: Any) -> Any:
         raise ValueError("wanted a folder or prefix, or {url: ..., weight: a number above 0}") from None
 
 
+CacheDir = Annotated[
+    str | None,
+    Field(description="Folder of the node's cache of samples from object storage; by default in memory, else on disk."),
+]
+CacheBytes = Annotated[
+    int | None,
+    Field(ge=0, description="Bytes of that cache, at most half of what is free there; 0 reads nothing ahead."),
+]
+
+
 class PointDataConfig(Section):
     """What every job reads, and how its points are made."""
 
@@ -46,13 +56,8 @@ class PointDataConfig(Section):
     num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
     streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
     shuffle_block: PositiveInt = Field(8 << 20, description="Bytes of a shard that are read at once and shuffled.")
-    cache_dir: str | None = Field(
-        None,
-        description="Folder of the node's cache of samples from object storage; by default in memory, else on disk.",
-    )
-    cache_bytes: int | None = Field(
-        None, ge=0, description="Bytes of that cache, at most half of what is free there; 0 reads nothing ahead."
-    )
+    cache_dir: CacheDir = None
+    cache_bytes: CacheBytes = None
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")
     max_depth: PositiveFloat = Field(10.0, description="Readings beyond this many metres are dropped.")
     frame: Literal["camera", "world"] = Field("camera", description="Axes of the points; world only if its z is up.")
@@ -93,6 +98,8 @@ class LabelledDataConfig(PointDataConfig):
 class EvaluatedDataConfig(Section):
     shards: Places = Field(min_length=1, description="Packed datasets with labels.")
     num_workers: int = Field(2, ge=0, description="Loader processes; 0 loads in the process itself.")
+    cache_dir: CacheDir = None
+    cache_bytes: CacheBytes = None
     ignored_labels: tuple[str, ...] = Field(
         LabelledDataConfig.model_fields["ignored_labels"].default,
         description=LabelledDataConfig.model_fields["ignored_labels"].description,

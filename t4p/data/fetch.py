@@ -24,7 +24,7 @@ class Catalogue:
     Picklable and safe to use in loader processes: the readers open their own connections there.
 
     Attributes:
-        samples_per_shard: (num_shards,) int64 over all datasets.
+        samples_per_shard, bytes_per_shard: (num_shards,) int64 over all datasets.
         weights: of a mixture, one for each dataset; None where all are read as one.
         num_samples: their sum.
         urls: places of the datasets.
@@ -52,6 +52,7 @@ class Catalogue:
         tables = [reader.samples_per_shard for reader in self._readers]
         self._first_shard = np.cumsum([0, *(len(table) for table in tables)])
         self.samples_per_shard: NDArray[np.int64] = np.concatenate(tables)
+        self.bytes_per_shard = np.concatenate([reader.table.size_bytes for reader in self._readers]).astype(np.int64)
         self.num_samples = int(self.samples_per_shard.sum())
         self.urls = tuple(reader.url for reader in self._readers)
         self.label_names = tuple(reader.manifest.label_names for reader in self._readers)
@@ -79,7 +80,7 @@ class Catalogue:
             return tuple(replace(pool, weight=weight) for pool, weight in zip(each, self.weights, strict=True))
         counted = [pool.voxels for pool in each if pool.voxels is not None]
         voxels = np.concatenate(counted) if len(counted) == len(each) else None
-        return (Pool(self.samples_per_shard, np.concatenate([pool.bytes_per_shard for pool in each]), voxels),)
+        return (Pool(self.samples_per_shard, self.bytes_per_shard, voxels),)
 
     def require_frames(self) -> None:
         """Raise CallError unless every dataset holds RGB-D frames: pre-training needs images."""

@@ -20,9 +20,8 @@ from itertools import islice
 from shards.stores.cache import NodeCache, entry_name
 from shards.stores.patient import PatientStore
 from t4p.data.board import Board, FetchCounts
-from t4p.data.course import Course
 from t4p.data.fetch import Catalogue
-from t4p.data.needs import Need, needs
+from t4p.data.needs import Need, Needs
 from t4p.data.reading import IN_FLIGHT, Outcome, Reading, Wanted, close_together
 from t4p.heartbeat import title_process
 
@@ -39,24 +38,18 @@ class FetchJob:
     """What a fetcher is given.
 
     Attributes:
-        node: whose needs it reads.
-        steps: [first, last) of the run.
+        needs: of its node.
     """
 
     catalogue: Catalogue
-    course: Course
-    node: int
-    steps: tuple[int, int]
+    needs: Needs
     cache: NodeCache
     board: Board
 
     def micro_batches(self) -> Iterator[tuple[int, tuple[Need, ...]]]:
         """(number, needs) of what is still to come."""
-        per_step = self.course.settings.grad_accum_steps
-        first = max(self.board.slowest(), self.steps[0] * per_step)
-        step, skipped = divmod(first, per_step)
-        found = islice(needs(self.course, step, self.steps[1], self.node), skipped, None)
-        return ((first + i, need) for i, need in enumerate(found))
+        first = max(self.board.slowest(), self.needs.first)
+        return enumerate(self.needs.since(first), first)
 
 
 class Fetcher:

@@ -45,8 +45,7 @@ class FetcherProcess:
         return self._process.pid if self._process is not None else None
 
     def __enter__(self) -> FetcherProcess:
-        settings = self._job.course.settings
-        self._board.create(self._job.steps[0] * settings.grad_accum_steps)
+        self._board.create(self._job.needs.first)
         self._board.beat(is_first=True)
         self._thread.start()
         return self

@@ -139,7 +139,7 @@ class EpochOrder:
             raise ValueError(f"the dataset is empty: {len(counts)} shards hold no sample")
         self.num_streams = int(num_streams)
         self._words = _EpochWords(int(seed), int(epoch), dataset_index)
-        self._lay_ring(*_blocks(counts.astype(np.int64), np.asarray(bytes_per_shard, np.int64), int(block_bytes)))
+        self._lay_ring(*blocks_of(counts.astype(np.int64), np.asarray(bytes_per_shard, np.int64), int(block_bytes)))
 
         # Streams 0 .. (num_samples mod num_streams - 1) hold one sample more: exactly those that p mod num_streams
         # visits once more.
@@ -247,7 +247,7 @@ class EpochOrder:
         self._window_starts[stream] = start
 
 
-def _blocks(counts: IntArray, sizes_bytes: IntArray, block_bytes: int) -> tuple[IntArray, IntArray, IntArray]:
+def blocks_of(counts: IntArray, sizes_bytes: IntArray, block_bytes: int) -> tuple[IntArray, IntArray, IntArray]:
     """Shard, first sample and number of samples of every block, in the order of the shards.
 
     A shard is cut into equally many samples as far as they go; samples of very different sizes make blocks of different

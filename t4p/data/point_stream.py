@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, Literal
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
 from t4p.data.order import ORDER_VERSION, steps_per_epoch
 from t4p.data.ranks import Nodes
+from t4p.data.read_ahead import plan_read_ahead
 from t4p.data.stream import StreamSettings, TrainingStream
 from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, lift_frame
@@ -166,12 +170,18 @@ def stream(
     streams: int = 64,
     shuffle_block: int = 8 << 20,
     max_skip_fraction: float = 0.0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
 ) -> PointStream:
     """The points of packed frames or scenes in batches, in the order of a training with these numbers.
 
     `for batch in t4p.stream(...)` is one epoch, and can be gone on with from any batch, exactly, after `state_dict` and
     `load_state_dict`. Which samples make a batch depends on the datasets, `seed`, `batch_size`, `streams` and
     `shuffle_block` alone: not on the number of ranks or loader processes. Nothing is augmented.
+
+    Samples of object storage are read ahead while a loop lasts, by a process of each rank's own: a call knows neither
+    which ranks are on its machine nor which of them lasts longest, so every rank counts as a node and reads the streams
+    that are its own. Ranks of a machine may share the folder of the cache.
 
     Args:
         urls: places of packed datasets, folders or s3:// prefixes, in an order that belongs to the stream.
@@ -184,9 +194,12 @@ def stream(
         frame: axes of a frame's points: upright camera axes (right, ahead, up), or the dataset's world, if its z is up.
         streams, shuffle_block: settings of the order, as data.streams and data.shuffle_block (bytes) of a training.
         max_skip_fraction: share of broken samples that are left out of their batches.
+        cache_dir: folder of what is read ahead from object storage; by default in memory, else on disk.
+        cache_bytes: of it, at most half of what is free there; 0 reads nothing ahead.
 
     Raises:
-        CallError, ShardError, StoreError: a dataset is missing, damaged or out of reach.
+        CallError, ShardError, StoreError: a dataset is missing, damaged or out of reach, or the folder of the cache is
+            not this user's alone.
         ValueError: a number is out of range; the datasets hold less than a batch, or a batch less than the ranks.
     """
     for name, value, wanted, fits in (
@@ -197,10 +210,15 @@ def stream(
         ("streams", streams, "1 or more", streams >= 1),
         ("shuffle_block", shuffle_block, "1 or more", shuffle_block >= 1),
         ("seed", seed, "0 or more, below 2^64", 0 <= seed < 2**64),
+        ("cache_bytes", cache_bytes, "0 or more, or None", cache_bytes is None or cache_bytes >= 0),
         ("max_skip_fraction", max_skip_fraction, "a share from 0 to 1", 0 <= max_skip_fraction <= 1),
     ):
         if not fits:
             raise ValueError(f"{name} is {value!r}, wanted {wanted}")
+    places = [urls] if isinstance(urls, str | os.PathLike) else urls
+    catalogue = Catalogue([os.fspath(place) for place in places])
+    folder = None if cache_dir is None else os.fspath(cache_dir)
+    say = partial(print, file=sys.stderr, flush=True)  # standard output is the caller's
     settings = StreamSettings(
         num_workers=num_workers,
         num_streams=streams,
@@ -208,10 +226,9 @@ def stream(
         global_batch_size=batch_size,
         grad_accum_steps=1,
         rank=rank,
-        nodes=Nodes.equal(world_size, world_size),
+        nodes=Nodes.equal(world_size, 1),
         seed=seed,
         max_skip_fraction=max_skip_fraction,
+        read_ahead=plan_read_ahead(catalogue, folder, cache_bytes, uuid4().hex, say),
     )
-    places = [urls] if isinstance(urls, str | os.PathLike) else urls
-    catalogue = Catalogue([os.fspath(place) for place in places])
     return PointStream(catalogue, PointRecipe(pixel_stride, max_depth, frame == "world"), settings)

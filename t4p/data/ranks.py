@@ -39,6 +39,10 @@ class Nodes:
         """Ranks of all nodes."""
         return len(self.of_rank)
 
+    def beside(self, rank: int) -> tuple[int, ...]:
+        """The ranks of its node, itself among them."""
+        return tuple(other for other, node in enumerate(self.of_rank) if node == self.of_rank[rank])
+
     def of_stream(self, streams: IntArray) -> IntArray:
         """The node that reads each stream: that of its home rank, streams taking turns over the ranks."""
         return np.array(self.of_rank)[streams % self.world_size]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
@@ -17,22 +16,23 @@ from torch.utils.data import Dataset
 
 from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
-from shards.stores.cache import RUNS, NodeCache
 from shards.stores.store import MissingObjectError, StoreError
 from t4p.data.board import Board, FetchCounts
 from t4p.data.course import Course, CourseSettings
 from t4p.data.fetch import Catalogue
-from t4p.data.fetcher import FetchJob
-from t4p.data.fetcher_process import FetcherProcess
 from t4p.data.loaders import PATIENCE, load
+from t4p.data.needs import TrainingNeeds
 from t4p.data.ranks import Nodes
+from t4p.data.read_ahead import ReadAhead, shelf_of
 from t4p.data.shelf import Ahead, Shelf
+from t4p.data.sweep import Sweep, SweepNeeds
 from t4p.errors import DataError
 from t4p.heartbeat import beat
 
 # Samples that a rank reads before the share of broken ones is taken of what it has read.
 GRACE = 1000
-
+ALONE = Nodes((0,))
+USUAL_BLOCK = 8 << 20  # bytes, as by default in a training
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -78,19 +78,6 @@ class BrokenSample:
     key: str
     cause: str
     message: str
-
-
-@dataclass(frozen=True)
-class ReadAhead:
-    """That samples are read ahead.
-
-    Attributes:
-        cache: where to, on this node.
-        run: a name of the run that no other on this node has, the same on all of its ranks.
-    """
-
-    cache: NodeCache
-    run: str
 
 
 @dataclass(frozen=True)
@@ -146,8 +133,7 @@ class TrainingStream(Generic[Sample, Batch]):
         if not 0 <= settings.rank < settings.nodes.world_size:
             raise ValueError(f"rank is {settings.rank}; it must be in [0, {settings.nodes.world_size}), the world size")
         self._node = settings.nodes.of_rank[settings.rank]
-        of_node = [rank for rank, node in enumerate(settings.nodes.of_rank) if node == self._node]
-        self._local_rank, self._num_local = of_node.index(settings.rank), len(of_node)
+        self._local_rank = settings.nodes.beside(settings.rank).index(settings.rank)
         self._board: Board | None = None
         self._skipped: Counter[str] = Counter()
         self._num_read = 0
@@ -185,7 +171,11 @@ class TrainingStream(Generic[Sample, Batch]):
 
         settings = self._settings
         first = start_step * settings.grad_accum_steps
-        with self._fetching(start_step, end_step) as shelf:
+        needs = TrainingNeeds(self._course, self._node, (start_step, end_step))
+        with shelf_of(
+            settings.read_ahead, self._catalogue, needs, settings.nodes, settings.rank, str(start_step)
+        ) as shelf:
+            self._board = shelf.board if shelf is not None else None
             loaded = _load(
                 self._catalogue, self._recipe, refs_from, settings.num_workers, settings.patience, self._faults, shelf
             )
@@ -194,20 +184,6 @@ class TrainingStream(Generic[Sample, Batch]):
                     shelf.board.put_progress(self._local_rank, number)
                 self._account(one)
                 yield one.batch
-
-    @contextmanager
-    def _fetching(self, start_step: int, end_step: int) -> Iterator[Shelf | None]:
-        """Where loaders find what is read ahead; the first rank of a node has it read."""
-        read_ahead = self._settings.read_ahead
-        if read_ahead is None or not self._catalogue.remote_stores:
-            yield None
-            return
-        cache = read_ahead.cache
-        path = cache.folder / RUNS / f"{read_ahead.run}-{self._node}-{start_step}.board"
-        board = self._board = Board(path, self._num_local)
-        job = FetchJob(self._catalogue, self._course, self._node, (start_step, end_step), cache, board)
-        with FetcherProcess(job) if self._local_rank == 0 else nullcontext():
-            yield Shelf(cache, board)
 
     def _refs(self, start_step: int, end_step: int) -> Iterator[list[SampleRef]]:
         """The samples of each micro-batch of this rank, step after step."""
@@ -241,43 +217,63 @@ class TrainingStream(Generic[Sample, Batch]):
 
 
 class ValidationStream(Generic[Sample, Batch]):
-    """Every sample of a catalogue once, one to a batch, without augmentation; rank r of W reads every W-th."""
+    """Every sample of a catalogue once, one to a batch, in order, without augmentation; ranks have a part each."""
 
     def __init__(
         self,
         catalogue: Catalogue,
         recipe: Recipe[Sample, Batch],
         num_workers: int,
-        rank: int,
-        world_size: int,
+        rank: int = 0,
+        nodes: Nodes = ALONE,
         patience: float = PATIENCE,
+        read_ahead: ReadAhead | None = None,
+        block_bytes: int = USUAL_BLOCK,
     ) -> None:
+        """Prepare the stream; nothing is read yet.
+
+        Args:
+            patience, read_ahead: as in `StreamSettings`.
+            block_bytes: of what is read ahead at once. A training of the same ones and data shares the entries.
+        """
         self._catalogue = catalogue
         self._recipe = recipe
         self._num_workers = num_workers
+        self._rank = rank
+        self._nodes = nodes
         self._patience = patience
-        self._refs = [
-            [SampleRef(0, shard_index, sample_index)]
-            for shard_index, count in enumerate(catalogue.samples_per_shard.tolist())
-            for sample_index in range(count)
-        ][rank::world_size]
+        self._read_ahead = read_ahead
+        self._sweep = Sweep(catalogue.samples_per_shard, catalogue.bytes_per_shard, block_bytes, nodes.world_size)
+        self._local_rank = nodes.beside(rank).index(rank)
+        self._num_loops = 0  # counted alike by all ranks
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         """One sample at a time.
 
         Raises:
             DataError: a sample is broken; validation drops nothing.
         """
 
-        def refs_from(num_done: int) -> list[list[SampleRef]]:
-            return self._refs[num_done:]
+        def refs_from(num_done: int) -> Iterator[list[SampleRef]]:
+            for number, need in enumerate(self._sweep.needs(self._rank, num_done), start=num_done):
+                yield [SampleRef(0, need.shard_index, need.sample_index, Ahead(need.start, need.stop, number))]
 
-        batches = _load(self._catalogue, self._recipe, refs_from, self._num_workers, self._patience, Counter())
-        for number, loaded in enumerate(batches, start=1):
-            beat(f"validation, sample {number} of {len(self._refs)} of this rank")
-            for sample in loaded.broken:
-                raise DataError(sample.message)
-            yield loaded.batch
+        self._num_loops += 1
+        num_samples = self._sweep.num_samples(self._rank)
+        needs = SweepNeeds(self._sweep, self._nodes.beside(self._rank))
+        with shelf_of(
+            self._read_ahead, self._catalogue, needs, self._nodes, self._rank, f"look-{self._num_loops}"
+        ) as shelf:
+            batches = _load(
+                self._catalogue, self._recipe, refs_from, self._num_workers, self._patience, Counter(), shelf
+            )
+            for number, loaded in enumerate(batches, start=1):
+                if shelf is not None:
+                    shelf.board.put_progress(self._local_rank, number)
+                beat(f"validation, sample {number} of {num_samples} of this rank")
+                for sample in loaded.broken:
+                    raise DataError(sample.message)
+                yield loaded.batch
 
 
 class _SampleDataset(Dataset[Sample | BrokenSample | StoreError], Generic[Sample]):
@@ -354,7 +350,7 @@ def _load(
     num_workers: int,
     patience: float,
     faults: Counter[str],
-    shelf: Shelf | None = None,
+    shelf: Shelf | None,
 ) -> Iterator[_Loaded[Batch]]:
     """What is loaded of each list; adds to `faults` what the storage did wrong on the way."""
     faults.update(catalogue.take_faults())  # so that forks begin with none

@@ -85,6 +85,7 @@ def _scored_data(config: JobConfig) -> Sequence[str] | None:
         return None
     if not names <= {*labels, *ignored} and ANY_OTHER not in ignored:
         ignored = (ANY_OTHER,)
-    wanted = {"ignored_labels": ignored, "pixel_stride": config.data.pixel_stride, "max_depth": config.data.max_depth}
+    same = ("cache_dir", "cache_bytes", "pixel_stride", "max_depth")
+    wanted = {"ignored_labels": ignored, **{name: getattr(config.data, name) for name in same}}
     given = {name: value for name, value in wanted.items() if value != getattr(usual, name)}
     return [f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in {"shards": urls, **given}.items()]

@@ -5,9 +5,13 @@ Nothing of CLIP is needed: the embeddings of the labels are in the file.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -20,10 +24,14 @@ from t4p.config.tasks import EvaluateConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.labels import IGNORED
-from t4p.data.stream import ValidationStream
+from t4p.data.read_ahead import plan_read_ahead
+from t4p.data.stream import Recipe, ValidationStream
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +139,7 @@ def label_points(
     points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
     data, model = exported.config.data.model_copy(update=points), exported.config.model
     recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
-    batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
+    batches = scored_stream(scored, catalogue, recipe).batches()
     for done, batch in enumerate(batches, start=1):
         predicted = predict(exported, batch)
         if on_sample is not None:
@@ -140,6 +148,15 @@ def label_points(
             on_sample(ScoredSample(batch.keys[0], done - 1, catalogue.num_samples, middles, predicted.numpy(), truth))
         yield predicted[batch.voxel_of_point], batch.label_of_point
         on_progress(done, catalogue.num_samples)
+
+
+def scored_stream(
+    scored: EvaluatedDataConfig, catalogue: Catalogue, recipe: Recipe[Sample, Batch]
+) -> ValidationStream[Sample, Batch]:
+    """Every sample of a catalogue once, read ahead where it lies in object storage."""
+    say = partial(print, file=sys.stderr, flush=True)  # standard output is for the scores
+    ahead = plan_read_ahead(catalogue, scored.cache_dir, scored.cache_bytes, uuid4().hex, say)
+    return ValidationStream(catalogue, recipe, scored.num_workers, read_ahead=ahead)
 
 
 def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:

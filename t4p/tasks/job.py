@@ -13,7 +13,6 @@ from torch import nn
 
 from shards.errors import ShardError
 from shards.schema import Frame
-from shards.stores.cache import open_cache
 from shards.stores.store import StoreError
 from t4p.config.data import PointDataConfig
 from t4p.config.kinds import task_named
@@ -21,7 +20,8 @@ from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
-from t4p.data.stream import ReadAhead, Recipe, StreamSettings, TrainingStream, ValidationStream
+from t4p.data.read_ahead import ReadAhead, plan_read_ahead
+from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationStream
 from t4p.distributed import all_gather_ints, broadcast_object, nodes_of_ranks, rank, world_size
 from t4p.errors import ConfigError, RunError
 from t4p.heartbeat import beat, title_process
@@ -123,18 +123,25 @@ def _require_same_counts(catalogue: Catalogue, device: torch.device) -> None:
 def _read_ahead(data: PointDataConfig, catalogue: Catalogue) -> ReadAhead | None:
     """Where this node keeps what it reads ahead; None where nothing lies in object storage. Collective."""
     run = broadcast_object(uuid4().hex)
-    if not catalogue.remote_stores or data.cache_bytes == 0:
-        return None
-    folder = None if data.cache_dir is None else Path(data.cache_dir).expanduser()
-    return ReadAhead(open_cache(folder, data.cache_bytes, print_line if rank() == 0 else lambda _: None), run)
+    say = print_line if rank() == 0 else lambda _: None
+    return plan_read_ahead(catalogue, data.cache_dir, data.cache_bytes, run, say)
 
 
 def build_validation_stream(
     config: JobConfig, catalogue: Catalogue, recipe: Recipe[Sample, Batch]
 ) -> ValidationStream[Sample, Batch]:
-    """This rank's share of every sample of a catalogue, one at a time."""
+    """This rank's part of every sample of a catalogue, one at a time. Collective."""
+    from t4p.train.engine import local_device
+
     return ValidationStream(
-        catalogue, recipe, config.data.num_workers, rank(), world_size(), config.train.step_timeout / 2
+        catalogue,
+        recipe,
+        config.data.num_workers,
+        rank(),
+        Nodes(nodes_of_ranks(local_device())),
+        config.train.step_timeout / 2,
+        _read_ahead(config.data, catalogue),
+        config.data.shuffle_block,
     )
 
 

@@ -16,10 +16,9 @@ from t4p.config.tasks import PretrainConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledFrame, build_label_tables, lift_labelled
 from t4p.data.labels import LabelTable
-from t4p.data.stream import ValidationStream
 from t4p.metrics.semantic import SemanticScores
 from t4p.models.towers import load_towers_from
-from t4p.tasks.evaluate import score_points
+from t4p.tasks.evaluate import score_points, scored_stream
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def score_teacher(
     )
 
     def samples() -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        batches = ValidationStream(catalogue, recipe, scored.num_workers, 0, 1).batches()
+        batches = scored_stream(scored, catalogue, recipe).batches()
         for done, (frame,) in enumerate(batches, start=1):
             image = torch.from_numpy(np.array(frame.image)[None]).to(device)
             labels = towers.nearest_labels(image, text)[0].cpu().numpy()

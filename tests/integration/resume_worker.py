@@ -89,7 +89,7 @@ def fixed_batch(config: PretrainConfig) -> Batch:
     """One frame that is the same on every rank of every run, with all of its pairs."""
     towers = pretrain.load_towers_from(config.model.clip, config.run.seed)
     settings = replace(pretrain.build_sample_settings(config, towers), num_pairs_e=None, num_pairs_d=None, augment=None)
-    return next(ValidationStream(Catalogue(config.data.urls), PairRecipe(settings), 0, 0, 1).batches())
+    return next(ValidationStream(Catalogue(config.data.urls), PairRecipe(settings), 0).batches())
 
 
 def noting(notes: Path, config: PretrainConfig, last_step: int) -> Callable[..., None]:

@@ -24,8 +24,9 @@ from t4p.config.data import AugmentConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
+from t4p.data.read_ahead import ReadAhead
 from t4p.data.sample import SampleSettings
-from t4p.data.stream import ReadAhead, StreamSettings, TrainingStream
+from t4p.data.stream import StreamSettings, TrainingStream
 
 NUM_FRAMES, BATCH, STEPS = 50, 8, 12  # two epochs of six steps
 SETTINGS = SampleSettings(

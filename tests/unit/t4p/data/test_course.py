@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t4p.data.course import Course, CourseSettings, Pool, check_pools
-from t4p.data.needs import needs
+from t4p.data.needs import TrainingNeeds
 from t4p.data.ranks import Nodes
 
 NUM_TOPOLOGIES = 600
@@ -96,7 +96,7 @@ def test_what_a_node_reads_at_once_is_read_by_it_alone_and_little_of_it_twice():
     steps = 20_000 // 128
     trained, read = np.zeros(4, int), np.zeros(4, int)
     for node in range(4):
-        of_node = [need for batch in needs(course, 0, steps, node) for need in batch]
+        of_node = [need for batch in TrainingNeeds(course, node, (0, steps)).since(0) for need in batch]
         trained[node] = len(of_node)
         at_once = {(need.shard_index, need.start, need.stop) for need in of_node}
         read[node] = sum(stop - start for _, start, stop in at_once)

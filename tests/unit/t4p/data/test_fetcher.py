@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,11 @@ from t4p.data.course import Course, CourseSettings
 from t4p.data.fetch import Catalogue
 from t4p.data.fetcher import Fetcher, FetchJob
 from t4p.data.fetcher_process import FetcherProcess
-from t4p.data.needs import needs
+from t4p.data.needs import TrainingNeeds
 from t4p.data.ranks import Nodes
+from t4p.data.read_ahead import ReadAhead
 from t4p.data.shelf import Ahead, Shelf
-from t4p.data.stream import ReadAhead, StreamSettings, TrainingStream
+from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
 
 NUM_FRAMES, BATCH, STEPS = 60, 6, 20  # two epochs
 BLOCK = 60_000  # bytes, some 8 samples
@@ -57,12 +59,16 @@ class Run:
 
     @property
     def job(self) -> FetchJob:
-        return FetchJob(self.catalogue, self.course, self.node, (0, STEPS), self.cache, self.board)
+        return FetchJob(self.catalogue, self.needs, self.cache, self.board)
+
+    @property
+    def needs(self) -> TrainingNeeds:
+        return TrainingNeeds(self.course, self.node, (0, STEPS))
 
     def read(self, shelf: Shelf | None = None, at_batch=lambda number: None) -> tuple[list[tuple[str, bytes]], Counter]:
         """(key, colour bytes) of every sample, in order; and how many came from where."""
         found, sources, shelf = [], Counter(), shelf or Shelf(self.cache, self.board)
-        for number, batch in enumerate(needs(self.course, 0, STEPS, self.node)):
+        for number, batch in enumerate(self.needs.since(0)):
             at_batch(number)
             for need in batch:
                 reader, shard = self.catalogue.locate(need.shard_index)
@@ -92,7 +98,7 @@ def wanted(packed: str) -> list[tuple[str, bytes]]:
     catalogue = Catalogue([packed])
     course = Course(catalogue.pools, CourseSettings(3, 6, BLOCK, BATCH, 1, Nodes((0,))))
     found = []
-    for batch in needs(course, 0, STEPS, 0):
+    for batch in TrainingNeeds(course, 0, (0, STEPS)).since(0):
         for need in batch:
             reader, shard = catalogue.locate(need.shard_index)
             key, sample = reader.read_keyed(shard, need.sample_index)
@@ -321,6 +327,38 @@ def test_loaders_take_what_was_read_ahead_and_may_be_killed(
     assert not any((cache.folder / "runs").iterdir())
     assert stream.fetched.requests < 0.5 * len(wanted)
     assert ("was killed (signal 9" in capfd.readouterr().out) == (kill_at is not None)
+
+
+def test_validation_is_read_ahead_and_what_one_look_has_read_the_next_one_finds(packed: str, tmp_path: Path) -> None:
+    cache, nodes = open_cache(tmp_path / "cache", None, print), Nodes((0, 0))
+    catalogues = [Catalogue([packed]) for _ in nodes.of_rank]
+    wanted = [
+        (catalogues[0].key(shard, sample), catalogues[0].fetch(shard, sample).color)
+        for shard, count in enumerate(catalogues[0].samples_per_shard)
+        for sample in range(count)
+    ]
+    ranks = [
+        ValidationStream(catalogue, Bytes(), 0, rank, nodes, read_ahead=ReadAhead(cache, "run"), block_bytes=BLOCK)
+        for rank, catalogue in enumerate(catalogues)
+    ]
+
+    def requests(rank: int) -> int:  # of this process
+        return sum(store.num_requests for store in catalogues[rank].remote_stores)
+
+    def look() -> list[tuple[str, bytes]]:
+        parts: list[list[tuple[str, bytes]]] = [[], []]
+        for both in zip_longest(*(rank.batches() for rank in ranks), fillvalue=[]):
+            for part, batch in zip(parts, both, strict=True):
+                part += batch
+        assert not any((cache.folder / "runs").iterdir())
+        return parts[0] + parts[1]
+
+    to_open = requests(1)
+    assert look() == wanted
+    assert requests(1) < to_open + 0.2 * NUM_FRAMES / 2  # its node's first rank has what it needs read
+    before = requests(0), requests(1)
+    assert look() == wanted
+    assert (requests(0), requests(1)) == before
 
 
 def test_without_a_fetcher_nobody_waits(make_run, wanted) -> None:

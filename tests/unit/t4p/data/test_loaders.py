@@ -28,7 +28,7 @@ from t4p.data.stream import ValidationStream
 config = load_config(["configs/pretrain/rooms.yaml"], ["run.dir=unused", "data.shards=" + json.dumps([sys.argv[1]])])
 catalogue = Catalogue(config.data.urls)
 recipe = build_label_recipe(catalogue, config.data, config.model, config.model.labels, ("unlabelled",), augment=None)
-batches = ValidationStream(catalogue, recipe, 2, 0, 1).batches()
+batches = ValidationStream(catalogue, recipe, 2).batches()
 next(batches)
 time.sleep(3)  # the loaders have more to send than their pipes hold
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)

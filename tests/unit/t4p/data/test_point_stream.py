@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
+from shards.stores.place import open_store
 from t4p.data.course import Course, CourseSettings
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
@@ -46,7 +48,7 @@ def same(left: PointBatch, right: PointBatch) -> bool:
 
 def test_batches_are_those_of_the_order_of_a_training(dataset: str) -> None:
     catalogue = Catalogue([dataset])
-    course = Course(catalogue.pools, CourseSettings(5, 3, 30_000, BATCH, 1, Nodes.equal(3, 3)))
+    course = Course(catalogue.pools, CourseSettings(5, 3, 30_000, BATCH, 1, Nodes.equal(3, 1)))
     for rank in range(3):
         found = epochs(make(dataset, rank=rank, world_size=3), 2)
         assert len(found) == 2 * (NUM_FRAMES // BATCH)
@@ -124,6 +126,34 @@ def test_a_scene_comes_as_it_is_stored() -> None:
     assert batch.offsets.tolist() == [0, len(scene.points)]
 
 
+def test_points_of_object_storage_are_read_ahead_by_every_rank_and_are_the_same(
+    dataset: str, s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in Path(dataset).iterdir():
+        open_store(s3_bucket).write(path.name, path)
+    asked: Counter[str] = Counter()
+    read_one = DatasetReader.read_keyed
+
+    def count_it(self: DatasetReader, shard_index: int, sample_index: int):
+        asked[self.url] += 1
+        return read_one(self, shard_index, sample_index)
+
+    monkeypatch.setattr(DatasetReader, "read_keyed", count_it)
+
+    def read(**cache) -> int:
+        """How many samples were read one by one, of the 12 of an epoch."""
+        asked.clear()
+        for rank in range(2):
+            ranks = {"rank": rank, "world_size": 2}
+            found = epochs(make(s3_bucket, **ranks, cache_dir=tmp_path / "cache", **cache), 1)
+            assert all(same(left, right) for left, right in zip(found, make(dataset, **ranks), strict=True))
+        return asked[s3_bucket]
+
+    assert read(cache_bytes=0) == 12
+    assert not any(tmp_path.iterdir())
+    assert read() < 3
+
+
 def test_loader_processes_change_nothing(dataset: str) -> None:
     pairs = zip(make(dataset, num_workers=2), make(dataset), strict=True)
     assert all(same(left, right) for left, right in pairs)
@@ -163,6 +193,7 @@ def test_a_second_loop_is_refused_where_it_would_mix_up_the_position(dataset: st
         ({"pixel_stride": 0}, "pixel_stride is 0"),
         ({"max_depth": float("nan")}, "max_depth is nan"),
         ({"seed": -1}, "seed is -1"),
+        ({"cache_bytes": -1}, "cache_bytes is -1, wanted 0 or more, or None"),
         ({"num_workers": -1}, "num_workers is -1"),
     ],
 )

@@ -129,7 +129,7 @@ def test_validation_reads_every_frame_once_over_all_ranks(dataset):
     settings = replace(SAMPLES, augment=None, num_pairs_e=None, num_pairs_d=None)
     keys = []
     for rank in range(2):
-        stream = ValidationStream(Catalogue([str(dataset)]), PairRecipe(settings), 0, rank, 2)
+        stream = ValidationStream(Catalogue([str(dataset)]), PairRecipe(settings), 0, rank, Nodes((0, 0)))
         batches = list(stream.batches())
         assert [batch.keys for batch in batches] == [batch.keys for batch in stream.batches()]
         assert all(len(batch.keys) == 1 for batch in batches)
@@ -173,7 +173,7 @@ def test_broken_samples_are_skipped_up_to_the_allowed_share_and_named(damaged, c
 
 
 def test_validation_drops_nothing(damaged):
-    stream = ValidationStream(Catalogue([str(damaged)]), PairRecipe(SAMPLES), 0, 0, 1)
+    stream = ValidationStream(Catalogue([str(damaged)]), PairRecipe(SAMPLES), 0)
     with pytest.raises(DataError, match=r"frame-000002: crc32c is"):
         list(stream.batches())
 

@@ -111,7 +111,7 @@ def finetuning(frames: str, head: str) -> tuple[FinetuneConfig, SemanticModule]:
 
 def batch_of(config: FinetuneConfig, frames: str) -> LabelledBatch:
     recipe = build_recipe(config, Catalogue([frames]), None)
-    return next(ValidationStream(Catalogue([frames]), recipe, 0, 0, 1).batches())
+    return next(ValidationStream(Catalogue([frames]), recipe, 0).batches())
 
 
 @torch.no_grad()
