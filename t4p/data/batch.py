@@ -80,7 +80,8 @@ class _FrameRecipe:
         """Decode one frame and compose its matrices."""
         if not isinstance(stored, Frame):
             raise ShardError(f"sample {key}: is a scene, and pre-training needs RGB-D frames")
-        return prepare_frame(decode_frame(stored, self.settings.image_size), key, epoch, self.settings)
+        frame = decode_frame(stored, self.settings.image_size)
+        return prepare_frame(frame, key, epoch, self.settings, dataset_index)
 
 
 @dataclass(frozen=True)

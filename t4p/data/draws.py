@@ -14,8 +14,7 @@ def sample_rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Gener
     Args:
         seed: seed of the run.
         epoch: 0 or more; the same sample is augmented differently in each.
-        key: key of the sample, unique in its dataset; where several are mixed, the caller puts the dataset's name in
-            front (two samples with one key share their draws).
+        key: what `draw_key` gives for the sample.
         purpose: what is drawn ("rotation", "pairs_e"): one purpose's draws never shift another's.
 
     Returns:
@@ -27,6 +26,16 @@ def sample_rng(seed: int, epoch: int, key: str, purpose: str) -> np.random.Gener
 def sample_seed(seed: int, epoch: int, key: str, purpose: str) -> int:
     """An int64 that the draws for voxels and pairs begin with (t4p/data/hashing.py), keyed as `sample_rng`."""
     return int(_words(seed, epoch, key, purpose).view(np.int64)[0])
+
+
+def draw_key(dataset_index: int, key: str) -> str:
+    """What the draws of a sample are keyed by: its key, and among several datasets which one it is of.
+
+    Args:
+        dataset_index: position among the datasets of the run.
+        key: of the sample, unique in its dataset; no key holds a colon.
+    """
+    return f"{dataset_index}:{key}" if dataset_index else key
 
 
 def _words(seed: int, epoch: int, key: str, purpose: str) -> NDArray[np.uint64]:

@@ -7,6 +7,7 @@ process is `t4p-fetcher`; the first rank of the node starts it, and starts it ag
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import queue
@@ -245,6 +246,7 @@ def main() -> None:
     title_process("t4p-fetcher")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
     job = pickle.load(sys.stdin.buffer)
+    gc.freeze()
     # What is still in flight is nobody's: threads that wait for storage would hold the exit up.
     status = Fetcher(job).run()
     sys.stdout.flush()

@@ -20,7 +20,7 @@ from t4p.config.data import AugmentConfig, PointDataConfig
 from t4p.config.network import NetworkConfig
 from t4p.data import transforms
 from t4p.data.decode import decode_frame
-from t4p.data.draws import sample_seed
+from t4p.data.draws import draw_key, sample_seed
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import LabelTable, build_label_table
 from t4p.data.placement import draw_placement
@@ -131,7 +131,8 @@ class LabelRecipe:
     seed: int
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
-        """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, key)."""
+        """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key)."""
+        drawn_by = draw_key(dataset_index, key)
         table = self.tables[dataset_index]
         cloud: LabelledCloud
         if isinstance(stored, Scene):
@@ -143,8 +144,8 @@ class LabelRecipe:
             self.voxel_size,
             self.num_strides,
             self.point_features,
-            draw_placement(self.augment, self.seed, epoch, key),
-            sample_seed(self.seed, epoch, key, "colors"),
+            draw_placement(self.augment, self.seed, epoch, drawn_by),
+            sample_seed(self.seed, epoch, drawn_by, "colors"),
         )
         bottleneck_of_point = voxels.bottleneck_of_voxel[voxels.voxel_of_point]
         label_of_voxel, label_of_bottleneck = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import queue
 import signal
@@ -246,6 +247,7 @@ def _begin_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    gc.freeze()  # what it was forked with stays: looking through it again and again copies every page of it
     _keep_freed_memory()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

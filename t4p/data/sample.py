@@ -10,7 +10,7 @@ from torch import Tensor
 
 from t4p.config.data import AugmentConfig
 from t4p.data.decode import DecodedFrame, with_color_of
-from t4p.data.draws import sample_seed
+from t4p.data.draws import draw_key, sample_seed
 from t4p.data.lifting import Lift, local_origin, out_from_camera, plan_lift
 from t4p.data.placement import Placement, draw_placement
 from t4p.data.tensors import as_tensor, moved
@@ -80,14 +80,17 @@ class PreparedFrame:
         return replace(moved(self, device), lift=self.lift.to(device))
 
 
-def prepare_frame(frame: DecodedFrame, key: str, epoch: int, settings: SampleSettings) -> PreparedFrame:
-    """Compose matrices and make the draws of the whole frame; every draw is keyed by (seed, epoch, key).
+def prepare_frame(
+    frame: DecodedFrame, key: str, epoch: int, settings: SampleSettings, dataset_index: int = 0
+) -> PreparedFrame:
+    """Compose matrices and make the draws of the whole frame; every draw is keyed by (seed, epoch, dataset, key).
 
     Raises:
         ValueError: a matrix is not what it should be, or the points span too many voxels.
     """
     frame = with_color_of(frame, settings.image_size)
-    placement = draw_placement(settings.augment, settings.seed, epoch, key)
+    drawn_by = draw_key(dataset_index, key)
+    placement = draw_placement(settings.augment, settings.seed, epoch, drawn_by)
     transform = placement.matrix @ out_from_camera(frame, settings.in_world)
     # The camera is at the origin in its own axes: what is lifted there keeps its coordinates.
     origin = local_origin(transform[:3, 3], settings.voxel_size, step=1)
@@ -118,8 +121,8 @@ def prepare_frame(frame: DecodedFrame, key: str, epoch: int, settings: SampleSet
         low=(int(low[0]), int(low[1]), int(low[2])),
         xyz_bits=(x_bits, y_bits, z_bits),
         seeds=(
-            sample_seed(settings.seed, epoch, key, "pairs_e"),
-            sample_seed(settings.seed, epoch, key, "pairs_d"),
-            sample_seed(settings.seed, epoch, key, "colors"),
+            sample_seed(settings.seed, epoch, drawn_by, "pairs_e"),
+            sample_seed(settings.seed, epoch, drawn_by, "pairs_d"),
+            sample_seed(settings.seed, epoch, drawn_by, "colors"),
         ),
     )

@@ -43,7 +43,7 @@ class Recipe(Protocol[Sample, Batch_co]):
     """How a task turns stored samples into batches. Picklable: loader processes make and join the samples."""
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> Sample:
-        """One sample; every draw keyed by (seed, epoch, key).
+        """One sample; every draw keyed by (seed, epoch, dataset, key).
 
         Args:
             dataset_index: which of the catalogue's datasets it is of.

@@ -1,6 +1,6 @@
 import numpy as np
 
-from t4p.data.draws import sample_rng
+from t4p.data.draws import draw_key, sample_rng
 
 
 def test_golden_words():
@@ -26,3 +26,11 @@ def test_draws_over_many_keys_are_uniform():
     draws = np.array([sample_rng(0, 0, f"scene/{i}", "p").random() for i in range(2000)])
     counts, _ = np.histogram(draws, bins=10, range=(0, 1))
     assert ((counts > 150) & (counts < 250)).all()
+
+
+def test_samples_of_one_key_in_two_datasets_have_draws_of_their_own():
+    drawn = {draw_key(dataset, key) for dataset in range(3) for key in ("a/0", "1/a", "b/0")}
+    assert len(drawn) == 9
+    assert draw_key(0, "a/0") == "a/0", "a run of one dataset needs no name for it"
+    first, second = (sample_rng(1, 2, draw_key(dataset, "a/0"), "augment").random(4) for dataset in (0, 1))
+    assert (first != second).all()
