@@ -336,7 +336,7 @@ def order_command(
     ranks_per_node: Annotated[
         int | None, typer.Option(min=1, help="Ranks on a machine: samples move within it first. Default: all.")
     ] = None,
-    streams: Annotated[int, typer.Option(min=1, help="As data.streams.")] = 64,
+    streams: Annotated[int, typer.Option(min=1, max=100_000, help="As data.streams.")] = 64,
     shuffle_block: Annotated[int, typer.Option(min=1, help="Bytes, as data.shuffle_block.")] = 8 << 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -356,6 +356,8 @@ def order_command(
         nodes = Nodes.equal(world_size, ranks_per_node or world_size)
         settings = CourseSettings(seed, streams, shuffle_block, global_batch_size, 1, nodes)
         course = Course(catalogue.pools, settings)
+        if from_step >= in_epoch:
+            raise ValueError(f"from-step is {from_step}; it must be in [0, {in_epoch}), the steps of an epoch")
         if rank >= world_size:
             raise ValueError(f"rank is {rank}; it must be in [0, {world_size}), the world size")
         listed: list[tuple[int, list[str]]] = []

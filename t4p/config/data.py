@@ -54,7 +54,9 @@ class PointDataConfig(Section):
     )
     validation_shards: Places = Field((), description="Packed datasets that are scored and never trained on.")
     num_workers: int = Field(2, ge=0, description="Loader processes per rank; 0 loads in the training process.")
-    streams: PositiveInt = Field(64, description="Canonical streams of the sample order; part of the resume state.")
+    streams: PositiveInt = Field(
+        64, le=100_000, description="Canonical streams of the sample order; part of the resume state."
+    )
     shuffle_block: PositiveInt = Field(8 << 20, description="Bytes of a shard that are read at once and shuffled.")
     cache_dir: CacheDir = None
     cache_bytes: CacheBytes = None

@@ -39,6 +39,8 @@ def describe(error: ValidationError, schema: type[Section], tree: Mapping[str, A
             texts.append(text)
         elif not texts:
             texts.append(f"{text}, got {as_yaml(value)}")
+        elif _is_entry(problem, path) and text in texts[-1]:
+            texts[-1] += f" and {as_yaml(value)}"
         elif text not in texts[-1]:  # of another type that the key may have
             texts[-1] = texts[-1].replace(", got", f" or {text.removeprefix('wanted ')}, got", 1)
     for path, texts in found.items():

@@ -52,8 +52,8 @@ class Mixture:
         counts = [count // shared for count in counts]
         if sum(counts) > LONGEST_PATTERN:
             raise ValueError(
-                f"weights are {list(weights)}: only a pattern of {sum(counts)} samples has just these shares, and "
-                f"{LONGEST_PATTERN} is the longest; give weights of fewer digits"
+                f"weights are {list(weights)}: no pattern of up to {LONGEST_PATTERN} samples has just these shares; "
+                "give weights of fewer digits"
             )
         datasets = _pattern(counts)
         before = np.empty_like(datasets)

@@ -16,6 +16,8 @@ from t4p.data.needs import Needs
 from t4p.data.ranks import Nodes
 from t4p.data.shelf import Shelf
 
+_FEW_BYTES = 64 << 20  # of a cache: some blocks of 8 MiB
+
 
 @dataclass(frozen=True)
 class ReadAhead:
@@ -45,7 +47,13 @@ def plan_read_ahead(
     """
     if not catalogue.remote_stores or cache_bytes == 0:
         return None
-    return ReadAhead(open_cache(None if cache_dir is None else Path(cache_dir).expanduser(), cache_bytes, say), run)
+    cache = open_cache(None if cache_dir is None else Path(cache_dir).expanduser(), cache_bytes, say)
+    if cache.limit_bytes < min(_FEW_BYTES, int(catalogue.bytes_per_shard.sum())):
+        say(
+            f"{cache.folder}: {cache.limit_bytes} bytes of samples may be kept there, too few to read ahead: what does "
+            "not fit is read sample by sample; free some space, or give another data.cache_dir or data.cache_bytes"
+        )
+    return ReadAhead(cache, run)
 
 
 @contextmanager

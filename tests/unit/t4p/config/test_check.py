@@ -116,7 +116,7 @@ def test_what_can_be_known_without_data_is_known(overrides: list[str], world: in
 def test_a_value_that_is_wrong_is_not_taken_for_a_second_mistake() -> None:
     # num_steps would be its default, 60000, and warmup_steps smaller than it; image_size would not fit the tower.
     assert messages("train.num_steps=-1", "train.warmup_steps=70000", "data.image_size=[a, b]") == [
-        "data.image_size: wanted a whole number, got a [command line]",
+        "data.image_size: wanted a whole number, got a and b [command line]",
         "train.num_steps: wanted more than 0, got -1 [command line]",
     ]
 

@@ -27,7 +27,7 @@ from t4p.data.fetcher import Fetcher, FetchJob
 from t4p.data.fetcher_process import FetcherProcess
 from t4p.data.needs import TrainingNeeds
 from t4p.data.ranks import Nodes
-from t4p.data.read_ahead import ReadAhead
+from t4p.data.read_ahead import ReadAhead, plan_read_ahead
 from t4p.data.shelf import Ahead, Shelf
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
 
@@ -161,6 +161,15 @@ def test_tars_that_lie_elsewhere_under_other_names_are_read_ahead_too(
     assert run.board.counts().requests > 0
     found, sources = run.read()
     assert (found, sources["storage"]) == (wanted, 0)
+
+
+def test_room_for_few_samples_is_told(packed: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    plan_read_ahead(Catalogue([packed]), str(tmp_path / "cache"), 1, "run", said.append)
+    assert len(said) == 1
+    assert "1 bytes of samples may be kept there, too few to read ahead" in said[0]
+    plan_read_ahead(Catalogue([packed]), str(tmp_path / "cache"), None, "run", said.append)
+    assert len(said) == 1
 
 
 def test_the_second_rank_of_a_node_takes_what_the_first_one_has_read_ahead(packed: str, wanted, tmp_path: Path) -> None:

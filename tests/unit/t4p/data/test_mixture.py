@@ -42,7 +42,8 @@ def test_golden_pattern():
         ([1, 0], r"weights are \[1, 0\]; wanted numbers above 0"),
         ([1, float("inf")], "wanted numbers above 0"),
         ([], "wanted numbers above 0"),
-        ([1, 0.3333333], f"{LONGEST_PATTERN} is the longest; give weights of fewer digits"),
+        ([1, 0.3333333], f"no pattern of up to {LONGEST_PATTERN} samples has just these shares; give weights of fewer"),
+        ([1e300, 1e-300], r"weights are \[1e\+300, 1e-300\]: no pattern .* of fewer digits$"),
     ],
 )
 def test_weights_that_cannot_be_are_named(weights, message):
