@@ -26,7 +26,8 @@ from t4p.data.needs import Need, Needs
 from t4p.data.reading import IN_FLIGHT, Outcome, Reading, Wanted, close_together
 from t4p.heartbeat import title_process
 
-AHEAD = 64  # micro-batches
+AHEAD = 64  # micro-batches, at least
+AHEAD_SAMPLES = 512  # or more of them: a micro-batch may be one sample, as in a validation
 SOON = 2  # micro-batches ahead of a rank, from where on nobody waits for room in the cache
 MOST_COLD_BYTES = 64 << 20  # of blocks that a first batch waits for
 LOOK_EVERY = 0.1  # seconds
@@ -109,8 +110,10 @@ class Fetcher:
 
     def _take(self, slowest: int) -> None:
         """Note what the next micro-batches need, as far ahead as is allowed."""
-        while self._next and self._next[0] < slowest + AHEAD and len(self._at_work) < 4 * IN_FLIGHT:
+        while self._next and len(self._at_work) < 4 * IN_FLIGHT:
             number, found = self._next
+            if number >= slowest + max(AHEAD, AHEAD_SAMPLES // max(len(found), 1)):
+                return
             self._next = next(self._coming, None)
             waits: set[str] = set()
             alone = number < self._first + SOON and self._block_bytes(found) > MOST_COLD_BYTES
