@@ -61,6 +61,7 @@ def test_training_lowers_both_losses_and_points_find_their_pixels_on_unseen_fram
         [
             *(sys.executable, "-m", "commands.main", "launch", "pretrain", "configs/smoke.yaml", "--workers", "1"),
             *(f"data.shards=[{train}]", f"data.validation_shards=[{validation}]", f"run.dir={run_dir}"),
+            f"data.cache_dir={tmp_path / 'cache'}",
             *SETTINGS,
         ],
         env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},

@@ -94,7 +94,8 @@ def test_a_quickstart_on_a_packed_dataset_in_s3_trains_on_it_as_it_is(
     def train(config: PretrainConfig, num_workers: int, console: Console) -> None:
         small = [*SMALL, f"train.num_steps={config.train.num_steps}", f"run.dir={config.run.dir}"]
         shards = f"data.shards={json.dumps(config.data.shards)}"
-        command = [sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml", *small, shards]
+        cache = f"data.cache_dir={tmp_path / 'cache'}"
+        command = [sys.executable, "-m", "commands.main", "pretrain", "configs/smoke.yaml", *small, shards, cache]
         subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=600)
 
     monkeypatch.setattr("commands.quickstart.quickstart.launch_training", train)

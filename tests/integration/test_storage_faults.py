@@ -64,7 +64,7 @@ def suffer(
     calls = [
         ["shards", "pack", *SOURCE, url, *CAP],
         ["shards", "info", url, "--json"],
-        [*TRAINING, f"data.shards=[{url}]", f"run.dir={run_dir}"],
+        [*TRAINING, f"data.shards=[{url}]", f"run.dir={run_dir}", f"data.cache_dir={run_dir.parent / 'cache'}"],
         *[["shards", "verify", url, "--json", "--workers", "1"]] * num_verified,
     ]
     with FaultProxy(server.url, rate, seed) as proxy:
@@ -81,6 +81,7 @@ def suffer(
     assert stored == clean.objects
     assert answer(info)["num_samples"] == 10
     assert steps(run_dir) == clean.steps
+    assert list((run_dir.parent / "cache").glob("*.samples"))
     assert [answer(each)["problems"] for each in verified] == [[]] * num_verified
     assert any(answer(each)["storage_faults"] for each in verified)
     return packed.output

@@ -281,7 +281,7 @@ def test_a_cache_on_a_full_disk_is_told_once_and_samples_are_read_one_by_one(
         os.system(f"umount -l {folder}")  # entries are still open
 
 
-@pytest.mark.parametrize("number", [0, 7, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, 13) if n != 7)])
+@pytest.mark.parametrize("number", [0, 7, *(pytest.param(n, marks=pytest.mark.soak) for n in range(1, 20) if n != 7)])
 def test_a_fetcher_that_is_killed_or_hangs_costs_a_moment(
     make_run, wanted, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,7 +318,9 @@ class Bytes:
         return list(samples)
 
 
-@pytest.mark.parametrize("kill_at", [None, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in range(12) if n != 5)])
+@pytest.mark.parametrize(
+    "kill_at", [None, 5, *(pytest.param(n, marks=pytest.mark.soak) for n in range(STEPS) if n != 5)]
+)
 def test_loaders_take_what_was_read_ahead_and_may_be_killed(
     packed: str, wanted, tmp_path: Path, kill_at: int | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,7 +337,9 @@ def test_loaders_take_what_was_read_ahead_and_may_be_killed(
     assert [key for key, _ in found] == [key for key, _ in wanted]
     assert not any((cache.folder / "runs").iterdir())
     assert stream.fetched.requests < 0.5 * len(wanted)
-    assert ("was killed (signal 9" in capfd.readouterr().out) == (kill_at is not None)
+    was_missed = "was killed (signal 9" in capfd.readouterr().out
+    is_early = kill_at is not None and kill_at < STEPS - 7  # later, its last batches may be there already
+    assert was_missed if is_early else kill_at is not None or not was_missed
 
 
 def test_validation_is_read_ahead_and_what_one_look_has_read_the_next_one_finds(packed: str, tmp_path: Path) -> None:
