@@ -231,6 +231,7 @@ def index_command(
 def info_command(url: Dataset, as_json: Json = False) -> None:
     """Say what a dataset is, and what a few of its samples look like."""
     with _user_errors():
+        from shards.doors.text import shown
         from shards.reader import DatasetReader
         from shards.stores.store import take_faults
         from shards.summary import summarise
@@ -248,11 +249,18 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
             "label_names": list(manifest.label_names),
             "provenance": dict(manifest.provenance),
             "shards_sha256": manifest.shards_sha256,
+            "generation": manifest.generation,
+            "licence": manifest.licence,
+            "up_axis": manifest.up_axis,
+            "voxels_counted": manifest.voxels_sha256 is not None,
         }
         faults = take_faults(dataset.store)
         if as_json:
             _echo_json({**facts, "summary": asdict(summary), "storage_faults": faults})
         else:
+            facts["licence"] = shown(manifest.licence) or "not stated"
+            facts["up_axis"] = manifest.up_axis or "not known"
+            facts["voxels_counted"] = "yes" if facts["voxels_counted"] else "no"
             for name, value in {**facts, **summary.lines()}.items():
                 typer.echo(f"{name:15} {value if isinstance(value, str | int) else json.dumps(value)}")
         _tell_faults(faults)

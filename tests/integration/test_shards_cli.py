@@ -90,7 +90,15 @@ def test_from_raw_frames_to_a_picture(run: Run, call: Run, tum_sample: Path, tmp
     assert (info["num_samples"], info["num_shards"]) == (4, 1)
     assert info["bytes"] == (tmp_path / "dataset" / "shard-000000.tar").stat().st_size
     assert info["provenance"]["source_format"] == "tum"
-    assert "num_samples     4" in call("info", "dataset").stdout
+    assert (info["generation"], info["up_axis"], info["voxels_counted"]) == (1, "+z", False)
+    assert "CC BY 4.0" in info["licence"]
+    told = call("info", "dataset").stdout
+    assert "num_samples     4" in told
+    assert f"generation      1\nlicence         {info['licence']}\nup_axis         +z\nvoxels_counted  no\n" in told
+    assert call("index", "dataset", "--counts").returncode == 0
+    told = call("info", "dataset").stdout
+    assert "generation      2\n" in told
+    assert "voxels_counted  yes\n" in told
 
     shown = call("show", "dataset", info["first_key"])
     assert (shown.returncode, shown.stderr) == (0, "")
