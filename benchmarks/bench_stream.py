@@ -32,7 +32,7 @@ from raw_frames import multiply_frames
 from record import REPOSITORY, record
 from rich.console import Console
 from rich.table import Table
-from stream_readers import READERS, convert, ours
+from stream_readers import OURS, READERS, convert
 
 SHARD_MB = 16
 
@@ -42,7 +42,7 @@ def main(
     samples: Annotated[int, typer.Option(min=100, help="Frames made of them.")] = 3000,
     delays: Annotated[str, typer.Option(help="Milliseconds a request.")] = "0,20,80",
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    readers: Annotated[str, typer.Option(help="Which; all by default.")] = ",".join(["ours", *READERS]),
+    readers: Annotated[str, typer.Option(help="Which; all by default.")] = ",".join([*OURS, *READERS]),
     raw: Annotated[Path | None, typer.Option(help="Frames that an earlier call made, or where to make them.")] = None,
     peers_python: Annotated[
         str, typer.Option(help="A Python that has the peers (pip install .[bench]).")
@@ -76,7 +76,8 @@ def main(
         )
         upload(folder / "packed", "data", environ)
         own = [*python(peers_python), __file__, "--url", "s3://bench/data", "--shuffle-block", str(shuffle_block)]
-        subprocess.run([*own, "--be", "convert", "--dataset", str(folder / "packed")], check=True, env=environ)
+        if set(readers.split(",")) & READERS.keys():
+            subprocess.run([*own, "--be", "convert", "--dataset", str(folder / "packed")], check=True, env=environ)
         rows = []
         for delay in (float(text) for text in delays.split(",")):
             rows += measure_at(delay, readers.split(","), repeats, own, environ)
@@ -94,7 +95,7 @@ def main(
 def be_reader(name: str, url: str, shuffle_block: int) -> None:
     """Read everything, and print what it took."""
     try:
-        read = ours(url, shuffle_block) if name == "ours" else READERS[name](url)
+        read = OURS[name](url, shuffle_block) if name in OURS else READERS[name](url)
         before = cpu_seconds()
         began = time.monotonic()
         stamps, used = [], []

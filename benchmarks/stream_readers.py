@@ -10,9 +10,10 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 Reader = Callable[[], Iterator[int]]  # bytes of each sample
 PART = 4 << 20
@@ -20,23 +21,11 @@ PART = 4 << 20
 
 def ours(url: str, shuffle_block: int) -> Reader:
     """The stream of a training, without decoding."""
-    from shards.sample import Sample
-    from shards.schema import Frame
     from shards.stores.cache import open_cache
     from t4p.data.fetch import Catalogue
     from t4p.data.ranks import Nodes
     from t4p.data.read_ahead import ReadAhead
     from t4p.data.stream import StreamSettings, TrainingStream
-
-    class Raw:
-        """Frames as they are stored."""
-
-        def make(self, stored: Sample, dataset_index: int, key: str, epoch: int) -> int:
-            assert isinstance(stored, Frame)
-            return len(stored.color) + len(stored.depth)
-
-        def join(self, samples: list[int]) -> list[int]:
-            return samples
 
     def read() -> Iterator[int]:
         catalogue = Catalogue([url])
@@ -48,6 +37,35 @@ def ours(url: str, shuffle_block: int) -> Reader:
                 yield from batch
 
     return read
+
+
+def validation(url: str, shuffle_block: int) -> Reader:
+    """The stream of a validation, likewise."""
+    from shards.stores.cache import open_cache
+    from t4p.data.fetch import Catalogue
+    from t4p.data.read_ahead import ReadAhead
+    from t4p.data.stream import ValidationStream
+
+    def read() -> Iterator[int]:
+        with tempfile.TemporaryDirectory() as folder:
+            ahead = ReadAhead(open_cache(Path(folder), None, print), "bench")
+            stream = ValidationStream(Catalogue([url]), Raw(), 0, read_ahead=ahead, block_bytes=shuffle_block)
+            for batch in stream.batches():
+                yield from batch
+
+    return read
+
+
+class Raw:
+    """The recipe that leaves frames as they are stored."""
+
+    def make(self, stored: Any, dataset_index: int, key: str, epoch: int) -> int:
+        """How many bytes its images have."""
+        return len(stored.color) + len(stored.depth)
+
+    def join(self, samples: Sequence[int]) -> Sequence[int]:
+        """As they are."""
+        return samples
 
 
 def webdataset(url: str) -> Reader:
@@ -189,6 +207,7 @@ def obstore_parts(url: str) -> Reader:
     return read
 
 
+OURS = {"ours": ours, "ours-validation": validation}
 READERS: dict[str, Callable[[str], Reader]] = {
     "webdataset": webdataset,
     "s3torchconnector": s3torchconnector,
