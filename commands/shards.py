@@ -190,9 +190,12 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
         if report.problems:
             for problem in report.problems if not as_json else ():
                 typer.echo(f"{problem.object_name}: {problem.key or 'the object'}: {problem.message}", err=True)
+            move = "each line above says what mends it"
+            if report.broken_keys:
+                move = "pack the dataset again to another place, or restore these objects"
             typer.echo(
                 f"error: {report.url}: {len(report.broken_keys)} of {report.num_samples} samples are broken, "
-                f"{len(report.problems)} problems; pack the dataset again to another place, or restore these objects",
+                f"{len(report.problems)} problem(s); {move}",
                 err=True,
             )
             raise typer.Exit(1)

@@ -131,10 +131,11 @@ class DatasetReader:
         size = 2 * self.num_samples
         read = partial(self.store.read_range, VOXELS_NAME, 0, size + 1)
         data = believed(self.store, read, lambda found: hashlib.sha256(found).hexdigest() == digest)
-        if hashlib.sha256(data).hexdigest() != digest or len(data) != size:
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest or len(data) != size:
             raise ShardError(
-                f"{self.url}/{VOXELS_NAME}: {len(data)} bytes are not the {size} that the manifest vouches for; count "
-                f"again with `t4p shards index {self.url} --counts`"
+                f"{self.url}/{VOXELS_NAME}: sha256 is {found} ({len(data)} bytes), the manifest says {digest} ({size} "
+                f"bytes); count again with `t4p shards index {self.url} --counts`"
             )
         return np.frombuffer(data, "<u2").astype(np.uint16, copy=False)
 

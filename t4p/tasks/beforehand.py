@@ -37,13 +37,14 @@ def look_beforehand(config: JobConfig) -> None:
     with looks.at("train.resume"):
         if config.train.resume not in ("auto", "never"):
             check_sizes(as_checkpoint(Path(config.train.resume), lambda sentence: None))
-    catalogue = None
+    pools = None
     with looks.at("data.shards"):
         catalogue = Catalogue(config.data.urls, config.data.weights)
         _look_at_samples(config, catalogue)
+        pools = catalogue.pools
     with looks.at("train.global_batch_size"):
-        if catalogue is not None:
-            check_pools(catalogue.pools, config.train.global_batch_size)
+        if pools is not None:
+            check_pools(pools, config.train.global_batch_size)
     with looks.at("data.validation_shards"):
         if config.data.validation_shards:
             _look_at_samples(config, Catalogue(config.data.validation_shards), validation=True)
