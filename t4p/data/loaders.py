@@ -11,13 +11,16 @@ import contextlib
 import ctypes
 import gc
 import os
+import pickle
 import queue
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from multiprocessing.context import ForkContext, ForkProcess
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -37,6 +40,8 @@ LOOK_EVERY = 0.5  # seconds between two looks at the loaders, while nothing come
 PATIENCE = 300.0
 MOST_LOST, SOON = 5, 100  # as often within so many batches something is wrong that other loaders do not mend
 ENDED_WITHIN = 5.0  # seconds in which a killed process is gone, if it can go
+_SHARED_MEMORY = Path("/dev/shm")  # where torch puts the tensors that one process hands to another
+LITTLE_SHARED_MEMORY = 512 << 20  # bytes; containers give 64 MB, and who goes beyond is killed by a bus error
 _END = object()
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
@@ -167,12 +172,13 @@ class _Loaders(Generic[Sample]):
         collate: Callable[[Any], Any],
         started: threading.Event,
     ) -> None:
+        by_pipe = _is_shared_memory_little()
         try:
             loader: DataLoader[Any] = DataLoader(
                 dataset,
                 batch_sampler=_Batches(refs),
                 num_workers=num_workers,
-                collate_fn=collate,
+                collate_fn=_Pickled(collate) if by_pipe else collate,
                 worker_init_fn=_begin_worker,
                 prefetch_factor=2,
                 multiprocessing_context=self._context,
@@ -181,7 +187,7 @@ class _Loaders(Generic[Sample]):
             batches = iter(loader)
             started.set()
             for received in batches:
-                if not self._put(received):
+                if not self._put(pickle.loads(received) if by_pipe else received):
                     return
             self._put(_END)
         except Exception as error:
@@ -198,6 +204,25 @@ class _Loaders(Generic[Sample]):
                 continue
             return True
         return False
+
+
+@dataclass(frozen=True)
+class _Pickled:
+    """What `collate` makes, as bytes: its tensors too, which go through the pipe then."""
+
+    collate: Callable[[Any], Any]
+
+    def __call__(self, samples: list[Any]) -> bytes:
+        return pickle.dumps(self.collate(samples), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _is_shared_memory_little() -> bool:
+    """Whether batches had better not go through shared memory."""
+    try:
+        facts = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return True
+    return facts.f_bavail * facts.f_frsize < LITTLE_SHARED_MEMORY
 
 
 class _Batches:

@@ -105,3 +105,30 @@ def test_four_losses_are_borne_and_the_fifth_within_a_hundred_batches_is_not(tmp
     # from the third list's loss to the twenty-third's; each is seen up to a few lists early, or a little late
     with pytest.raises(LostLoaderError, match=r"for the 5th time within (1[5-9]|2\d) batches"):
         list(loaded)
+
+
+BATCHES_OF_4_MB = """
+import torch
+from torch.utils.data import Dataset
+from t4p.data.loaders import load
+
+class Large(Dataset):
+    def __getitem__(self, number):
+        return torch.full((1 << 20,), float(number))
+
+loaded = load(Large(), lambda done: ([n, n + 100] for n in range(done, 12)), 2, torch.stack)
+print([int(batch[1, 0]) for batch in loaded])
+"""
+
+
+def test_batches_larger_than_the_shared_memory_of_a_container_arrive() -> None:
+    """A bus error kills who writes beyond the 64 MB that containers give."""
+    small = "mount -t tmpfs -o size=8m tmpfs /dev/shm || exit 77"
+    command = ["unshare", "--mount", "sh", "-c", f'{small}; exec "$@"', "sh", sys.executable, "-c", BATCHES_OF_4_MB]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if ran.returncode == 77 or "unshare" in ran.stderr:
+        pytest.skip(f"mounting is refused here: {ran.stderr.strip()}")
+    assert ran.stdout == f"{list(range(100, 112))}\n", ran.stderr
