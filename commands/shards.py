@@ -195,7 +195,7 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
                 move = "pack the dataset again to another place, or restore these objects"
             typer.echo(
                 f"error: {report.url}: {len(report.broken_keys)} of {report.num_samples} samples are broken, "
-                f"{len(report.problems)} problem(s); {move}",
+                f"{len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}; {move}",
                 err=True,
             )
             raise typer.Exit(1)
