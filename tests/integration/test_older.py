@@ -104,7 +104,8 @@ def test_both_exports_predict_what_they_did(name, dataset, monkeypatch):
     assert (behind[differ] < TIE).all(), f"{int(differ.sum())} of {len(wanted)} labels differ, up to {behind.max()}"
 
 
-SINCE = {"step_timeout", "save_on_stop"}  # keys that version 0.1.0 as it was frozen did not have
+# Keys that version 0.1.0 as it was frozen did not have.
+SINCE = {"step_timeout", "save_on_stop", "cache_dir", "cache_bytes"}
 
 
 @pytest.mark.parametrize("run", ["pretrain", "semantic"])
