@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from commands.main import app
 
 COMMANDS = {
-    "shards": ["formats", "pack", "verify", "info", "show", "list", "order"],
+    "shards": ["formats", "pack", "verify", "index", "info", "show", "list", "order"],
     "checkpoint": ["list", "verify", "convert", "export"],
     "launch": ["pretrain", "finetune", "list", "status", "logs", "stop"],
+    "bench": ["data"],
     "config": ["keys", "show"],
 }
 

@@ -41,7 +41,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, make_scene: Callable[
 def read_all(source: Source) -> int:
     module, root = source
     tasks = unique_tasks(module.scan(root, OPTIONS))
-    return len([load_frame(module.read, task) for task in tasks])
+    return len([load_frame(module.read, "full", "png", task) for task in tasks])
 
 
 def images(root: Path) -> list[Path]:

@@ -317,7 +317,7 @@ def test_exit_status_and_json_of_the_command(
         assert "torch" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/prefix", "s3://", "s3:/bucket", ""])
+@pytest.mark.parametrize("url", ["ftp://bucket/prefix", "s3://", "s3:/bucket", ""])
 def test_a_wrong_place_is_a_wrong_call_before_anything_is_tried(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
