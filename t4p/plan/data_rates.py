@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -12,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from shards.doors.json_text import parse_json
 from t4p.config.tasks import PretrainConfig
 from t4p.data.batch import PairRecipe
 from t4p.data.fetch import Catalogue
@@ -106,7 +106,7 @@ def _time_stream(stream: TrainingStream[Any, Any], config: PretrainConfig, num_s
 def wanted_rate(metrics: Path) -> float | None:
     """Samples a second that a run trained while it did not wait for data; None without a run."""
     try:
-        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        lines = [parse_json(line) for line in metrics.read_bytes().splitlines()]
         busy = [
             (line["samples_per_second"] * line["seconds"]) / (line["seconds"] - line["data_wait"])
             for line in lines[len(lines) // 4 :]

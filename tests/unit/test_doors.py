@@ -22,6 +22,7 @@ OWN_FILES = {
     "launch/worker.py": "what the driver of this launch tells",
     "recipes/small_clip/trainer.py": "a model configuration of the repository",
     "shards/scene.py": "writes the archive",
+    "t4p/data/board.py": "what the fetcher of this run has counted",
     "t4p/runs/logs.py": "metrics of this run",
 }
 
