@@ -45,7 +45,7 @@ _SEMANTIC, _INSTANCE, _BOXES, _CAPTION = (MEMBER_KINDS.index(k) for k in ("seman
 
 
 def row_of_frame(frame: Frame, layout: Mapping[str, tuple[int, int]], data: bytes, dataset: int) -> bytes:
-    """The row of a frame that `check_frame` or `check_headers` has passed, before it is sealed.
+    """The row of a frame that `check_frame` or `check_frame_headers` has passed, before it is sealed.
 
     Args:
         frame: what the slice holds.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 
 import google_crc32c
@@ -10,6 +9,7 @@ import google_crc32c
 from shards.doors.text import shown
 from shards.errors import ShardError
 from shards.rows import SampleRows, ShardIndex, bare_rows, check_layout
+from shards.schema import is_key
 from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
 from shards.table import ShardTable
@@ -17,7 +17,6 @@ from shards.table import ShardTable
 _MAX_LINE_BYTES = 100 + 2 * len("\t1125899906842624") + len("\t01234567\n")  # key, counts, crc
 _MAX_LENGTH = (1 << 32) - 1
 _MAX_OFFSET = 1 << 50
-_KEY = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
 _MAX_CACHED = 512  # of 256 MiB shards: about 130 GiB of samples, 100 MB of index
 
 
@@ -102,7 +101,7 @@ def parse_lines(data: bytes, shard_index: int, where: str) -> ShardIndex:
         )
     try:
         lines = [line.split("\t") for line in body.decode("ascii").splitlines()]
-        if strange := [key for key, _, _, _ in lines if not _KEY.fullmatch(key)]:
+        if strange := [key for key, _, _, _ in lines if not is_key(key)]:
             raise ValueError(f"'{shown(strange[0])}' is no key: letters, digits, '-', '_' and one '/'")
         offsets = [int(offset) for _, offset, _, _ in lines]
         lengths = [int(length) for _, _, length, _ in lines]

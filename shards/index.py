@@ -15,6 +15,7 @@ from shards.doors.text import shown
 from shards.errors import ShardError
 from shards.manifest import INDEX_NAME, Manifest
 from shards.rows import ROW, SampleRows, ShardIndex, check_layout, damaged_rows
+from shards.schema import KEY, is_key
 from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
 from shards.table import ShardTable
@@ -23,8 +24,7 @@ Kept = TypeVar("Kept")
 
 WHOLE_BYTES = 4 << 20  # an index up to here is read at once and kept: 10,000 samples
 _MAX_CACHED = 64  # shards whose rows are kept, of a larger one: of 256 MiB each 50 MB
-_KEY = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
-_KEYS = re.compile(rf"(?:{_KEY.pattern}\n)+")
+_KEYS = re.compile(rf"(?:{KEY.pattern}\n)+")
 
 
 class IndexFile:
@@ -128,7 +128,7 @@ class IndexFile:
         keys = tuple(text.split("\n")[:-1])
         num_samples = int(self._table.num_samples[shard_index])
         if not _KEYS.fullmatch(text):
-            strange = next((key for key in keys if not _KEY.fullmatch(key)), text[-40:])
+            strange = next((key for key in keys if not is_key(key)), text[-40:])
             raise ShardError(
                 f"{self.where}, shard {shard_index}: '{shown(strange)}' is no key: letters, digits, '-', '_' and one "
                 "'/'; pack the dataset again"
@@ -152,11 +152,6 @@ class IndexFile:
 
     def _is_index(self, data: bytes) -> bool:
         return hashlib.sha256(data).hexdigest() == self._manifest.index_sha256
-
-
-def is_key(text: str) -> bool:
-    """Whether a text is the key of a sample: SCENE/FRAME, escaped."""
-    return _KEY.fullmatch(text) is not None
 
 
 def _keep(kept: dict[int, Kept], shard_index: int, value: Kept) -> None:

@@ -13,7 +13,7 @@ from shards.doors.json_text import MAX_BYTES
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.first_format import LineIndexes
-from shards.index import IndexFile, is_key
+from shards.index import IndexFile
 from shards.manifest import (
     MANIFEST_NAME,
     PACKING_NAME,
@@ -25,7 +25,7 @@ from shards.manifest import (
 from shards.rows import DESCRIBED, HAS_CRC, SampleRows, ShardIndex
 from shards.sample import Sample, sample_from_members
 from shards.scene import Scene
-from shards.schema import Frame, escape_id
+from shards.schema import Frame, escape_id, is_key
 from shards.slices import key_of_slice, members_of_slice
 from shards.stores.place import open_store
 from shards.stores.second_look import believed

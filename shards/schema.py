@@ -39,6 +39,7 @@ PRINCIPAL_POINT_SHARE = (0.4, 0.6)
 DEPTH_SCALES = (1e-3, 1e9)  # units per metre, from kilometres to nanometres
 _LAST_ROW_TOLERANCE = 1e-5
 RIGID_TOLERANCE = 0.02  # recorded rotations carry few digits: 7-Scenes is orthonormal to about 1e-3
+KEY = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
 MAX_SIDE = (1 << 16) - 1  # pixels; what 16 bits hold
 _MAX_META_BYTES = 1 << 20
 _PLAIN_ID = re.compile(r"[A-Za-z0-9-]+")
@@ -149,6 +150,11 @@ def sample_key(scene_id: str, frame_id: str) -> str:
             f"and a tar name leaves room for {MAX_PREFIX_BYTES} and {room_of_frame}; shorten the folder or file names"
         )
     return f"{scene}/{frame}"
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is the key of a sample: SCENE/FRAME, escaped."""
+    return KEY.fullmatch(text) is not None
 
 
 def members_of_frame(frame: Frame) -> dict[str, bytes]:

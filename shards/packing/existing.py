@@ -17,7 +17,6 @@ import numpy as np
 from shards.checks import check_frame_headers
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
-from shards.index import is_key
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, TABLE_NAME, VOXELS_NAME, Manifest, SampleKind, shard_name
 from shards.ordered_map import ordered_map
 from shards.packing.gathered import GatheredIndex
@@ -27,7 +26,7 @@ from shards.reader import DatasetReader
 from shards.rows import ROW, bare_rows, check_layout, sealed_row
 from shards.sample import check_sample, row_of_sample, sample_from_members
 from shards.scene import Scene, check_scene
-from shards.schema import FORMAT_VERSION
+from shards.schema import FORMAT_VERSION, is_key
 from shards.slices import layout_of_slice, members_of_slice, spans_of_tar
 from shards.stores.place import open_store
 from shards.stores.store import Store, take_faults
