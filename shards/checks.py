@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from shards.errors import ShardError
 from shards.images import BrokenImageError, check_encoded, is_depth_png
+from shards.sample import Sample
+from shards.scene import Scene, check_scene
 from shards.schema import Frame, check_numbers, decode_frame_depth, size_of_camera, size_of_labels
+
+
+def check_sample_headers(sample: Sample, where: str) -> None:
+    """As `check_frame_headers`, of a sample of either kind: a scene has no images, and is held against its numbers."""
+    if isinstance(sample, Scene):
+        check_scene(sample, where)
+    else:
+        check_frame_headers(sample, where)
 
 
 def check_frame_headers(frame: Frame, where: str) -> None:

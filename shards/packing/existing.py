@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.checks import check_frame_headers
+from shards.checks import check_sample_headers
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, TABLE_NAME, VOXELS_NAME, Manifest, SampleKind, shard_name
@@ -25,7 +24,6 @@ from shards.packing.scratch import scratch_folder
 from shards.reader import DatasetReader
 from shards.rows import ROW, bare_rows, check_layout, sealed_row
 from shards.sample import check_sample, row_of_sample, sample_from_members
-from shards.scene import Scene, check_scene
 from shards.schema import FORMAT_VERSION, is_key
 from shards.slices import layout_of_slice, members_of_slice, spans_of_tar
 from shards.stores.place import open_store
@@ -188,10 +186,8 @@ def _index_tar(source: Store, counts: bool, name: str) -> IndexedTar:
         sample = sample_from_members(kind, key, members)
         if counts:
             voxels.append(check_sample(sample, f"{where}, sample {key}"))
-        elif isinstance(sample, Scene):
-            check_scene(sample, f"{where}, sample {key}")
         else:
-            check_frame_headers(sample, f"{where}, sample {key}")
+            check_sample_headers(sample, f"{where}, sample {key}")
         position = datasets.setdefault(sample.dataset, len(datasets))
         rows.append(row_of_sample(sample, layout_of_slice(piece, where), piece, position))
     lengths = [stop - start for _, start, stop in spans]
@@ -216,14 +212,14 @@ def _piece(tar: IndexedTar, datasets: list[str], first_row: int) -> ShardPiece:
     sealed = [
         sealed_row(table[i : i + 1].tobytes(), offset, first_row + i) for i, offset in enumerate(offsets.tolist())
     ]
-    return ShardPiece(
+    return ShardPiece.of_samples(
         first_row=first_row,
         size_bytes=tar.size_bytes,
         sha256=tar.sha256,
         fingerprint=bytes(32),
-        rows=b"".join(sealed),
-        voxels=struct.pack(f"<{len(tar.voxels)}H", *tar.voxels),
-        keys="".join(f"{key}\n" for key in tar.keys).encode("ascii"),
+        rows=sealed,
+        voxels=tar.voxels,
+        keys=tar.keys,
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.checks import check_frame_headers
+from shards.checks import check_frame_headers, check_sample_headers
 from shards.errors import ShardError
 from shards.images import pack_depth
 from shards.packing.options import Check, DepthCodec
 from shards.sample import Sample, members_of_sample, row_of_sample
-from shards.scene import Scene, check_scene
+from shards.scene import Scene
 from shards.schema import check_frame, decode_frame_depth, sample_key
 from shards.slices import layout_of_slice, sample_slice
 from shards.sources.formats import FrameRef
@@ -73,10 +73,8 @@ def load_frame(read: Callable[[Any], Sample], check: Check, depth_codec: DepthCo
     """
     fingerprint = fingerprint_of_task(task)
     sample, where, num_voxels = read(task.ref), f"{task.key} ({task.ref.origin})", 0
-    if isinstance(sample, Scene):
-        check_scene(sample, where)
-    elif check == "headers" and depth_codec == "png":
-        check_frame_headers(sample, where)
+    if isinstance(sample, Scene) or (check == "headers" and depth_codec == "png"):
+        check_sample_headers(sample, where)
     else:
         if check == "full":
             depth = check_frame(sample, where)

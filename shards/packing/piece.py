@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -37,6 +38,28 @@ class ShardPiece:
     rows: bytes
     voxels: bytes
     keys: bytes
+
+    @classmethod
+    def of_samples(
+        cls,
+        first_row: int,
+        size_bytes: int,
+        sha256: bytes,
+        fingerprint: bytes,
+        rows: Sequence[bytes],
+        voxels: Sequence[int],
+        keys: Sequence[str],
+    ) -> ShardPiece:
+        """Of what is known of each sample."""
+        return cls(
+            first_row=first_row,
+            size_bytes=size_bytes,
+            sha256=sha256,
+            fingerprint=fingerprint,
+            rows=b"".join(rows),
+            voxels=struct.pack(f"<{len(voxels)}H", *voxels),
+            keys="".join(f"{key}\n" for key in keys).encode("ascii"),
+        )
 
     @property
     def num_samples(self) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from shards.manifest import shard_name
-from shards.packing.frame_tasks import LoadedFrame
+from shards.packing.frame_tasks import LoadedFrame, fingerprint_of_shard
 from shards.packing.piece import ShardPiece
 from shards.rows import sealed_row
 from shards.slices import archive_end
@@ -80,26 +79,26 @@ class _OpenShard:
         self.rows: list[bytes] = []
         self.keys: list[str] = []
         self.voxels: list[int] = []
-        self.fingerprints = hashlib.sha256()
+        self.fingerprints: list[bytes] = []
 
     def append(self, key: str, sample: LoadedFrame) -> None:
         self.rows.append(sealed_row(sample.row, self.length, self.first_row + len(self.rows)))
         self.keys.append(key)
         self.voxels.append(sample.num_voxels)
-        self.fingerprints.update(sample.fingerprint)
+        self.fingerprints.append(sample.fingerprint)
         self._write(sample.data)
 
     def finish(self) -> ShardPiece:
         self._write(archive_end(self.length))
         self.file.close()
-        return ShardPiece(
+        return ShardPiece.of_samples(
             first_row=self.first_row,
             size_bytes=self.length,
             sha256=self.sha256.digest(),
-            fingerprint=self.fingerprints.digest(),
-            rows=b"".join(self.rows),
-            voxels=struct.pack(f"<{len(self.voxels)}H", *self.voxels),
-            keys="".join(f"{key}\n" for key in self.keys).encode("ascii"),
+            fingerprint=fingerprint_of_shard(self.fingerprints),
+            rows=self.rows,
+            voxels=self.voxels,
+            keys=self.keys,
         )
 
     def _write(self, data: bytes) -> None:
