@@ -53,6 +53,28 @@ class Part:
         return max(min(ends) - self.position, 0) if ends else None
 
 
+class Prefixed:
+    """The objects under one prefix of a bucket, and how they are called.
+
+    Attributes:
+        url: SCHEME://bucket/prefix; an empty prefix is the bucket itself.
+    """
+
+    def __init__(self, scheme: str, bucket: str, prefix: str) -> None:
+        """Hold the objects SCHEME://bucket/prefix/NAME."""
+        self.bucket = bucket
+        self.prefix = prefix
+        self.url = f"{scheme}://{bucket}/{prefix}" if prefix else f"{scheme}://{bucket}"
+
+    def _key(self, name: str) -> str:
+        """Of an object in the bucket."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _where(self, name: str) -> str:
+        """An object, or all of them, in messages."""
+        return f"{self.url}/{name}" if name else self.url
+
+
 class Client(Protocol):
     """Objects under one prefix of some remote storage. Picklable; survives a fork.
 

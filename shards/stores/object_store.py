@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from shards.errors import needs_extra
 from shards.stores import answers
-from shards.stores.client import Part
+from shards.stores.client import Part, Prefixed
 from shards.stores.store import FaultError, MissingObjectError, StoreError
 
 with needs_extra("storage", "obstore", "object storage (s3://, gs://, az://)"):
@@ -140,7 +140,7 @@ def receive(store: Any, key: str, part: Part, where: str, endpoint: str, next_mo
                 return
 
 
-class ObjectStoreClient:
+class ObjectStoreClient(Prefixed):
     """Objects under one prefix of gs://BUCKET or az://CONTAINER; settings and credentials from the usual environment.
 
     One store per process: obstore's own do not survive a pickle.
@@ -148,10 +148,8 @@ class ObjectStoreClient:
 
     def __init__(self, scheme: str, bucket: str, prefix: str) -> None:
         """Hold the objects SCHEME://bucket/prefix/NAME; an empty prefix is the bucket itself."""
+        super().__init__(scheme, bucket, prefix)
         self.scheme = scheme
-        self.bucket = bucket
-        self.prefix = prefix
-        self.url = f"{scheme}://{bucket}/{prefix}" if prefix else f"{scheme}://{bucket}"
         self._store: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,12 +210,6 @@ class ObjectStoreClient:
             kind = obstore.store.GCSStore if self.scheme == "gs" else obstore.store.AzureStore
             store = self._store = kind(self.bucket, client_options=options, retry_config=_ONE_ATTEMPT)
         return store
-
-    def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
-
-    def _where(self, name: str) -> str:
-        return f"{self.url}/{name}" if name else self.url
 
     def _endpoint(self) -> str:
         return f"the storage of {self.scheme}://"

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from shards.errors import needs_extra
 from shards.stores import answers, object_store
-from shards.stores.client import Part
+from shards.stores.client import Part, Prefixed
 from shards.stores.store import CHUNK_BYTES, FaultError, MissingObjectError, StoreError
 
 with needs_extra("storage", "boto3", "object storage (s3://)"):
@@ -80,7 +80,7 @@ class _Addressed(Exception):
     """Ends a request before it is signed: where it would have gone is known."""
 
 
-class S3Client:
+class S3Client(Prefixed):
     """Objects under one prefix of a bucket. One connection per process: boto3's clients do not survive a fork.
 
     Threads may use it at once.
@@ -88,9 +88,7 @@ class S3Client:
 
     def __init__(self, bucket: str, prefix: str) -> None:
         """Hold the objects s3://bucket/prefix/NAME; an empty prefix is the bucket itself."""
-        self.bucket = bucket
-        self.prefix = prefix
-        self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        super().__init__("s3", bucket, prefix)
         self._connection: _Connection | None = None
         self._reader: Any = None  # obstore's
 
@@ -208,12 +206,6 @@ class S3Client:
             raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
         with file:
             yield file
-
-    def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
-
-    def _where(self, name: str) -> str:
-        return f"{self.url}/{name}" if name else self.url
 
     def _connected(self) -> Any:
         return self._connect().client
