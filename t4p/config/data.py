@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from t4p.config.section import Fraction, Listed, Places, PositiveFloat, PositiveInt, Problem, Section
 
+USUAL_BLOCK = 8 << 20  # bytes
+
 
 class AugmentConfig(Section):
     """Random changes of the points of a training frame. The image stays as it is, and so do the pixel-point pairs."""
@@ -57,7 +59,7 @@ class PointDataConfig(Section):
     streams: PositiveInt = Field(
         64, le=100_000, description="Canonical streams of the sample order; part of the resume state."
     )
-    shuffle_block: PositiveInt = Field(8 << 20, description="Bytes of a shard that are read at once and shuffled.")
+    shuffle_block: PositiveInt = Field(USUAL_BLOCK, description="Bytes of a shard that are read at once and shuffled.")
     cache_dir: CacheDir = None
     cache_bytes: CacheBytes = None
     pixel_stride: PositiveInt = Field(1, description="Lift every k-th row and column of the depth image.")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene
+from t4p.config.data import USUAL_BLOCK
 from t4p.data.decode import decode_frame
 from t4p.data.fetch import Catalogue
 from t4p.data.order import ORDER_VERSION, steps_per_epoch
@@ -168,7 +169,7 @@ def stream(
     max_depth: float = 10.0,
     frame: Literal["camera", "world"] = "camera",
     streams: int = 64,
-    shuffle_block: int = 8 << 20,
+    shuffle_block: int = USUAL_BLOCK,
     max_skip_fraction: float = 0.0,
     cache_dir: str | os.PathLike[str] | None = None,
     cache_bytes: int | None = None,

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
 from shards.stores.store import MissingObjectError, StoreError
+from t4p.config.data import USUAL_BLOCK
 from t4p.data.board import Board, FetchCounts
 from t4p.data.course import Course, CourseSettings
 from t4p.data.fetch import Catalogue
@@ -32,7 +33,6 @@ from t4p.heartbeat import beat
 # Samples that a rank reads before the share of broken ones is taken of what it has read.
 GRACE = 1000
 ALONE = Nodes((0,))
-USUAL_BLOCK = 8 << 20  # bytes, as by default in a training
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")

@@ -14,7 +14,7 @@ from torch import nn
 from shards.errors import ShardError
 from shards.schema import Frame
 from shards.stores.store import StoreError
-from t4p.config.data import PointDataConfig
+from t4p.config.data import USUAL_BLOCK, PointDataConfig
 from t4p.config.kinds import task_named
 from t4p.config.run import TrainConfig
 from t4p.config.tasks import JobConfig
@@ -157,7 +157,7 @@ def tell_small_blocks(config: JobConfig) -> None:
     if rank() == 0 and config.data.shuffle_block < SMALL_BLOCK:
         print_line(
             f"data.shuffle_block is {config.data.shuffle_block} bytes, so samples are read one by one; the default is "
-            f"{PointDataConfig.model_fields['shuffle_block'].default} (it counted samples in version 0.1.0)"
+            f"{USUAL_BLOCK} (it counted samples in version 0.1.0)"
         )
 
 
