@@ -8,6 +8,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from t4p.config.data import AugmentConfig
+from t4p.data.sample import SampleSettings
+
+# How such a frame becomes a sample.
+SAMPLES = SampleSettings(
+    image_size=(48, 64),
+    cell_grid=(6, 8),
+    decoder_grid=(12, 16),
+    pixel_stride=2,
+    max_depth=10.0,
+    in_world=True,
+    voxel_size=0.1,
+    num_strides=2,
+    point_features=("color",),
+    num_pairs_e=20,
+    num_pairs_d=30,
+    augment=AugmentConfig(),
+    seed=5,
+)
+
 K = [[60, 0, 31.5], [0, 60, 23.5], [0, 0, 1]]
 
 

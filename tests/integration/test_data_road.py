@@ -15,35 +15,18 @@ import pytest
 import torch
 from fault_proxy import FaultProxy
 from s3_server import S3Server
-from slanted_plane import write_seven_scenes
+from slanted_plane import SAMPLES, write_seven_scenes
 
 from shards.packing.pack import pack
 from shards.sample import Sample
 from shards.stores.cache import open_cache
-from t4p.config.data import AugmentConfig
 from t4p.data.batch import Batch, PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
 from t4p.data.read_ahead import ReadAhead
-from t4p.data.sample import SampleSettings
 from t4p.data.stream import StreamSettings, TrainingStream
 
 NUM_FRAMES, BATCH, STEPS = 50, 8, 12  # two epochs of six steps
-SETTINGS = SampleSettings(
-    image_size=(48, 64),
-    cell_grid=(6, 8),
-    decoder_grid=(12, 16),
-    pixel_stride=2,
-    max_depth=10.0,
-    in_world=True,
-    voxel_size=0.1,
-    num_strides=2,
-    point_features=("color",),
-    num_pairs_e=20,
-    num_pairs_d=30,
-    augment=AugmentConfig(),
-    seed=5,
-)
 Found = dict[str, str]  # of one step: digest of all tensors of each sample, by its key
 
 
@@ -51,7 +34,7 @@ class OneByOne:
     """Every sample as a batch of its own, so that tensors can be held against those of another world."""
 
     def make(self, stored: Sample, dataset_index: int, key: str, epoch: int) -> Batch:
-        recipe = PairRecipe(SETTINGS)
+        recipe = PairRecipe(SAMPLES)
         return recipe.join([recipe.make(stored, dataset_index, key, epoch)])
 
     def join(self, samples: Sequence[Batch]) -> Found:

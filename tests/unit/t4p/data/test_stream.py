@@ -6,36 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 from fault_proxy import FaultProxy
-from slanted_plane import write_seven_scenes
+from slanted_plane import SAMPLES, write_seven_scenes
 
 from shards.packing.pack import pack
 from shards.stores.place import open_store
 from shards.stores.store import StoreError
-from t4p.config.data import AugmentConfig
 from t4p.data.batch import PairRecipe, PreparedRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
-from t4p.data.sample import SampleSettings
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
 from t4p.errors import DataError
 
 NUM_FRAMES = 13
 
-SAMPLES = SampleSettings(
-    image_size=(48, 64),
-    cell_grid=(6, 8),
-    decoder_grid=(12, 16),
-    pixel_stride=2,
-    max_depth=10.0,
-    in_world=True,
-    voxel_size=0.1,
-    num_strides=2,
-    point_features=("color",),
-    num_pairs_e=20,
-    num_pairs_d=30,
-    augment=AugmentConfig(),
-    seed=5,
-)
 STREAM = StreamSettings(
     num_workers=0,
     num_streams=4,
