@@ -14,6 +14,7 @@ A file of which only some tests ran is not judged, nor is its line written.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 import tomllib
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deadline import deadline_of
 from process_tree import WatchedTree
 
 EXCESS = 1.5
@@ -97,7 +99,7 @@ def complaints(budget: Budget, spent: Mapping[str, float], slowness: float, gone
             )
             continue
         line = budget.lines[name]
-        allowed = EXCESS * line * max(1.0, slowness) + budget.slack
+        allowed = (EXCESS * line + budget.slack) * max(1.0, slowness)
         if seconds > allowed:
             found.append(
                 f"{name} took {seconds:.1f} CPU seconds, {allowed:.1f} are allowed ({EXCESS:g} times its line and "
@@ -183,7 +185,7 @@ class Bookkeeper:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[Any]:
-        """Longest files first where two run at once, else the last one is a long one, alone."""
+        """Longest files first where two run at once, else the last one is a long one, alone; with a deadline last."""
         everything = {item.nodeid for item in items}
         result = yield
         self._spent.partial |= {_file(nodeid) for nodeid in everything - {item.nodeid for item in items}}
@@ -191,7 +193,10 @@ class Bookkeeper:
             self._spent.partial |= {_file(nodeid) for nodeid in everything}
         self._spent.partial |= {_file(arg) for arg in map(self._relative, config.args) if "::" in arg}
         if hasattr(config, "workerinput"):
-            items.sort(key=lambda item: -self._budget.lines.get(_file(item.nodeid), math.inf))
+            items.sort(
+                key=lambda item: self._budget.lines.get(_file(item.nodeid), math.inf),
+                reverse=deadline_of(os.environ) is None,
+            )
         return result
 
     @pytest.hookimpl(wrapper=True)
