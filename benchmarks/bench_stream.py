@@ -3,7 +3,7 @@
 A real S3 server on loopback behind a proxy that waits 0, 20 and 80 ms before it passes on a request; frames made of
 real ones, no two alike. Every reader runs in a fresh process, in turns, its packages imported before the clock starts.
 
-rate      samples a second after the first fifth, which holds starting, opening and whatever it does ahead
+rate      samples a second from the first one on: reading ahead of it counts, so that nothing is hidden in a start
 cpu_ms    CPU milliseconds a sample from there on, of the process and its children
 whole     samples a second from opening to the last sample
 whole_cpu CPU milliseconds a sample from opening to the end
@@ -21,7 +21,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -98,23 +99,21 @@ def be_reader(name: str, url: str, shuffle_block: int) -> None:
         read = OURS[name](url, shuffle_block) if name in OURS else READERS[name](url)
         before = cpu_seconds()
         began = time.monotonic()
-        stamps, used = [], []
+        stamps, at_first = [], before
         for _ in read():
             stamps.append(time.monotonic())
-            used.append(cpu_seconds() if len(stamps) % 64 == 0 else None)
+            if len(stamps) == 1:
+                at_first = cpu_seconds()
         ended = cpu_seconds()
     except Exception as error:
         print(json.dumps({"failed": f"{type(error).__name__}: {error}"[:300]}))
         return
-    fifth = len(stamps) // 5
-    marks = [(index, seconds) for index, seconds in enumerate(used) if seconds is not None and index >= fifth]
-    first, at_first = marks[0] if marks else (0, before)
     print(
         json.dumps(
             {
                 "samples": len(stamps),
-                "rate": (len(stamps) - 1 - fifth) / (stamps[-1] - stamps[fifth]),
-                "cpu": (ended - at_first) / (len(stamps) - 1 - first if marks else len(stamps)),
+                "rate": (len(stamps) - 1) / (stamps[-1] - stamps[0]),
+                "cpu": (ended - at_first) / (len(stamps) - 1),
                 "whole": len(stamps) / (stamps[-1] - began),
                 "whole_cpu": (ended - before) / len(stamps),
                 "first": stamps[0] - began,
@@ -137,6 +136,25 @@ def measure_at(
     delay: float, readers: list[str], repeats: int, own: list[str], environ: dict[str, str]
 ) -> list[dict[str, Any]]:
     """A row for every reader."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    with behind_proxy(delay, environ) as (behind, num_requests):
+        for _ in range(repeats):
+            for name in readers:
+                ran = subprocess.run([*own, "--be", name], env=behind, capture_output=True, text=True)
+                lines = ran.stdout.strip().splitlines() or ["{}"]
+                said = json.loads(lines[-1]) if lines[-1].startswith("{") else {}
+                said["requests"] = num_requests()
+                if "rate" not in said:
+                    print(f"{name}: {said.get('failed') or ran.stderr[-300:]}", file=sys.stderr)
+                else:
+                    found[name].append(said)
+    total = max((said["samples"] for runs in found.values() for said in runs), default=1)
+    return [row_of(name, delay, runs, total) for name, runs in found.items()]
+
+
+@contextmanager
+def behind_proxy(delay: float, environ: dict[str, str]) -> Iterator[tuple[dict[str, str], Callable[[], int]]]:
+    """The environment that finds the server so many milliseconds away, and how many requests came since last asked."""
     port = environ["AWS_ENDPOINT_URL"].rpartition(":")[2]
     proxy = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("delay_proxy.py")), port, str(delay)],
@@ -146,26 +164,18 @@ def measure_at(
     )
     assert proxy.stdin is not None
     assert proxy.stdout is not None
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    asked, answers = proxy.stdin, proxy.stdout
+
+    def num_requests() -> int:
+        asked.write("\n")
+        asked.flush()
+        return sum(json.loads(answers.readline()).values())
+
     try:
-        behind = {**environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.stdout.readline().strip()}"}
-        for _ in range(repeats):
-            for name in readers:
-                ran = subprocess.run([*own, "--be", name], env=behind, capture_output=True, text=True)
-                lines = ran.stdout.strip().splitlines() or ["{}"]
-                said = json.loads(lines[-1]) if lines[-1].startswith("{") else {}
-                proxy.stdin.write("\n")
-                proxy.stdin.flush()
-                said["requests"] = sum(json.loads(proxy.stdout.readline()).values())
-                if "rate" not in said:
-                    print(f"{name}: {said.get('failed') or ran.stderr[-300:]}", file=sys.stderr)
-                else:
-                    found[name].append(said)
+        yield {**environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{answers.readline().strip()}"}, num_requests
     finally:
         proxy.kill()
         proxy.wait()
-    total = max((said["samples"] for runs in found.values() for said in runs), default=1)
-    return [row_of(name, delay, runs, total) for name, runs in found.items()]
 
 
 def row_of(name: str, delay: float, runs: list[dict[str, Any]], samples: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def ours(url: str, shuffle_block: int) -> Reader:
 
     def read() -> Iterator[int]:
         catalogue = Catalogue([url])
-        with tempfile.TemporaryDirectory() as folder:  # cold, as of the others
+        with cold_folder() as folder:  # cold, as of the others
             ahead = ReadAhead(open_cache(Path(folder), None, print), "bench")
             settings = StreamSettings(0, 64, shuffle_block, 32, 1, 0, Nodes((0,)), 0, 0.0, read_ahead=ahead)
             stream = TrainingStream(catalogue, Raw(), settings)
@@ -47,7 +47,7 @@ def validation(url: str, shuffle_block: int) -> Reader:
     from t4p.data.stream import ValidationStream
 
     def read() -> Iterator[int]:
-        with tempfile.TemporaryDirectory() as folder:
+        with cold_folder() as folder:
             ahead = ReadAhead(open_cache(Path(folder), None, print), "bench")
             stream = ValidationStream(Catalogue([url]), Raw(), 0, read_ahead=ahead, block_bytes=shuffle_block)
             for batch in stream.batches():
@@ -66,6 +66,11 @@ class Raw:
     def join(self, samples: Sequence[int]) -> Sequence[int]:
         """As they are."""
         return samples
+
+
+def cold_folder() -> tempfile.TemporaryDirectory[str]:
+    """For a cache that holds nothing yet: in memory, where ours lies by default."""
+    return tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 
 
 def webdataset(url: str) -> Reader:
@@ -116,7 +121,7 @@ def mosaicml(url: str) -> Reader:
     from streaming import StreamingDataset
 
     def read() -> Iterator[int]:
-        with tempfile.TemporaryDirectory() as local:
+        with cold_folder() as local:
             for sample in StreamingDataset(remote=f"{url}-mds", local=local, shuffle=True, batch_size=32):
                 yield len(sample["color"]) + len(sample["depth"])
 
@@ -132,7 +137,7 @@ def litdata(url: str) -> Reader:
     downloader._OBSTORE_CLIENT_OPTIONS = {**downloader._OBSTORE_CLIENT_OPTIONS, "allow_http": True}
 
     def read() -> Iterator[int]:
-        with tempfile.TemporaryDirectory() as local:
+        with cold_folder() as local:
             options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
             dataset = StreamingDataset(f"{url}-litdata", cache_dir=local, shuffle=True, storage_options=options)
             for sample in dataset:
@@ -282,7 +287,7 @@ def _make_mds(dataset: str, url: str) -> None:
 def _make_litdata(dataset: str, url: str) -> None:
     from litdata.streaming import Cache
 
-    with tempfile.TemporaryDirectory() as folder:
+    with cold_folder() as folder:
         cache = Cache(folder, chunk_bytes=16 << 20)
         for index, sample in enumerate(_frames(dataset)):
             cache[index] = sample

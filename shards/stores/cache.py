@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,6 +34,7 @@ _HEADER = struct.Struct("<8sQ")  # magic, bytes of the rows; the rows follow, th
 _MAGIC = b"t4pcach1"
 
 
+@lru_cache(maxsize=1 << 14)  # as many blocks as a run has open, of a few hundred bytes each
 def entry_name(tar_sha256: bytes, start: int, stop: int) -> str:
     """The file name of samples [start, stop) of the tar of this hash."""
     return hashlib.sha256(tar_sha256 + struct.pack("<QQ", start, stop)).hexdigest()[:40] + _SUFFIX

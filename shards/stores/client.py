@@ -18,6 +18,7 @@ class Part:
         num_received: bytes in them.
         version: of the object, once an answer named it: the rest must be of the same.
         size_bytes: of the whole object, once an answer said it.
+        num_asked: requests that were made for it.
     """
 
     offset: int
@@ -26,6 +27,7 @@ class Part:
     num_received: int = 0
     version: str | None = None
     size_bytes: int | None = None
+    num_asked: int = 0
 
     def add(self, piece: bytes) -> None:
         """Append what came next; nothing beyond what is wanted."""

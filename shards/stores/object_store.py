@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 3.0  # seconds
 READ_TIMEOUT = 20.0  # seconds without a byte
-_SMALLEST_PIECE = 1 << 16  # bytes; what came before a cut and is less than this is lost
+# Bytes; what came before a cut and is less than this is lost. Handing a piece over wakes a thread that waits for the
+# interpreter, so that large ones are cheaper; where something was cut before, little is put at risk.
+_PIECE, _PIECE_AFTER_A_CUT = 1 << 20, 1 << 16
 _ONE_ATTEMPT: RetryConfig = {"max_retries": 0}
 _NO_PROXY = "http://unused.invalid"  # which the endpoint is excluded from: or the library asks the environment itself
 _CREDENTIAL_CODES = {
@@ -124,6 +126,7 @@ def receive(store: Any, key: str, part: Part, where: str, endpoint: str, next_mo
     options: Any = {"range": {"offset": part.position} if end is None else (part.position, end)}
     if part.version is not None:
         options["if_match"] = part.version
+    part.num_asked += 1
     begun = False
     with _understood(where, endpoint, part, next_move, lambda: begun):
         try:
@@ -134,7 +137,7 @@ def receive(store: Any, key: str, part: Part, where: str, endpoint: str, next_mo
         if part.size_bytes is not None and size != part.size_bytes:
             raise answers.another_range(where, endpoint, part.position, f"an object of {size}")
         part.version, part.size_bytes = answer.meta["e_tag"], size
-        for piece in answer.stream(_SMALLEST_PIECE):
+        for piece in answer.stream(_PIECE if part.num_asked == 1 else _PIECE_AFTER_A_CUT):
             part.add(piece)
             if part.is_complete:
                 return

@@ -8,11 +8,13 @@ process is `t4p-fetcher`; the first rank of the node starts it, and starts it ag
 from __future__ import annotations
 
 import gc
+import math
 import os
 import pickle
 import queue
 import signal
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ AHEAD_SAMPLES = 512  # or more of them: a micro-batch may be one sample, as in a
 SOON = 2  # micro-batches ahead of a rank, from where on nobody waits for room in the cache
 MOST_COLD_BYTES = 64 << 20  # of blocks that a first batch waits for
 LOOK_EVERY = 0.1  # seconds
+# Seconds that an entry is taken to be there: who needs it and finds that another run has removed it reads it itself.
+SEEN_FOR = 1.0
 CACHE_IS_FULL = 3  # exit status: it is not to be started again
 MOST_TOLD = 5  # problems
 
@@ -75,6 +79,7 @@ class Fetcher:
         # Micro-batches that were begun, in order, each with the names that it still waits for.
         self._open: deque[tuple[int, set[str]]] = deque()
         self._last_use: dict[str, int] = {}  # micro-batch, of each entry that is there or comes
+        self._seen: dict[str, float] = {}  # when an entry was there, in seconds
         self._to_look_up: deque[Wanted] = deque()
         self._later: deque[Wanted] = deque()  # when there is nothing else to look up
         self._ready: list[Wanted] = []
@@ -117,12 +122,17 @@ class Fetcher:
             self._next = next(self._coming, None)
             waits: set[str] = set()
             alone = number < self._first + SOON and self._block_bytes(found) > MOST_COLD_BYTES
-            for need in found:
-                self._want(need, number, waits, alone=alone)
+            if alone:
+                for need in found:
+                    self._want(need, 1, number, waits, alone=True)
+            else:
+                of_block = Counter(need.block for need in found)
+                for block, need in {need.block: need for need in found}.items():
+                    self._want(need, of_block[block], number, waits, alone=False)
             self._open.append((number, waits))
 
-    def _want(self, need: Need, number: int, waits: set[str], *, alone: bool) -> None:
-        """Note one sample. `alone`: its block comes later, and this micro-batch does not wait for it."""
+    def _want(self, need: Need, num_samples: int, number: int, waits: set[str], *, alone: bool) -> None:
+        """Note a block for so many samples of it, or one `alone`: then its block comes later, and is not waited for."""
         reader, shard_index = self._job.catalogue.locate(need.shard_index)
         if not isinstance(reader.tars, PatientStore):
             return  # a folder: the system keeps what was read of it
@@ -134,18 +144,28 @@ class Fetcher:
             name = entry_name(tar, start, stop)
             self._last_use[name] = number
             if name not in self._at_work:
-                if self._cache.touch(name):
-                    self._hits += k == 0
+                if self._is_there(name):
+                    self._hits += num_samples if k == 0 else 0
                     continue
                 self._at_work.add(name)
                 (self._to_look_up if k == 0 else self._later).append(Wanted(name, reader, shard_index, start, stop))
             if k == 0:
                 waits.add(name)
 
+    def _is_there(self, name: str) -> bool:
+        """Whether the cache has an entry, which counts as a use of it; it is looked for once in a while."""
+        now = time.monotonic()
+        if now < self._seen.get(name, -math.inf) + SEEN_FOR:
+            return True
+        if not self._cache.touch(name):
+            return False
+        self._seen[name] = now
+        return True
+
     def _block_bytes(self, found: Sequence[Need]) -> int:
         """Bytes of the blocks of some needs, about: as the shards say, whose samples are alike."""
         total = 0
-        for shard_index, start, stop in {(need.shard_index, need.start, need.stop) for need in found}:
+        for shard_index, start, stop in {need.block for need in found}:
             reader, local = self._job.catalogue.locate(shard_index)
             per_sample = int(reader.table.size_bytes[local]) / max(int(reader.table.num_samples[local]), 1)
             total += int(per_sample * (stop - start))
@@ -225,6 +245,7 @@ class Fetcher:
             self._board.put_done(self._first + self._num_first)
         for name in [name for name, last in self._last_use.items() if last < slowest and name not in self._at_work]:
             del self._last_use[name]
+            self._seen.pop(name, None)
         self._board.keep()
         self._board.put_counts(self._before + self._counts_of_stores() - self._of_stores)
 
