@@ -149,7 +149,15 @@ def litdata(url: str) -> Reader:
 def energon(url: str) -> Reader:
     """Megatron-Energon's raw reading of the same tars."""
     _configure_storage_of_energon()
-    from megatron.energon import WorkerConfig, get_loader, get_train_dataset
+    from megatron.energon import Cooker, DefaultTaskEncoder, WorkerConfig, get_loader, get_train_dataset, stateless
+
+    @stateless
+    def as_it_is(sample: Any) -> Any:
+        return sample
+
+    class Bytes(DefaultTaskEncoder):  # type: ignore[misc]
+        cookers = [Cooker(as_it_is)]  # noqa: RUF012
+        decoder = None
 
     def read() -> Iterator[int]:
         config = WorkerConfig(rank=0, world_size=1, num_workers=0)
@@ -159,6 +167,7 @@ def energon(url: str) -> Reader:
             shuffle_buffer_size=None,
             max_samples_per_sequence=None,
             worker_config=config,
+            task_encoder=Bytes(),
         )
         for sample in get_loader(dataset):
             yield len(sample["color.jpg"]) + len(sample["depth.png"])
@@ -309,6 +318,7 @@ def _make_energon(dataset: str, url: str) -> None:
     loader = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
     (Path(dataset) / ".nv-meta" / "dataset.yaml").write_text(yaml.safe_dump(loader))
     _upload(Path(dataset) / ".nv-meta", f"{url}/.nv-meta")
+    _upload(Path(dataset), url, "*.tar.idx")
 
 
 def _configure_storage_of_energon() -> None:
@@ -324,10 +334,10 @@ def _configure_storage_of_energon() -> None:
     os.environ["MSC_CONFIG"] = str(path)
 
 
-def _upload(folder: Path, url: str) -> None:
+def _upload(folder: Path, url: str, pattern: str = "**/*") -> None:
     import boto3
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.glob(pattern)):
         if path.is_file():
             boto3.client("s3").upload_file(str(path), bucket, f"{prefix}/{path.relative_to(folder)}")
