@@ -25,8 +25,8 @@ from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # no
 # that press Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A deadline of 200 ms for an example measures the machine.
-hypothesis.settings.register_profile("t4p", deadline=None)
+# A deadline of 200 ms for an example measures the machine, and so does how long it takes to make one.
+hypothesis.settings.register_profile("t4p", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("t4p")
 
 

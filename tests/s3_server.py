@@ -106,6 +106,7 @@ def start_s3_server(folder: Path) -> S3Server:
         "-master.telemetry=false",
         "-admin.ui=false",
         "-webdav=false",
+        "-volume.max=1000",  # every bucket takes one: as many as the disk has gigabytes would be few on a small one
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.allowDeleteBucketNotEmpty=false",

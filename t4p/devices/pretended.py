@@ -60,13 +60,49 @@ class Counts:
 def pretended_device() -> Iterator[tuple[torch.device, Counts]]:
     """The device, and what happened on it so far; tensors there can be used inside of the context alone.
 
-    The first call of a process names torch's place for such devices, which stays taken.
+    The first call of a process names torch's place for such devices, which stays taken; outside of the context nothing
+    is there.
     """
     if torch._C._get_privateuse1_backend_name() != _NAME:
-        _setup_privateuseone_for_python_backend(_NAME)
+        _setup_privateuseone_for_python_backend(_NAME, _BACKEND)
     counts = Counts()
-    with _Device(counts):
-        yield torch.device(_NAME, 0), counts
+    _BACKEND.num_open += 1
+    try:
+        with _Device(counts):
+            yield torch.device(_NAME, 0), counts
+    finally:
+        _BACKEND.num_open -= 1
+
+
+class _Backend:
+    """What torch asks about the device. Were it there for ever, torch would checkpoint activations for it, too.
+
+    Attributes:
+        num_open: contexts.
+    """
+
+    num_open = 0
+
+    def is_available(self) -> bool:
+        return self.num_open > 0
+
+    def is_initialized(self) -> bool:
+        return self.num_open > 0
+
+    def device_count(self) -> int:
+        return int(self.num_open > 0)
+
+    def current_device(self) -> int:
+        return 0
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """It draws nothing of its own."""
+
+
+_BACKEND = _Backend()
 
 
 class _PretendedTensor(Tensor):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from t4p.devices.pretended import pretended_device
 
@@ -47,3 +48,14 @@ def test_a_tensor_of_it_is_not_used_elsewhere():
         there = torch.ones(2).to(device)
     with pytest.raises(RuntimeError, match="outside of its context"):
         there + 1
+
+
+def test_what_comes_after_it_knows_nothing_of_it():
+    """Checkpointed activations ask for an accelerator, and take over its settings."""
+    with pretended_device() as (device, _):
+        assert torch.get_device_module(device).is_available()
+    assert not torch.get_device_module(device).is_available()
+    weight = torch.ones(3, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(lambda x: (x * x).sum(), weight, use_reentrant=False).backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [2.0, 2.0, 2.0]
