@@ -61,7 +61,8 @@ def pretended_device() -> Iterator[tuple[torch.device, Counts]]:
     """The device, and what happened on it so far; tensors there can be used inside of the context alone.
 
     The first call of a process names torch's place for such devices, which stays taken; outside of the context nothing
-    is there.
+    is there. Once a process of which it is has computed gradients, none that is forked from it can: give it one of its
+    own.
     """
     if torch._C._get_privateuse1_backend_name() != _NAME:
         _setup_privateuseone_for_python_backend(_NAME, _BACKEND)

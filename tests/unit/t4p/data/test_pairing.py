@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from own_process import in_a_fork
 from PIL import Image
 
 from t4p.config.data import AugmentConfig
@@ -223,6 +224,7 @@ def test_noise_on_the_colour_of_a_voxel_is_that_of_the_mean_of_its_points():
     assert np.abs(np.corrcoef(found.T.numpy()) - np.eye(3)).max() < 0.05
 
 
+@in_a_fork
 def test_an_accelerator_finds_the_same_and_waits_twice():
     """One that rounds a product and a sum at once, and divides by numbers with their reciprocals."""
     grids = {"image_size": (480, 640), "cell_grid": (15, 20), "decoder_grid": (60, 80)}

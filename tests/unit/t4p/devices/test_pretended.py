@@ -1,12 +1,14 @@
-"""The device that is not there counts what a real one would do, and computes as one does."""
+"""The device that is not there counts what a real one would do, and computes as one does. It stays in its process."""
 
 import pytest
 import torch
 import torch.utils.checkpoint
+from own_process import in_a_fork
 
 from t4p.devices.pretended import pretended_device
 
 
+@in_a_fork
 def test_kernels_waits_copies_and_mixed_devices_are_counted():
     with pretended_device() as (device, counts):
         numbers = torch.arange(6.0).to(device)
@@ -29,6 +31,7 @@ def test_kernels_waits_copies_and_mixed_devices_are_counted():
         assert counts.copies.total() == 1
 
 
+@in_a_fork
 def test_its_arithmetic_is_that_of_an_accelerator():
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     third = torch.full((), 0.3)
@@ -43,6 +46,7 @@ def test_its_arithmetic_is_that_of_an_accelerator():
     torch.testing.assert_close(by_number, values / third)
 
 
+@in_a_fork
 def test_a_tensor_of_it_is_not_used_elsewhere():
     with pretended_device() as (device, _):
         there = torch.ones(2).to(device)
@@ -50,6 +54,7 @@ def test_a_tensor_of_it_is_not_used_elsewhere():
         there + 1
 
 
+@in_a_fork
 def test_what_comes_after_it_knows_nothing_of_it():
     """Checkpointed activations ask for an accelerator, and take over its settings."""
     with pretended_device() as (device, _):
@@ -59,3 +64,9 @@ def test_what_comes_after_it_knows_nothing_of_it():
     torch.utils.checkpoint.checkpoint(lambda x: (x * x).sum(), weight, use_reentrant=False).backward()
     assert weight.grad is not None
     assert weight.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_whoever_goes_on_knows_nothing_of_it():
+    assert torch._C._get_privateuse1_backend_name() == "privateuseone", (
+        "a test took the place in a process that goes on"
+    )
