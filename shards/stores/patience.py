@@ -58,6 +58,10 @@ class Trial:
         """Something came: patience begins anew."""
         self.failures = 0
 
+    def contact(self) -> None:
+        """The place has answered: from here on it is borne like any that has."""
+        self.limit = self.patience.seconds
+
     def failed(self) -> bool:
         """Count a failure and wait before the next attempt; False, at once, when patience is at its end.
 

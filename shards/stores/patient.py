@@ -147,8 +147,10 @@ class PatientStore:
                 with self._counting():
                     self.faults[fault.cause] += 1
                 failures += 1
-                if part and part.num_received > had:
+                if part and part.size_bytes is not None:  # an answer named the object, whatever became of its bytes
                     self._answered = True
+                    trial.contact()
+                if part and part.num_received > had:
                     trial.progress()
                 if part and part.is_complete:
                     return None

@@ -108,6 +108,15 @@ def test_patience_ends_and_says_how_long_it_was(answered: bool, at_least: float,
     assert len(client.requests) > 5
 
 
+def test_an_answer_without_its_bytes_is_contact_too() -> None:
+    cut = (0, FAULT)
+    client = Scripted(*[cut] * 8, 10)
+    patience = Patience(seconds=60, seconds_before_contact=0, first_pause=0.001, longest_pause=0.001)
+    assert PatientStore(client, patience).read("name") == CONTENT
+    with pytest.raises(StoreError, match="asked 2 times"):
+        PatientStore(Scripted(*[FAULT] * 8, 10), patience).read("name")
+
+
 def test_there_is_a_second_attempt_however_long_the_first_took() -> None:
     client = Scripted(FAULT, 10)
     assert PatientStore(client, Patience(seconds=0, seconds_before_contact=0)).read("name") == CONTENT
