@@ -6,10 +6,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -39,6 +41,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "soak" not in config.option.markexpr and (soak := [item for item in items if item.get_closest_marker("soak")]):
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """End forks of this process that a test has left: they hold open what it has open, and who reads that waits."""
+    this = psutil.Process()
+    for child in this.children():
+        with suppress(psutil.Error):
+            if child.cmdline() == this.cmdline():
+                print(f"left by a test, and ended: {child.name()}, process {child.pid}", file=sys.stderr)
+                child.kill()
+                child.wait(5)
 
 
 @pytest.fixture(scope="session")

@@ -86,10 +86,14 @@ class Forks:
         self.ask()
 
     def close(self) -> None:
-        """Let the process that is forked end."""
+        """Let the process that is forked end; where a fork of this one holds its input open, make it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def start(
         self, arguments: Sequence[str], stdout: Path, stderr: Path | None = None, environment: Mapping[str, str] = {}

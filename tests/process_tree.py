@@ -170,8 +170,9 @@ class WatchedTree:
             return math.nan
 
     def close(self) -> None:
-        """End the watcher."""
+        """End the watcher. Its input may be open in a fork of this process that nobody ended: it is not waited for."""
         if self._watcher is not None:
+            self._watcher.kill()
             with contextlib.suppress(OSError):
                 self._watcher.communicate()
 

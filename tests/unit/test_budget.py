@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -101,6 +103,18 @@ def test_a_watcher_that_was_ended_makes_nothing_known_and_nothing_fail() -> None
     tree._watcher.wait()
     assert math.isnan(tree.seconds())
     tree.close()
+
+
+def test_a_fork_that_outlives_the_session_holds_its_end_up_for_nobody() -> None:
+    tree = WatchedTree()
+    if (fork := os.fork()) == 0:  # with the watcher's input open, as loaders have it
+        time.sleep(60)
+        os._exit(0)
+    began = time.monotonic()
+    tree.close()
+    assert time.monotonic() - began < 10
+    os.kill(fork, signal.SIGKILL)
+    os.waitpid(fork, 0)
 
 
 def test_a_grandchild_whose_parent_is_gone_counts() -> None:
