@@ -61,24 +61,10 @@ def main(
     if be is not None:
         be_reader(be, url, shuffle_block)
         return
-    if frames is None:
-        raise typer.BadParameter("a folder of real frames is wanted")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        if not (raw := raw or folder / "raw").is_dir():
-            multiply_frames(frames, raw, samples)
-        environ = start_server(folder, stack)
-        subprocess.run(
-            [*python(sys.executable), "-m", "commands.main", "shards", "pack", "seven-scenes", str(raw)]
-            + [str(folder / "packed"), "--shard-size-mb", str(SHARD_MB)],
-            check=True,
-            env=environ,
-            stdout=subprocess.DEVNULL,
-        )
-        upload(folder / "packed", "data", environ)
+    with stored_frames(frames, raw, samples) as (packed, environ):
         own = [*python(peers_python), __file__, "--url", "s3://bench/data", "--shuffle-block", str(shuffle_block)]
         if set(readers.split(",")) & READERS.keys():
-            subprocess.run([*own, "--be", "convert", "--dataset", str(folder / "packed")], check=True, env=environ)
+            subprocess.run([*own, "--be", "convert", "--dataset", str(packed)], check=True, env=environ)
         rows = []
         for delay in (float(text) for text in delays.split(",")):
             rows += measure_at(delay, readers.split(","), repeats, own, environ)
@@ -91,6 +77,37 @@ def main(
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console(width=120).print(table)
+
+
+@contextmanager
+def stored_frames(frames: Path | None, raw: Path | None, samples: int) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Frames made of real ones, packed into a folder and from there into s3://bench/data of a real server.
+
+    Args:
+        frames: the real ones; None is a mistake of the caller's.
+        raw: frames that were made already, or where to make them; None for a place that goes.
+        samples: how many to make.
+
+    Yields:
+        The folder, and the environment that finds the server.
+    """
+    if frames is None:
+        raise typer.BadParameter("a folder of real frames is wanted")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        if not (raw := raw or folder / "raw").is_dir():
+            multiply_frames(frames, raw, samples)
+        environ = start_server(folder, stack)
+        packed = folder / "packed"
+        subprocess.run(
+            [*python(sys.executable), "-m", "commands.main", "shards", "pack", "seven-scenes", str(raw), str(packed)]
+            + ["--shard-size-mb", str(SHARD_MB)],
+            check=True,
+            env=environ,
+            stdout=subprocess.DEVNULL,
+        )
+        upload(packed, "data", environ)
+        yield packed, environ
 
 
 def be_reader(name: str, url: str, shuffle_block: int) -> None:

@@ -17,21 +17,20 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import psutil
 import typer
-from bench_stream import behind_proxy, start_server, upload
-from raw_frames import multiply_frames
+from bench_stream import behind_proxy, python, stored_frames
 from record import REPOSITORY, record
 from rich.console import Console
 from rich.table import Table
 
 NUM_WORKERS, BATCH = 2, 8
-PACK = [sys.executable, "-B", "-m", "commands.main", "shards", "pack", "seven-scenes"]
 
 
 def main(
@@ -49,30 +48,15 @@ def main(
     if be is not None:
         print(json.dumps(be_training(be, config, steps)))
         return
-    if frames is None:
-        raise typer.BadParameter("a folder of real frames is wanted")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        if not (raw := raw or folder / "raw").is_dir():
-            multiply_frames(frames, raw, samples)
-        environ = start_server(folder, stack)
-        subprocess.run([*PACK, str(raw), str(folder / "packed")], check=True, env=environ, stdout=subprocess.DEVNULL)
-        upload(folder / "packed", "data", environ)
-        own = [sys.executable, "-B", __file__, "--config", config, "--steps", str(steps)]
-        with behind_proxy(delay, environ) as (behind, _):
-
-            def train(seconds: float) -> dict[str, Any]:
-                ran = subprocess.run(
-                    [*own, "--be", str(seconds)], env=behind, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-                )
-                return json.loads(ran.stdout.strip().splitlines()[-1])
-
-            rows = []
-            for spare in map(float, spares.split(",")):
-                # How fast loaders are changes with whatever else runs: measured anew beside each row.
-                capacity = statistics.mean([train(0)["rate"] for _ in range(2)])
-                found = train(spare * BATCH / capacity)
-                rows.append({"spare": capacity / found["needed"], "capacity": capacity, **found})
+    own = [*python(sys.executable), __file__, "--config", config, "--steps", str(steps)]
+    rows = []
+    with stored_frames(frames, raw, samples) as (_, environ), behind_proxy(delay, environ) as (behind, _):
+        train = partial(train_once, own, behind)
+        for spare in map(float, spares.split(",")):
+            # How fast loaders are changes with whatever else runs: measured anew beside each row.
+            capacity = statistics.mean([train(0)["rate"] for _ in range(2)])
+            found = train(spare * BATCH / capacity)
+            rows.append({"spare": capacity / found["needed"], "capacity": capacity, **found})
     figures = {f"waited_at_{row['spare']:.2f}": row["waited"] for row in rows}
     figures["pss_mb"] = max(row["pss_mb"] for row in rows)
     report = record("waiting", steps, figures, rows, ("torch", "obstore"))
@@ -83,6 +67,13 @@ def main(
     for row in rows:
         table.add_row(*(f"{value:.3f}" for value in row.values()))
     Console(width=120).print(table)
+
+
+def train_once(own: list[str], environ: dict[str, str], seconds: float) -> dict[str, Any]:
+    """What a training of steps of so many seconds finds, in a process of its own."""
+    command = [*own, "--be", str(seconds)]
+    ran = subprocess.run(command, env=environ, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout.strip().splitlines()[-1])
 
 
 def be_training(seconds: float, config_file: str, steps: int) -> dict[str, float]:

@@ -29,9 +29,9 @@ def multiply_frames(source: Path, target: Path, count: int) -> None:
 
 def _make_frame(found: Sequence[Path], target: Path, number: int) -> None:
     turn, which = divmod(number, len(found))
-    pose = found[which].with_name(found[which].name.replace("color.jpg", "pose.txt"))
+    source, name = found[which].parent, found[which].name.removesuffix(".color.jpg")
     color = Image.open(found[which])
-    depth = np.asarray(Image.open(pose.with_name(pose.name.replace("pose.txt", "depth.png")))).astype(np.uint16)
+    depth = np.asarray(Image.open(source / f"{name}.depth.png")).astype(np.uint16)
     tables = color.quantization
     pixels, columns = np.asarray(color), 40 * turn
     pixels, depth = np.roll(pixels, columns, axis=1), np.roll(depth, columns, axis=1)
@@ -43,4 +43,4 @@ def _make_frame(found: Sequence[Path], target: Path, number: int) -> None:
     Image.fromarray(np.ascontiguousarray(pixels)).save(out, "JPEG", qtables=tables, subsampling=2)
     (target / f"frame-{number:06d}.color.jpg").write_bytes(out.getvalue())
     Image.fromarray(np.ascontiguousarray(depth)).save(target / f"frame-{number:06d}.depth.png", compress_level=4)
-    shutil.copy(pose, target / f"frame-{number:06d}.pose.txt")
+    shutil.copy(source / f"{name}.pose.txt", target / f"frame-{number:06d}.pose.txt")

@@ -18,7 +18,7 @@ class Part:
         num_received: bytes in them.
         version: of the object, once an answer named it: the rest must be of the same.
         size_bytes: of the whole object, once an answer said it.
-        num_asked: requests that were made for it.
+        num_asked: requests that were made for it, counted by who repeats them.
     """
 
     offset: int

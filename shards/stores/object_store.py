@@ -126,7 +126,6 @@ def receive(store: Any, key: str, part: Part, where: str, endpoint: str, next_mo
     options: Any = {"range": {"offset": part.position} if end is None else (part.position, end)}
     if part.version is not None:
         options["if_match"] = part.version
-    part.num_asked += 1
     begun = False
     with _understood(where, endpoint, part, next_move, lambda: begun):
         try:
@@ -137,7 +136,7 @@ def receive(store: Any, key: str, part: Part, where: str, endpoint: str, next_mo
         if part.size_bytes is not None and size != part.size_bytes:
             raise answers.another_range(where, endpoint, part.position, f"an object of {size}")
         part.version, part.size_bytes = answer.meta["e_tag"], size
-        for piece in answer.stream(_PIECE if part.num_asked == 1 else _PIECE_AFTER_A_CUT):
+        for piece in answer.stream(_PIECE if part.num_asked <= 1 else _PIECE_AFTER_A_CUT):
             part.add(piece)
             if part.is_complete:
                 return

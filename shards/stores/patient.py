@@ -139,6 +139,8 @@ class PatientStore:
         failures = 0
         while True:
             had = part.num_received if part else 0
+            if part:
+                part.num_asked += 1
             with self._counting():
                 self.num_requests += 1
             try:

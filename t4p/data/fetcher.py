@@ -122,17 +122,12 @@ class Fetcher:
             self._next = next(self._coming, None)
             waits: set[str] = set()
             alone = number < self._first + SOON and self._block_bytes(found) > MOST_COLD_BYTES
-            if alone:
-                for need in found:
-                    self._want(need, 1, number, waits, alone=True)
-            else:
-                of_block = Counter(need.block for need in found)
-                for block, need in {need.block: need for need in found}.items():
-                    self._want(need, of_block[block], number, waits, alone=False)
+            for need in found:
+                self._want(need, number, waits, alone=alone)
             self._open.append((number, waits))
 
-    def _want(self, need: Need, num_samples: int, number: int, waits: set[str], *, alone: bool) -> None:
-        """Note a block for so many samples of it, or one `alone`: then its block comes later, and is not waited for."""
+    def _want(self, need: Need, number: int, waits: set[str], *, alone: bool) -> None:
+        """Note one sample. `alone`: its block comes later, and this micro-batch does not wait for it."""
         reader, shard_index = self._job.catalogue.locate(need.shard_index)
         if not isinstance(reader.tars, PatientStore):
             return  # a folder: the system keeps what was read of it
@@ -145,7 +140,7 @@ class Fetcher:
             self._last_use[name] = number
             if name not in self._at_work:
                 if self._is_there(name):
-                    self._hits += num_samples if k == 0 else 0
+                    self._hits += k == 0
                     continue
                 self._at_work.add(name)
                 (self._to_look_up if k == 0 else self._later).append(Wanted(name, reader, shard_index, start, stop))
@@ -165,7 +160,7 @@ class Fetcher:
     def _block_bytes(self, found: Sequence[Need]) -> int:
         """Bytes of the blocks of some needs, about: as the shards say, whose samples are alike."""
         total = 0
-        for shard_index, start, stop in {need.block for need in found}:
+        for shard_index, start, stop in {(need.shard_index, need.start, need.stop) for need in found}:
             reader, local = self._job.catalogue.locate(shard_index)
             per_sample = int(reader.table.size_bytes[local]) / max(int(reader.table.num_samples[local]), 1)
             total += int(per_sample * (stop - start))

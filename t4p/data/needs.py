@@ -21,11 +21,6 @@ class Need:
     start: int
     stop: int
 
-    @property
-    def block(self) -> tuple[int, int, int]:
-        """What is read at once."""
-        return self.shard_index, self.start, self.stop
-
 
 class Needs(Protocol):
     """The needs of a node, from the start of a loop to its end. Picklable.

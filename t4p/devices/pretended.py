@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 _NAME = "pretended"
 _CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def pretended_device() -> Iterator[tuple[torch.device, Counts]]:
         _BACKEND.num_open -= 1
 
 
-class _Backend:
+class _Backend(_DummyBackendModule):
     """What torch asks about the device. Were it there for ever, torch would checkpoint activations for it, too.
 
     Attributes:
@@ -86,21 +86,6 @@ class _Backend:
 
     def is_available(self) -> bool:
         return self.num_open > 0
-
-    def is_initialized(self) -> bool:
-        return self.num_open > 0
-
-    def device_count(self) -> int:
-        return int(self.num_open > 0)
-
-    def current_device(self) -> int:
-        return 0
-
-    def _is_in_bad_fork(self) -> bool:
-        return False
-
-    def manual_seed_all(self, seed: int) -> None:
-        """It draws nothing of its own."""
 
 
 _BACKEND = _Backend()
