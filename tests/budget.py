@@ -14,7 +14,6 @@ A file of which only some tests ran is not judged, nor is its line written.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 import tomllib
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deadline import deadline_of
 from process_tree import WatchedTree
 
 EXCESS = 1.5
@@ -185,7 +183,7 @@ class Bookkeeper:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[Any]:
-        """Longest files first where two run at once, else the last one is a long one, alone; with a deadline last."""
+        """Longest files first where two run at once, else the last one is a long one, alone."""
         everything = {item.nodeid for item in items}
         result = yield
         self._spent.partial |= {_file(nodeid) for nodeid in everything - {item.nodeid for item in items}}
@@ -193,10 +191,7 @@ class Bookkeeper:
             self._spent.partial |= {_file(nodeid) for nodeid in everything}
         self._spent.partial |= {_file(arg) for arg in map(self._relative, config.args) if "::" in arg}
         if hasattr(config, "workerinput"):
-            items.sort(
-                key=lambda item: self._budget.lines.get(_file(item.nodeid), math.inf),
-                reverse=deadline_of(os.environ) is None,
-            )
+            items.sort(key=lambda item: -self._budget.lines.get(_file(item.nodeid), math.inf))
         return result
 
     @pytest.hookimpl(wrapper=True)

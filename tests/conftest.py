@@ -18,7 +18,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))  # helpers; --import-mode=importlib puts no test folder on the path
 
-pytest_plugins = ["deadline", "budget"]
+pytest_plugins = ["budget", "failures_at_once"]
 
 from forks import Forks, forks  # noqa: E402
 from s3_server import INSTALL_HINT, S3Server, find_binary, start_s3_server  # noqa: E402

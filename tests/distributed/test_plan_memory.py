@@ -65,12 +65,11 @@ class Case:
         return "-".join(str(value) for value in asdict(self).values())
 
 
-# Every stage, and everything else once, where it meets most. bf16 last: DeepSpeed remembers in a global that it was
-# switched on.
+# bf16 last: DeepSpeed remembers in a global that it was switched on.
 CASES = (
     *(Case(stage) for stage in (0, 1, 2, 3)),
-    Case(3, checkpointing=True),
-    Case(2, grad_accum_steps=2),
+    *(Case(stage, checkpointing=True) for stage in (1, 3)),
+    *(Case(stage, grad_accum_steps=2) for stage in (1, 2)),
     Case(1, precision="bf16"),
 )
 
@@ -366,11 +365,12 @@ def test_both_instruments_agree_where_neither_is_misled(seen):
 
 
 def test_recomputed_activations_are_planned_and_seen_to_be_fewer(seen, plans):
-    plain, checkpointed = (Case(3, checkpointing=on) for on in (False, True))
-    saved = seen[plain][0].peak - seen[checkpointed][0].peak
-    assert saved > 0.05 * seen[plain][0].peak
-    planned = plans[plain].configured.memory.peak - plans[checkpointed].configured.memory.peak
-    assert planned == pytest.approx(saved, rel=0.3)  # a difference of two figures, each good to 15 %
+    for stage in (1, 3):
+        plain, checkpointed = (Case(stage, checkpointing=on) for on in (False, True))
+        saved = seen[plain][0].peak - seen[checkpointed][0].peak
+        assert saved > 0.05 * seen[plain][0].peak
+        planned = plans[plain].configured.memory.peak - plans[checkpointed].configured.memory.peak
+        assert planned == pytest.approx(saved, rel=0.3)  # a difference of two figures, each good to 15 %
 
 
 def test_what_a_rank_sends_in_a_step_is_what_its_collectives_carried(seen, plans):
