@@ -26,7 +26,9 @@ from shards.errors import CallError, ShardError
 from shards.packing.options import Check, DepthCodec
 
 if TYPE_CHECKING:
+    from shards.manifest import Manifest
     from shards.reader import DatasetReader
+    from shards.verify import VerifyReport
 
 app = typer.Typer(
     name="shards",
@@ -161,13 +163,27 @@ def pack_command(
 
 
 @app.command("verify", epilog="Example: t4p shards verify s3://bucket/mine")
-def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False) -> None:
+def verify_command(
+    url: Dataset,
+    fill: Annotated[
+        bool,
+        typer.Option("--fill", help="where all is whole, write the checksums and voxel counts that are missing"),
+    ] = False,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
     """Re-read everything and name every broken sample; exit status 1 if there is one."""
     with _user_errors() as stops:
+        from shards.packing import filling
         from shards.verify import verify
 
+        written = None
         with progress_bar("verifying") as on_progress:
-            report = verify(url, num_workers=workers or _default_workers(), on_progress=stops.heard_at(on_progress))
+            num_workers, progress = workers or _default_workers(), stops.heard_at(on_progress)
+            if fill:
+                report, written = filling.fill(url, num_workers=num_workers, on_progress=progress)
+            else:
+                report = verify(url, num_workers=num_workers, on_progress=progress)
         if as_json:
             _echo_json(
                 {
@@ -176,6 +192,8 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
                     "num_samples": report.num_samples,
                     "num_shards": report.num_shards,
                     "bytes": report.size_bytes,
+                    "num_without_checksum": report.num_without_checksum,
+                    "filled": written is not None,
                     "broken_keys": list(report.broken_keys),
                     "problems": [problem.__dict__ for problem in report.problems],
                     "storage_faults": dict(report.storage_faults),
@@ -186,6 +204,16 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
                 f"{report.url}: all {report.num_samples} samples in {report.num_shards} shards are whole "
                 f"({report.size_bytes / 1e6:.1f} MB)"
             )
+        if report.num_without_checksum and not written:
+            typer.echo(
+                f"{report.url}: {report.num_without_checksum} of {report.num_samples} samples have no checksum, since "
+                "only headers were indexed: that their bytes are those of then, size and ETag alone say; "
+                f"`t4p shards verify {report.url} --fill` writes checksums",
+                err=True,
+            )
+        if fill and not report.problems:
+            text = "nothing is missing, so nothing was written" if written is None else _filled(report, written)
+            typer.echo(f"{report.url}: {text}", err=as_json)
         _tell_faults(report.storage_faults)
         if report.problems:
             for problem in report.problems if not as_json else ():
@@ -201,29 +229,44 @@ def verify_command(url: Dataset, workers: Workers = None, as_json: Json = False)
             raise typer.Exit(1)
 
 
+def _filled(report: VerifyReport, written: Manifest) -> str:
+    """What filling has written."""
+    parts = ["checksums"] if report.num_without_checksum else []
+    return f"{' and '.join([*parts, 'voxel counts'])} written, generation {written.generation} of the manifest"
+
+
 @app.command("index", epilog="Example: t4p shards index s3://bucket/tars --into s3://bucket/mine")
 def index_command(
     url: Annotated[str, typer.Argument(metavar="URL", help="a place with tars, or with --counts a dataset")],
     into: Annotated[
         str | None, typer.Option(metavar="DST", help="where manifest and index go; by default beside the tars")
     ] = None,
-    counts: Annotated[bool, typer.Option(help="decode every frame and store how many voxels it has")] = False,
+    counts: Annotated[bool, typer.Option("--counts", help="decode every frame and store its number of voxels")] = False,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="read no more of the tars than the index takes: no checksums")
+    ] = False,
     workers: Workers = None,
 ) -> None:
     """Make tars that are there a dataset, without copying them; or count the voxels of a dataset."""
     with _user_errors() as stops:
         from shards.manifest import MANIFEST_NAME
-        from shards.packing.existing import count_voxels_of, index_tars
+        from shards.packing.existing import index_tars
+        from shards.packing.filling import count_voxels_of
         from shards.stores.place import open_store
 
+        if counts and headers_only:
+            raise CallError("--counts decodes every frame, and --headers-only reads none: give one of the two")
         num_workers = workers or _default_workers()
         with progress_bar("indexing") as on_progress:
             progress = stops.heard_at(on_progress)
             if counts and into is None and open_store(url).exists(MANIFEST_NAME):
                 manifest = count_voxels_of(url, num_workers=num_workers, on_progress=progress)
             else:
-                manifest = index_tars(url, into, counts=counts, num_workers=num_workers, on_progress=progress)
+                manifest = index_tars(
+                    url, into, counts=counts, headers_only=headers_only, num_workers=num_workers, on_progress=progress
+                )
         counted = "" if manifest.voxels_sha256 is None else ", voxels counted"
+        counted += ", without checksums (t4p shards verify --fill writes them)" if headers_only else ""
         typer.echo(
             f"{into or url}: {manifest.num_samples} samples in {manifest.num_shards} shards{counted}\n"
             f"next: t4p shards info {into or url}"
@@ -256,6 +299,7 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
             "licence": manifest.licence,
             "up_axis": manifest.up_axis,
             "voxels_counted": manifest.voxels_sha256 is not None,
+            "checksums": bool(dataset.table.is_hashed.all()),
         }
         faults = take_faults(dataset.store)
         if as_json:
@@ -263,7 +307,8 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
         else:
             facts["licence"] = shown(manifest.licence) or "not stated"
             facts["up_axis"] = manifest.up_axis or "not known"
-            facts["voxels_counted"] = "yes" if facts["voxels_counted"] else "no"
+            for name in ("voxels_counted", "checksums"):
+                facts[name] = "yes" if facts[name] else "no"
             for name, value in {**facts, **summary.lines()}.items():
                 typer.echo(f"{name:15} {value if isinstance(value, str | int) else json.dumps(value)}")
         _tell_faults(faults)

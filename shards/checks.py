@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shards.errors import ShardError
-from shards.images import BrokenImageError, check_encoded, is_depth_png
+from shards.headers import jpeg_size, png_size
+from shards.images import MAX_PIXELS, BrokenImageError, check_encoded, is_depth_png
 from shards.sample import Sample
 from shards.scene import Scene, check_scene
 from shards.schema import Frame, check_numbers, decode_frame_depth, size_of_camera, size_of_labels
@@ -15,6 +16,23 @@ def check_sample_headers(sample: Sample, where: str) -> None:
         check_scene(sample, where)
     else:
         check_frame_headers(sample, where)
+
+
+def check_image_heads(frame: Frame, where: str) -> None:
+    """Hold the sizes that the first bytes of the images announce against a frame's numbers: nothing else is there yet.
+
+    Raises:
+        ShardError: an image is of another kind, too large, or its size does not fit its K.
+    """
+    check_numbers(frame, where)
+    color = png_size(frame.color) if frame.color_format == "png" else jpeg_size(frame.color)
+    depth = frame.depth_size or (png_size(frame.depth) if is_depth_png(frame.depth) else None)
+    for name, size, K in (("color", color, frame.K_color), ("depth", depth, frame.K_depth)):
+        if size is None or not 0 < size[0] * size[1] <= MAX_PIXELS:
+            raise ShardError(
+                f"{where}: {name} begins like no image that is read (size {size}); restore the file and pack again"
+            )
+        size_of_camera(name, K, where)(size)
 
 
 def check_frame_headers(frame: Frame, where: str) -> None:

@@ -6,7 +6,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,13 +43,16 @@ _NO_MATRIX = (0.0,) * 12
 _SEMANTIC, _INSTANCE, _BOXES, _CAPTION = (MEMBER_KINDS.index(k) for k in ("semantic", "instance", "boxes", "caption"))
 
 
-def row_of_frame(frame: Frame, layout: Mapping[str, tuple[int, int]], data: bytes, dataset: int) -> bytes:
+def row_of_frame(
+    frame: Frame, layout: Mapping[str, tuple[int, int]], length: int, crc32c: int | None, dataset: int
+) -> bytes:
     """The row of a frame that `check_frame` or `check_frame_headers` has passed, before it is sealed.
 
     Args:
-        frame: what the slice holds.
+        frame: what the slice holds; of its images the headers will do.
         layout: where its members lie in the slice, by name: offset and size.
-        data: the slice.
+        length: bytes of the slice.
+        crc32c: over them; None where they were not read.
         dataset: position of frame.dataset among the manifest's names.
 
     Raises:
@@ -64,7 +66,7 @@ def row_of_frame(frame: Frame, layout: Mapping[str, tuple[int, int]], data: byte
                 f"{frame.scene_id}/{frame.frame_id}: {name} is {size}, wanted an image of at most {MAX_SIDE} pixels a "
                 "side; make it smaller, or leave the frame out"
             )
-    flags = DESCRIBED | HAS_CRC
+    flags = DESCRIBED | (0 if crc32c is None else HAS_CRC)
     flags |= HAS_POSE if frame.world_from_camera is not None else 0
     flags |= HAS_TIMESTAMP if frame.timestamp is not None else 0
     flags |= COLOR_IS_PNG if frame.color_format == "png" else 0
@@ -72,8 +74,8 @@ def row_of_frame(frame: Frame, layout: Mapping[str, tuple[int, int]], data: byte
     pose = frame.world_from_camera
     return _PACK.pack(
         0,
-        len(data),
-        google_crc32c.value(data),
+        length,
+        crc32c or 0,
         flags,
         dataset,
         frame.no_reading,
@@ -91,9 +93,9 @@ def row_of_frame(frame: Frame, layout: Mapping[str, tuple[int, int]], data: byte
     )
 
 
-def row_of_scene(scene: Scene, layout: Mapping[str, tuple[int, int]], data: bytes, dataset: int) -> bytes:
+def row_of_scene(scene: Scene, layout: Mapping[str, tuple[int, int]], length: int, crc32c: int, dataset: int) -> bytes:
     """The row of a whole scene: as `row_of_frame`."""
-    place = (0, len(data), google_crc32c.value(data), DESCRIBED | HAS_CRC, dataset, 0)
+    place = (0, length, crc32c, DESCRIBED | HAS_CRC, dataset, 0)
     return _PACK.pack(*place, *_places(layout), *(0,) * 4, *(0.0,) * 36, len(scene.points), 0)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from shards.doors.text import shown
 from shards.errors import ShardError
-from shards.manifest import INDEX_NAME, Manifest
+from shards.manifest import Manifest
 from shards.rows import ROW, SampleRows, ShardIndex, check_layout, damaged_rows
 from shards.schema import KEY, is_key
 from shards.stores.second_look import believed
@@ -36,7 +36,7 @@ class IndexFile:
         self._manifest = manifest
         self._table = table
         self._first_row = table.first_row
-        self.where = f"{store.url}/{INDEX_NAME}"
+        self.where = f"{store.url}/{manifest.index_name}"
         self.forget()
 
     def forget(self) -> None:
@@ -47,7 +47,7 @@ class IndexFile:
 
     def name_of(self, shard_index: int) -> str:
         """The object that holds the rows of a shard."""
-        return INDEX_NAME
+        return self._manifest.index_name
 
     def rows(self, shard_index: int, start: int, stop: int) -> SampleRows:
         """Of samples [start, stop) of a shard; those of a whole shard are kept.
@@ -142,11 +142,12 @@ class IndexFile:
 
     def _range(self, offset: int, length: int, is_whole: Callable[[bytes], bool]) -> bytes:
         """A part of the index; of a small one all of it is read, once."""
+        name = self._manifest.index_name
         if self._manifest.index_bytes > WHOLE_BYTES:
-            return believed(self._store, partial(self._store.read_range, INDEX_NAME, offset, length), is_whole)
+            return believed(self._store, partial(self._store.read_range, name, offset, length), is_whole)
         if self._whole is None:
             # One byte more than wanted is enough to tell that it is another file, however large.
-            read = partial(self._store.read_range, INDEX_NAME, 0, self._manifest.index_bytes + 1)
+            read = partial(self._store.read_range, name, 0, self._manifest.index_bytes + 1)
             self._whole = believed(self._store, read, self._is_index)
         return self._whole[offset : offset + length]
 

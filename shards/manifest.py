@@ -13,8 +13,8 @@ from shards.errors import ShardError
 from shards.schema import READ_VERSIONS
 
 MANIFEST_NAME = "manifest.json"
-TABLE_NAME = "shards.bin"
-INDEX_NAME = "index.bin"
+TABLE_NAME, FILLED_TABLE_NAME = "shards.bin", "shards-filled.bin"
+INDEX_NAME, FILLED_INDEX_NAME = "index.bin", "index-filled.bin"
 VOXELS_NAME = "voxels.bin"
 PACKING_NAME = "packing.json"  # there while a dataset is being packed, gone once it has a manifest
 MAX_COUNT = 1 << 50  # of samples, and of bytes: sums of them stay within 64 bits
@@ -65,6 +65,8 @@ class Manifest:
         datasets: names that the rows of the index choose from, of where a sample came from.
         tar_names: of the tars that hold the shards; empty for shard-000000.tar, shard-000001.tar, ...
         tars_url: place of the tars; None where they lie beside the manifest.
+        filled_from: shards_sha256 of before, where checksums were filled in that an index by headers alone had not:
+            index and table have another name then, so that a reader of the generation before goes on; else None.
     """
 
     format_version: int
@@ -84,6 +86,22 @@ class Manifest:
     datasets: tuple[str, ...] = ()
     tar_names: tuple[str, ...] = ()
     tars_url: str | None = None
+    filled_from: str | None = None
+
+    @property
+    def table_name(self) -> str:
+        """The object that is the shard table."""
+        return TABLE_NAME if self.filled_from is None else FILLED_TABLE_NAME
+
+    @property
+    def index_name(self) -> str:
+        """The object that is the index."""
+        return INDEX_NAME if self.filled_from is None else FILLED_INDEX_NAME
+
+    @property
+    def identity(self) -> str:
+        """Hex digest that says which samples these are, and stays when their checksums are filled in."""
+        return self.filled_from or self.shards_sha256
 
     def tar_name(self, shard_index: int) -> str:
         """Name of a shard's tar."""
@@ -122,6 +140,7 @@ class Manifest:
                     f"{' and '.join(get_args(SampleKind))}; use the program version that packed it"
                 )
             voxels_sha256, up_axis = fields["voxels_sha256"], fields["up_axis"]
+            filled_from = fields.get("filled_from")  # no manifest had it at first
             if up_axis is not None and up_axis not in _UP_AXES:
                 raise ValueError(f"up_axis is {shown(repr(up_axis), 40)}, wanted one of {', '.join(_UP_AXES)}")
             return cls(
@@ -142,6 +161,7 @@ class Manifest:
                 datasets=_names(fields, "datasets"),
                 tar_names=_tar_names(fields),
                 tars_url=None if fields["tars_url"] is None else str(fields["tars_url"]),
+                filled_from=None if filled_from is None else _digest(filled_from),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ShardError(

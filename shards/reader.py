@@ -1,6 +1,7 @@
 """Samples of a packed dataset by position: sliced out of the tars by the index, length and checksum checked."""
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,6 @@ from shards.index import IndexFile
 from shards.manifest import (
     MANIFEST_NAME,
     PACKING_NAME,
-    TABLE_NAME,
     VOXELS_NAME,
     Manifest,
     SampleKind,
@@ -27,10 +27,17 @@ from shards.sample import Sample, sample_from_members
 from shards.scene import Scene
 from shards.schema import Frame, escape_id, is_key
 from shards.slices import key_of_slice, members_of_slice
+from shards.stores.client import Part
+from shards.stores.patient import PatientStore
 from shards.stores.place import open_store
 from shards.stores.second_look import believed
 from shards.stores.store import MissingObjectError, Store
 from shards.table import ShardTable
+from shards.versions import hash_of_version
+
+
+class ChangedTarError(ShardError):
+    """A tar without checksums is not, or cannot be shown to be, the object that was indexed."""
 
 
 class DatasetReader:
@@ -57,9 +64,9 @@ class DatasetReader:
         self.url = self.store.url
         self.manifest = _read_manifest(self.store)
         # One byte more than wanted is enough to tell that it is another file, however large.
-        read = partial(self.store.read_range, TABLE_NAME, 0, ShardTable.encoded_size(self.manifest) + 1)
+        read = partial(self.store.read_range, self.manifest.table_name, 0, ShardTable.encoded_size(self.manifest) + 1)
         table = believed(self.store, read, self._is_table)
-        self.table = ShardTable.decode(table, self.manifest, f"{self.url}/{TABLE_NAME}")
+        self.table = ShardTable.decode(table, self.manifest, f"{self.url}/{self.manifest.table_name}")
         self._connect()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,9 +153,7 @@ class DatasetReader:
             ShardError: the bytes are not those that were packed.
         """
         rows = self._row(shard_index, sample_index)
-        offset, length = int(rows.offsets[0]), int(rows.lengths[0])
-        read = partial(self.tars.read_range, self.manifest.tar_name(shard_index), offset, length)
-        data = believed(self.tars, read, partial(_is_slice, rows, 0))
+        data = self._read_tar(shard_index, int(rows.offsets[0]), int(rows.lengths[0]), partial(_is_slice, rows, 0))
         if not _is_slice(rows, 0, data):
             check_slice(data, rows, 0, self._where(rows, 0, None))
         return data
@@ -210,15 +215,36 @@ class DatasetReader:
         return scene
 
     def read_shard(self, shard_index: int) -> bytes:
-        """The whole tar, or what there is instead of it, of no more bytes than one above the tar's: its hash tells.
+        """The whole tar, or what there is instead of it, of no more bytes than one above the tar's: `is_tar` tells.
 
         Raises:
             MissingObjectError: there is none.
+            ChangedTarError: only the headers were indexed, and there is another object now.
         """
-        wanted = self.table.sha256[shard_index].tobytes()
         most = int(self.table.size_bytes[shard_index])
-        read = partial(self.tars.read_range, self.manifest.tar_name(shard_index), 0, most + 1)
-        return believed(self.tars, read, lambda data: hashlib.sha256(data).digest() == wanted)
+        return self._read_tar(shard_index, 0, most + 1, partial(self.is_tar, shard_index))
+
+    def is_tar(self, shard_index: int, data: bytes) -> bool:
+        """Whether these are the bytes of a tar, as far as anybody knows: by its hash, else by its size."""
+        if not self.table.is_hashed[shard_index]:
+            return len(data) == self.table.size_bytes[shard_index]
+        return hashlib.sha256(data).digest() == self.table.sha256[shard_index].tobytes()
+
+    def check_version(self, shard_index: int, part: Part) -> None:
+        """Raise ChangedTarError where a part is not of the object whose headers were indexed.
+
+        Of a tar that has a hash nothing is asked: its samples have checksums.
+
+        Args:
+            part: of the tar, as an answer of storage filled it.
+        """
+        if self.table.is_hashed[shard_index] or self._is_version(shard_index, part):
+            return
+        raise ChangedTarError(
+            f"{self._tar(shard_index)}: is another object than the one whose headers were indexed, of "
+            f"{self.table.size_bytes[shard_index]} bytes: now {part.size_bytes}, ETag {shown(str(part.version))}; "
+            "put the tar of then back, or remove manifest.json and index the tars again"
+        )
 
     def find(self, key: str) -> tuple[int, int]:
         """Position (shard_index, sample_index) of a key, SCENE/FRAME, escaped or as the ids were. Reads every index.
@@ -257,6 +283,33 @@ class DatasetReader:
             self._index = LineIndexes(self.store, self.table)
         else:
             self._index = IndexFile(self.store, self.manifest, self.table)
+
+    def _read_tar(self, shard_index: int, offset: int, length: int, is_whole: Callable[[bytes], bool]) -> bytes:
+        """A part of a tar, believed; where the tar has no hash it is one of the object that was indexed."""
+        name = self.manifest.tar_name(shard_index)
+        if self.table.is_hashed[shard_index]:
+            return believed(self.tars, partial(self.tars.read_range, name, offset, length), is_whole)
+        store = self.tars
+        if not isinstance(store, PatientStore):
+            raise ChangedTarError(
+                f"{self._tar(shard_index)}: only its headers were indexed, in object storage, and in a folder nothing "
+                "tells whether it is that tar; remove manifest.json and index the tars here"
+            )
+        part = Part(offset, length)
+
+        def read() -> bytes:
+            nonlocal part
+            part = Part(offset, length)
+            store.fill(name, part)
+            return b"".join(part.pieces)
+
+        data = believed(store, read, lambda data: self._is_version(shard_index, part) and is_whole(data))
+        self.check_version(shard_index, part)
+        return data
+
+    def _is_version(self, shard_index: int, part: Part) -> bool:
+        name, wanted = self.manifest.tar_name(shard_index), self.table.sha256[shard_index].tobytes()
+        return hash_of_version(name, part.version or "", part.size_bytes or 0) == wanted
 
     def _tar(self, shard_index: int) -> str:
         return f"{self.tars.url}/{self.manifest.tar_name(shard_index)}"

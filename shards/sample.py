@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import google_crc32c
+
 from shards.described import row_of_frame, row_of_scene
 from shards.manifest import SampleKind
 from shards.scene import Scene, check_scene, members_of_scene, scene_from_members
@@ -17,9 +19,11 @@ def members_of_sample(sample: Sample) -> dict[str, bytes]:
 
 
 def row_of_sample(sample: Sample, layout: Mapping[str, tuple[int, int]], data: bytes, dataset: int) -> bytes:
-    """The row of a checked sample in the index: as `shards.described.row_of_frame`."""
-    make = row_of_scene if isinstance(sample, Scene) else row_of_frame
-    return make(sample, layout, data, dataset)  # type: ignore[arg-type]
+    """The row of a checked sample in the index, whose slice is `data`: as `shards.described.row_of_frame`."""
+    crc32c = google_crc32c.value(data)
+    if isinstance(sample, Scene):
+        return row_of_scene(sample, layout, len(data), crc32c, dataset)
+    return row_of_frame(sample, layout, len(data), crc32c, dataset)
 
 
 def check_sample(sample: Sample, where: str) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from shards.doors.text import shown
 from shards.errors import ShardError, needs_extra
@@ -18,6 +17,14 @@ NAME_BYTES = 100
 _EXTENDED = b"x"
 _OCTAL = re.compile(rb"[0-7]{1,12}")
 RECORD_BYTES = 20 * BLOCK_BYTES  # tar pads an archive to whole records, after at least two empty blocks
+
+
+class Bytes(Protocol):
+    """Bytes, or what can be read of them as far as it is looked at."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 def sample_slice(key: str, members: Mapping[str, bytes]) -> bytes:
@@ -87,7 +94,7 @@ def members_of_slice(data: bytes, where: str) -> dict[str, bytes]:
     return {name: data[offset : offset + size] for name, (offset, size) in layout_of_slice(data, where).items()}
 
 
-def layout_of_slice(data: bytes, where: str) -> dict[str, tuple[int, int]]:
+def layout_of_slice(data: Bytes, where: str) -> dict[str, tuple[int, int]]:
     """Where the members of a sample lie in its bytes: offset and size of each content, by the name after the key.
 
     Raises:
@@ -130,14 +137,17 @@ def key_of_slice(data: bytes) -> str:
     return path_of_header(data[position : position + BLOCK_BYTES]).partition(".")[0]
 
 
-def spans_of_tar(data: bytes) -> list[tuple[str, int, int]]:
+def spans_of_tar(tar: IO[bytes]) -> list[tuple[str, int, int]]:
     """Key, first byte and end of every sample of a tar, as its headers say: all members up to the first dot of a name.
+
+    Args:
+        tar: of which the headers alone are read.
 
     Raises:
         tarfile.TarError: it is no tar.
     """
     spans: dict[str, tuple[int, int]] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+    with tarfile.open(fileobj=tar, mode="r:") as archive:
         for member in archive:
             key = member.name.partition(".")[0]
             end = member.offset_data + member.size + -member.size % BLOCK_BYTES

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shards.errors import ShardError
 from shards.manifest import MAX_COUNT, Manifest
 from shards.rows import ROW
+from shards.versions import is_of_version
 
 _ROW_1 = np.dtype([("num_samples", "<u8"), ("size_bytes", "<u8"), ("sha256", "u1", 32)])
 _ROW = np.dtype([*_ROW_1.descr, ("keys_offset", "<u8"), ("keys_length", "<u4"), ("keys_crc32c", "<u4")])
@@ -35,7 +36,7 @@ class ShardTable:
     Attributes:
         num_samples: (S,) int64.
         size_bytes: (S,) int64.
-        sha256: (S, 32) uint8.
+        sha256: (S, 32) uint8, of the tar, or where not `is_hashed` of its version.
         keys_offset: (S,) int64, of the shard's block of keys in index.bin; 0 in a dataset of format 1.
         keys_length: (S,) int64.
         keys_crc32c: (S,) uint32.
@@ -52,6 +53,11 @@ class ShardTable:
     def first_row(self) -> NDArray[np.int64]:
         """(S,) number of each shard's first sample in the dataset."""
         return np.cumsum(self.num_samples) - self.num_samples
+
+    @property
+    def is_hashed(self) -> NDArray[np.bool_]:
+        """(S,) whether `sha256` is of the tar's bytes: else of its version (`shards.versions`), the bytes unread."""
+        return np.array([not is_of_version(row.tobytes()) for row in self.sha256])
 
     @staticmethod
     def encoded_size(manifest: Manifest) -> int:

@@ -23,8 +23,9 @@ from shards.doors.text import shown
 from shards.errors import ShardError
 from shards.manifest import VOXELS_NAME
 from shards.ordered_map import ordered_map
-from shards.reader import DatasetReader, check_slice
-from shards.rows import DESCRIBED, ROW, SampleRows, ShardIndex, bare_rows
+from shards.packing.piece import ShardPiece
+from shards.reader import ChangedTarError, DatasetReader, check_slice
+from shards.rows import DESCRIBED, HAS_CRC, ROW, SampleRows, ShardIndex, bare_rows, sealed_row
 from shards.sample import Sample, check_sample, row_of_sample, sample_from_members
 from shards.slices import archive_end, layout_of_slice, members_of_slice, samples_of_tar, spans_of_tar
 from shards.stores.store import MissingObjectError, StoreError, take_faults
@@ -58,6 +59,8 @@ class VerifyReport:
         size_bytes: that the manifest promises.
         problems: in the order of the shards; none means that every byte is as packed and every sample usable.
         storage_faults: what storage did wrong on the way and was put right by asking again, by cause.
+        num_without_checksum: samples of tars of which only the headers were indexed: they are usable, but of their
+            bytes nobody knows what they were then.
     """
 
     url: str
@@ -66,6 +69,7 @@ class VerifyReport:
     size_bytes: int
     problems: tuple[Problem, ...]
     storage_faults: Mapping[str, int] = field(default_factory=dict)
+    num_without_checksum: int = 0
 
     @property
     def broken_keys(self) -> tuple[str, ...]:
@@ -73,13 +77,21 @@ class VerifyReport:
         return tuple(dict.fromkeys(problem.key for problem in self.problems if problem.key is not None))
 
 
-def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+def verify(
+    url: str,
+    *,
+    num_workers: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_whole: Callable[[ShardPiece], None] | None = None,
+) -> VerifyReport:
     """Check every byte and every sample of a dataset.
 
     Args:
         url: folder or s3:// prefix.
         num_workers: processes, one shard each at a time (each holds that shard in memory).
         on_progress: called with (shards done, shards in all).
+        on_whole: called with what each shard without a problem says of itself, in order: its rows with checksums,
+            whether the index has them or not, its voxel counts and its hash.
 
     Raises:
         CallError: no dataset there.
@@ -93,12 +105,16 @@ def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], 
     rebuilt_keys: dict[int, tuple[str, ...]] = {}
     voxels: list[NDArray[np.uint16]] = []
     faults = take_faults(dataset.store)
-    with closing(ordered_map(partial(_check_shard, dataset), range(num_shards), num_workers)) as results:
+    with closing(
+        ordered_map(partial(_check_shard, dataset, on_whole is not None), range(num_shards), num_workers)
+    ) as results:
         for done, result in enumerate(results, start=1):
             problems.extend(result.problems)
             faults.update(result.faults)
             fingerprints.append(result.key_fingerprints)
             voxels.append(result.voxels)
+            if on_whole is not None and result.piece is not None:
+                on_whole(result.piece)
             if result.rebuilt_keys:
                 rebuilt_keys[done - 1] = result.rebuilt_keys
             if on_progress is not None:
@@ -107,7 +123,10 @@ def verify(url: str, *, num_workers: int = 1, on_progress: Callable[[int, int], 
     problems.extend(_wrong_counts(dataset, voxels))
     faults.update(take_faults(dataset.store))
     manifest = dataset.manifest
-    return VerifyReport(dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems), faults)
+    unsummed = int(dataset.table.num_samples[~dataset.table.is_hashed].sum())
+    return VerifyReport(
+        dataset.url, manifest.num_samples, num_shards, manifest.size_bytes, tuple(problems), faults, unsummed
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,23 +136,26 @@ class _ShardResult:
     rebuilt_keys: tuple[str, ...] = ()  # where the index is damaged and cannot be asked for a key again
     voxels: NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, np.uint16))  # of the samples
     faults: Counter[str] = field(default_factory=Counter)  # of the storage, in this worker
+    piece: ShardPiece | None = None  # of a shard without problems, where it is asked for
 
 
-def _check_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
-    result = _verify_shard(dataset, shard_index)
+def _check_shard(dataset: DatasetReader, is_asked: bool, shard_index: int) -> _ShardResult:
+    result = _verify_shard(dataset, shard_index, is_asked=is_asked)
     return replace(result, faults=take_faults(dataset.store))
 
 
-def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
+def _verify_shard(dataset: DatasetReader, shard_index: int, *, is_asked: bool = False) -> _ShardResult:
+    """`is_asked`: for the piece of a shard without problems."""
     tar = dataset.manifest.tar_name(shard_index)
     problems: list[Problem] = []
     try:
         data = dataset.read_shard(shard_index)
-    except MissingObjectError as error:
+    except (MissingObjectError, ChangedTarError) as error:
         data = b""
         problems.append(Problem(tar, None, str(error)))
     digest, wanted_digest = hashlib.sha256(data).digest(), dataset.table.sha256[shard_index].tobytes()
-    if data and digest != wanted_digest:
+    is_tar = dataset.is_tar(shard_index, data)
+    if data and not is_tar:
         problems.append(
             Problem(
                 tar,
@@ -150,7 +172,7 @@ def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
             raise  # says nothing about the data
         name = dataset.index_name(shard_index)
         problems.append(Problem(name, None, str(error)))
-        if digest == wanted_digest:  # the tar is as packed, so it tells what the index should be
+        if is_tar:  # as packed, so it tells what the index should be
             index = _rebuild_index(data, shard_index)
             rebuilt_keys = index.keys
             problems += (
@@ -161,7 +183,31 @@ def _verify_shard(dataset: DatasetReader, shard_index: int) -> _ShardResult:
             problems.append(Problem(tar, None, "tar and index are both damaged: none of its samples can be read"))
             return _ShardResult(tuple(problems), np.empty(0, dtype=np.uint64))
     of_samples, voxels = _verify_samples(dataset, data, index)
-    return _ShardResult((*problems, *of_samples), _fingerprints(index.keys), rebuilt_keys, voxels)
+    problems += of_samples
+    piece = None if problems or not is_asked else _piece(dataset, data, index, voxels, digest)
+    return _ShardResult(tuple(problems), _fingerprints(index.keys), rebuilt_keys, voxels, piece=piece)
+
+
+def _piece(
+    dataset: DatasetReader, data: bytes, index: ShardIndex, voxels: NDArray[np.uint16], sha256: bytes
+) -> ShardPiece:
+    """What a whole shard says of itself, checksums included."""
+    table = index.rows.table.copy()
+    first_row = int(dataset.table.first_row[index.rows.shard_index])
+    table["flags"] |= HAS_CRC
+    rows = []
+    for i, (offset, length) in enumerate(zip(index.offsets.tolist(), index.lengths.tolist(), strict=True)):
+        table["crc32c"][i] = google_crc32c.value(data[offset : offset + length])
+        rows.append(sealed_row(table[i].tobytes(), offset, first_row + i))
+    return ShardPiece.of_samples(
+        first_row=first_row,
+        size_bytes=len(data),
+        sha256=sha256,
+        fingerprint=bytes(32),
+        rows=rows,
+        voxels=voxels.tolist(),
+        keys=index.keys,
+    )
 
 
 def _verify_samples(dataset: DatasetReader, data: bytes, index: ShardIndex) -> tuple[list[Problem], NDArray[np.uint16]]:
@@ -204,8 +250,10 @@ def _check_row(sample: Sample, rows: SampleRows, i: int, data: bytes, datasets: 
     if sample.dataset not in datasets:
         raise ShardError(f"{where}: meta.json is of the dataset '{shown(sample.dataset)}', the manifest has none of it")
     row = row_of_sample(sample, layout_of_slice(data, where), data, datasets.index(sample.dataset))
-    told, found = rows.table[i], np.frombuffer(row, ROW)[0]
+    told, found = rows.table[i], np.frombuffer(bytearray(row), ROW)[0]
     place = ("offset", "row_crc32c")  # which a row gets when it is sealed
+    if not told["flags"] & HAS_CRC:
+        found["crc32c"], found["flags"] = 0, found["flags"] & ~np.uint16(HAS_CRC)
     differ = [name for name in ROW.names or () if name not in place and told[name].tobytes() != found[name].tobytes()]
     if differ:
         raise ShardError(
@@ -240,7 +288,7 @@ def _hear_witness(tar: str, data: bytes, expected: Mapping[str, _MemberChecksums
 
 def _rebuild_index(data: bytes, shard_index: int) -> ShardIndex:
     """Where the samples of an intact tar lie, from its headers."""
-    spans = spans_of_tar(data)
+    spans = spans_of_tar(io.BytesIO(data))
     return ShardIndex(
         tuple(key for key, _, _ in spans),
         bare_rows(

@@ -1,19 +1,24 @@
-"""Tars that are there already: the index of a dataset made by reading each once, and voxels counted afterwards."""
+"""Tars that are there already: the index of a dataset made by reading each once, or its headers alone."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import IO
 
 import numpy as np
 
-from shards.checks import check_sample_headers
+from shards.checks import check_image_heads, check_sample_headers
+from shards.described import row_of_frame
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, TABLE_NAME, VOXELS_NAME, Manifest, SampleKind, shard_name
@@ -21,15 +26,16 @@ from shards.ordered_map import ordered_map
 from shards.packing.gathered import GatheredIndex
 from shards.packing.piece import ShardPiece
 from shards.packing.scratch import scratch_folder
-from shards.reader import DatasetReader
+from shards.packing.tar_headers import HEADS, HeadersOfSample, HeadersOfTar
 from shards.rows import ROW, bare_rows, check_layout, sealed_row
 from shards.sample import check_sample, row_of_sample, sample_from_members
-from shards.schema import FORMAT_VERSION, is_key
-from shards.slices import layout_of_slice, members_of_slice, spans_of_tar
+from shards.schema import FORMAT_VERSION, Frame, is_key
+from shards.slices import BLOCK_BYTES, layout_of_slice, members_of_slice, spans_of_tar
 from shards.stores.place import open_store
 from shards.stores.store import Store, take_faults
 
 Progress = Callable[[int, int], None]
+AT_ONCE = 32  # tars whose headers are read at the same time: a request waits for storage, and each needs the one before
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +49,7 @@ class IndexedTar:
         datasets: names of where its samples came from.
         voxels: of each sample; 0 where nobody has counted.
         size_bytes: of the tar.
-        sha256: of the tar.
+        sha256: of the tar, or where its headers alone were read what stands for it (`shards.versions`).
         faults: of the storage on the way.
     """
 
@@ -58,7 +64,13 @@ class IndexedTar:
 
 
 def index_tars(
-    url: str, into: str | None, *, counts: bool, num_workers: int = 1, on_progress: Progress | None = None
+    url: str,
+    into: str | None,
+    *,
+    counts: bool,
+    headers_only: bool = False,
+    num_workers: int = 1,
+    on_progress: Progress | None = None,
 ) -> Manifest:
     """Make a dataset of the tars in a place, which stay where and as they are.
 
@@ -66,11 +78,13 @@ def index_tars(
         url: folder or prefix that holds the tars.
         into: place for manifest, table and index; None is beside the tars.
         counts: decode every frame and count its voxels; else headers and checksums are looked at.
+        headers_only: read by ranges no more than that takes, and let every frame be without a checksum; not with
+            `counts`.
         num_workers: processes, one tar each at a time (each holds that tar in memory).
         on_progress: called with (tars done, tars in all).
 
     Raises:
-        CallError: there are no tars, or there is a dataset already.
+        CallError: there are no tars, or there is a dataset already, or the headers of tars in a folder are asked for.
         ShardError: a tar holds something else than samples of this format, or a key occurs twice.
         StoreError: storage refused or failed.
     """
@@ -85,7 +99,11 @@ def index_tars(
         kinds: set[SampleKind] = set()
         datasets: list[str] = []
         seen: set[str] = set()
-        results = stack.enter_context(closing(ordered_map(partial(_index_tar, source, counts), names, num_workers)))
+        results = stack.enter_context(
+            _headers_of(source, names)
+            if headers_only
+            else closing(ordered_map(partial(_index_tar, source, counts), names, num_workers))
+        )
         for done, (name, tar) in enumerate(zip(names, results, strict=True), start=1):
             source.faults.update(tar.faults)
             kinds.add(tar.kind)
@@ -122,64 +140,14 @@ def index_tars(
     return manifest
 
 
-def count_voxels_of(url: str, *, num_workers: int = 1, on_progress: Progress | None = None) -> Manifest:
-    """Add voxels.bin to a dataset: a new generation of its manifest, everything else stays.
-
-    Raises:
-        CallError: there is no dataset, one of scenes, or one of format 1.
-        ShardError: a shard is damaged.
-        StoreError: storage refused or failed.
-    """
-    dataset = DatasetReader(url)
-    if dataset.manifest.format_version == 1 or dataset.manifest.sample_kind != "frames":
-        raise CallError(
-            f"{dataset.url}: holds {dataset.manifest.sample_kind} in format {dataset.manifest.format_version}, and "
-            "voxels are counted of frames in format 2; pack it again for that"
-        )
-    num_shards, parts = dataset.manifest.num_shards, []
-    with closing(ordered_map(partial(_count_shard, dataset), range(num_shards), num_workers)) as results:
-        for done, (counts, faults) in enumerate(results, start=1):
-            dataset.store.faults.update(faults)
-            parts.append(counts)
-            if on_progress is not None:
-                on_progress(done, num_shards)
-    voxels = b"".join(parts)
-    # A reader that has the manifest of before knows nothing of voxels: the object goes first.
-    dataset.store.write(VOXELS_NAME, voxels)
-    manifest = replace(
-        dataset.manifest,
-        voxels_sha256=hashlib.sha256(voxels).hexdigest(),
-        generation=dataset.manifest.generation + 1,
-    )
-    dataset.store.write(MANIFEST_NAME, manifest.encode())
-    return manifest
-
-
-def _count_shard(dataset: DatasetReader, shard_index: int) -> tuple[bytes, Counter[str]]:
-    data, rows = dataset.read_shard(shard_index), dataset.rows(shard_index)
-    places = zip(dataset.keys(shard_index), rows.offsets.tolist(), rows.lengths.tolist(), strict=True)
-    counts = []
-    for i, (key, offset, length) in enumerate(places):
-        sample = dataset.sample_from_slice(rows, i, key, data[offset : offset + length])
-        counts.append(check_sample(sample, f"{dataset.url}, sample {key}"))
-    return np.array(counts, "<u2").tobytes(), take_faults(dataset.store)
-
-
 def _index_tar(source: Store, counts: bool, name: str) -> IndexedTar:
     """Read a tar and describe its samples. Runs in a worker, with a store of its own."""
     where = f"{source.url}/{name}"
     data = source.read(name)  # once, as nothing vouches for it: what storage alters on the way, `verify` names later
-    try:
-        spans = spans_of_tar(data)
-    except (tarfile.TarError, ValueError) as error:
-        raise ShardError(f"{where}: not a tar ({shown(error)}); remove it, or name another place") from error
-    if not spans:
-        raise ShardError(f"{where}: holds no samples; remove it")
+    spans = _spans(io.BytesIO(data), where)
     rows, voxels, datasets = [], [], dict[str, int]()
     kind: SampleKind = "frames"
     for key, start, stop in spans:
-        if not is_key(key):
-            raise ShardError(f"{where}: '{shown(key)}' is no key SCENE/FRAME of letters, digits, '-' and '_'; pack it")
         piece = data[start:stop]
         members = members_of_slice(piece, f"{where}, sample {key}")
         kind = "scenes" if "points.npz" in members else "frames"
@@ -190,8 +158,7 @@ def _index_tar(source: Store, counts: bool, name: str) -> IndexedTar:
             check_sample_headers(sample, f"{where}, sample {key}")
         position = datasets.setdefault(sample.dataset, len(datasets))
         rows.append(row_of_sample(sample, layout_of_slice(piece, where), piece, position))
-    lengths = [stop - start for _, start, stop in spans]
-    check_layout(bare_rows(0, [start for _, start, _ in spans], lengths, None), len(data), where)
+    _check_spans(spans, len(data), where)
     return IndexedTar(
         kind=kind,
         keys=tuple(key for key, _, _ in spans),
@@ -202,6 +169,67 @@ def _index_tar(source: Store, counts: bool, name: str) -> IndexedTar:
         sha256=hashlib.sha256(data).digest(),
         faults=take_faults(source),
     )
+
+
+@contextmanager
+def _headers_of(source: Store, names: Sequence[str]) -> Iterator[Iterator[IndexedTar]]:
+    """What the headers of tars tell, in order; at the end nobody reads on but for the requests in flight."""
+    pool = ThreadPoolExecutor(min(AT_ONCE, len(names)))
+    ended = Event()
+    try:
+        yield pool.map(partial(_index_headers, source, ended), names)
+    finally:
+        ended.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _index_headers(source: Store, ended: Event, name: str) -> IndexedTar:
+    """Read the headers of a tar, and of its images, and what meta.json says; one request after the other."""
+    where = f"{source.url}/{name}"
+    tar = HeadersOfTar(source, name, ended)
+    spans = _spans(io.BufferedReader(tar, BLOCK_BYTES), where)
+    rows, datasets = [], dict[str, int]()
+    for key, start, stop in spans:
+        piece = HeadersOfSample(tar, start, stop)
+        layout = layout_of_slice(piece, f"{where}, sample {key}")
+        if "points.npz" in layout:
+            raise ShardError(f"{where}, sample {key}: is a scene, which has to be read whole; leave out --headers-only")
+        heads = {member: piece.head(member, *layout[member]) for member in layout if member in HEADS}
+        frame = sample_from_members("frames", key, heads)
+        assert isinstance(frame, Frame)
+        check_image_heads(frame, f"{where}, sample {key}")
+        position = datasets.setdefault(frame.dataset, len(datasets))
+        rows.append(row_of_frame(frame, layout, len(piece), None, position))
+    _check_spans(spans, len(tar), where)
+    return IndexedTar(
+        kind="frames",
+        keys=tuple(key for key, _, _ in spans),
+        rows=tuple(rows),
+        datasets=tuple(datasets),
+        voxels=(0,) * len(rows),
+        size_bytes=len(tar),
+        sha256=tar.digest,
+        faults=Counter(),  # threads have one store, which counts them itself
+    )
+
+
+def _spans(tar: IO[bytes], where: str) -> list[tuple[str, int, int]]:
+    """Key, first byte and end of every sample."""
+    try:
+        spans = spans_of_tar(tar)
+    except (tarfile.TarError, ValueError) as error:
+        raise ShardError(f"{where}: not a tar ({shown(error)}); remove it, or name another place") from error
+    if not spans:
+        raise ShardError(f"{where}: holds no samples; remove it")
+    for key, _, _ in spans:
+        if not is_key(key):
+            raise ShardError(f"{where}: '{shown(key)}' is no key SCENE/FRAME of letters, digits, '-' and '_'; pack it")
+    return spans
+
+
+def _check_spans(spans: Sequence[tuple[str, int, int]], size_bytes: int, where: str) -> None:
+    starts, lengths = [start for _, start, _ in spans], [stop - start for _, start, stop in spans]
+    check_layout(bare_rows(0, starts, lengths, None), size_bytes, where)
 
 
 def _piece(tar: IndexedTar, datasets: list[str], first_row: int) -> ShardPiece:

@@ -30,7 +30,7 @@ class Catalogue:
         urls: places of the datasets.
         label_names: for each dataset, the names of its class ids, by id; empty without labels.
         voxels_sha256: for each dataset, the hash of its voxel counts; None where nobody has counted.
-        shards_sha256: for each dataset, the hash its manifest gives for its shard table.
+        shards_sha256: for each dataset, the hash of its shard table, or of the one before checksums were filled in.
     """
 
     def __init__(self, urls: Sequence[str], weights: Sequence[float] | None = None) -> None:
@@ -57,7 +57,7 @@ class Catalogue:
         self.urls = tuple(reader.url for reader in self._readers)
         self.label_names = tuple(reader.manifest.label_names for reader in self._readers)
         self.voxels_sha256 = tuple(reader.manifest.voxels_sha256 for reader in self._readers)
-        self.shards_sha256 = tuple(reader.manifest.shards_sha256 for reader in self._readers)
+        self.shards_sha256 = tuple(reader.manifest.identity for reader in self._readers)
 
     def dataset_index(self, shard_index: int) -> int:
         """Which of the datasets a shard is of."""

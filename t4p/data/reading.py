@@ -199,6 +199,7 @@ class Reading:
         store.fill(name, part)
         if self._versions.setdefault((store.url, name), part.version) != part.version:
             raise StoreError(f"{store.url}/{name}: the object was replaced while it was being read; try again")
+        wanted.reader.check_version(wanted.shard_index, part)
         if part.num_received != stop - start:
             raise ShardError(f"{store.url}/{name}: ends at byte {part.position}, wanted {stop}; pack the shard again")
         return part.pieces

@@ -13,7 +13,8 @@ from made_dataset import blank_manifest, write_samples
 
 from shards.errors import CallError, ShardError
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, TABLE_NAME, VOXELS_NAME, shard_name
-from shards.packing.existing import count_voxels_of, index_tars
+from shards.packing.existing import index_tars
+from shards.packing.filling import count_voxels_of
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from shards.verify import verify
