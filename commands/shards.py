@@ -26,9 +26,7 @@ from shards.errors import CallError, ShardError
 from shards.packing.options import Check, DepthCodec
 
 if TYPE_CHECKING:
-    from shards.manifest import Manifest
     from shards.reader import DatasetReader
-    from shards.verify import VerifyReport
 
 app = typer.Typer(
     name="shards",
@@ -212,7 +210,10 @@ def verify_command(
                 err=True,
             )
         if fill and not report.problems:
-            text = "nothing is missing, so nothing was written" if written is None else _filled(report, written)
+            text = "nothing is missing, so nothing was written"
+            if written is not None:
+                counted = "" if written.voxels_sha256 is None else " and voxel counts"
+                text = f"now has checksums{counted}: generation {written.generation} of the manifest"
             typer.echo(f"{report.url}: {text}", err=as_json)
         _tell_faults(report.storage_faults)
         if report.problems:
@@ -227,12 +228,6 @@ def verify_command(
                 err=True,
             )
             raise typer.Exit(1)
-
-
-def _filled(report: VerifyReport, written: Manifest) -> str:
-    """What filling has written."""
-    parts = ["checksums"] if report.num_without_checksum else []
-    return f"{' and '.join([*parts, 'voxel counts'])} written, generation {written.generation} of the manifest"
 
 
 @app.command("index", epilog="Example: t4p shards index s3://bucket/tars --into s3://bucket/mine")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import signal
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +17,10 @@ import psutil
 import pytest
 import torch
 from fault_proxy import FaultProxy
+from forks import Fork, forks
 from s3_server import S3Server
 from slanted_plane import SAMPLES, write_seven_scenes
+from small_model import SMALL
 
 from shards.packing.pack import pack
 from shards.sample import Sample
@@ -27,6 +32,7 @@ from t4p.data.read_ahead import ReadAhead
 from t4p.data.stream import StreamSettings, TrainingStream
 
 NUM_FRAMES, BATCH, STEPS = 50, 8, 12  # two epochs of six steps
+TRAINED = 8  # steps of a training that is killed
 Found = dict[str, str]  # of one step: digest of all tensors of each sample, by its key
 
 
@@ -117,6 +123,57 @@ def test_any_world_reads_the_same_through_delays_and_faults_and_goes_on_with_wha
     assert not [child for child in psutil.Process().children() if "fetcher" in " ".join(child.cmdline())]
 
 
+def train(url: str, run_dir: Path, environ: dict[str, str] | None = None) -> Fork:
+    """Begin a training, or go on with it."""
+    call = [
+        *("-m", "commands.main", "pretrain", "configs/smoke.yaml", *SMALL, f"train.num_steps={TRAINED}"),
+        *("train.warmup_steps=2", "train.checkpoint_every=2", "train.global_batch_size=4", "data.num_workers=1"),
+        *("data.pixel_stride=2", "data.shuffle_block=20000"),
+        *(f"data.shards=[{url}]", f"run.dir={run_dir}", f"data.cache_dir={run_dir.parent / 'cache'}"),
+    ]
+    return forks().start(call, run_dir.with_suffix(".said"), environment=environ or os.environ)
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [(line["step"], line["loss"]) for line in found]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(packed: tuple[str, str], forked_python, tmp_path_factory: pytest.TempPathFactory):
+    """The losses of a training from the folder."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train(packed[0], run_dir).wait(300) == 0, run_dir.with_suffix(".said").read_text()
+    assert [step for step, _ in losses(run_dir)] == list(range(1, TRAINED + 1))
+    return losses(run_dir)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("moment", [11, *(pytest.param(n, marks=pytest.mark.soak) for n in range(20) if n != 11)])
+def test_a_rank_killed_while_it_trains_from_storage_goes_on_as_if_nothing_had_been(
+    packed, undisturbed, s3_server: S3Server, tmp_path, moment: int
+):
+    after_step, then = moment // 3, 0.1 * (moment % 3)  # seconds: between two steps, and while the fetcher begins
+    with FaultProxy(s3_server.url, 1.0, moment, ("late",)) as proxy:
+        environ = {**os.environ, "AWS_ENDPOINT_URL": proxy.url}
+        training = train(packed[1], tmp_path / "run", environ)
+        deadline = time.monotonic() + 240
+        while len(losses(tmp_path / "run")) < after_step or not any((tmp_path / "cache" / "runs").glob("*.board")):
+            assert training.poll() is None, (tmp_path / "run.said").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        family = psutil.Process(training.pid).children(recursive=True)
+        time.sleep(then)
+        os.kill(training.pid, signal.SIGKILL)  # it alone: what it has started is to notice
+        training.wait()
+        _, left = psutil.wait_procs(family, timeout=30)
+        assert not left
+        assert train(packed[1], tmp_path / "run", environ).wait(300) == 0, (tmp_path / "run.said").read_text()
+    assert losses(tmp_path / "run") == undisturbed
+
+
 @pytest.mark.soak
 def test_two_hundred_epochs_of_a_small_dataset_leave_memory_descriptors_and_shared_memory_as_they_were(
     packed, tmp_path
@@ -128,11 +185,13 @@ def test_two_hundred_epochs_of_a_small_dataset_leave_memory_descriptors_and_shar
     after: list[tuple[int, int, int]] = []
     with closing(stream.batches(0, 200 * 6)) as batches:
         for step, _ in enumerate(batches):
-            if step in (20 * 6, 200 * 6 - 1):
+            if step in (20 * 6, 180 * 6):  # later, fetcher and loaders are done and gone, and their share is others'
                 family = [process, *process.children(recursive=True)]
+                family = [one for one in family if one.name() != "weed"]  # the server's memory is its own matter
                 shared = len(os.listdir("/dev/shm"))
-                memory = sum(one.memory_full_info().uss for one in family)
+                memory = sum(one.memory_full_info().pss for one in family)
                 after.append((memory, sum(one.num_fds() for one in family), shared))
+                print("bytes, descriptors, files in shared memory:", after[-1])
     (memory, descriptors, shared), (memory_later, descriptors_later, shared_later) = after
     assert memory_later < 1.1 * memory + (16 << 20)
     assert descriptors_later <= descriptors + 4
