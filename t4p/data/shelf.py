@@ -16,6 +16,9 @@ from t4p.data.board import Board
 
 MOST_OPEN = 256  # entries that a process keeps open: as many as a batch takes samples of, mostly
 _LOOK_EVERY = 0.002  # seconds, at first
+# Seconds for a sample: a fetcher is at work, and beats, while one of its requests hangs for as long as the client bears
+# that (20 s); who reads the sample alone meanwhile has it a request later.
+WAITS_FOR = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +55,20 @@ class Shelf:
     ) -> tuple[str, Sample] | None:
         """A sample and its key out of the cache, checked; None where it is not there and does not come, or is damaged.
 
-        Waits while the node's fetcher is at work on it.
+        Waits while the node's fetcher is at work on it, WAITS_FOR seconds at most.
 
         Args:
             shard_index: within the dataset of `reader`.
         """
         tar = reader.table.sha256[shard_index].tobytes()
         names = [entry_name(tar, ahead.start, ahead.stop), entry_name(tar, sample_index, sample_index + 1)]
-        pause = _LOOK_EVERY
+        pause, until = _LOOK_EVERY, time.monotonic() + WAITS_FOR
         while True:
             comes = self.board.is_coming(ahead.micro_batch)  # before the look: what came between is seen
             for name in names:
                 if (found := self._get(name, shard_index)) is not None:
                     return self._cut(reader, name, *found, sample_index)
-            if not comes:
+            if not comes or time.monotonic() > until:
                 return None
             time.sleep(pause)
             pause = min(1.5 * pause, 0.02)

@@ -194,5 +194,7 @@ def test_two_hundred_epochs_of_a_small_dataset_leave_memory_descriptors_and_shar
                 print("bytes, descriptors, files in shared memory:", after[-1])
     (memory, descriptors, shared), (memory_later, descriptors_later, shared_later) = after
     assert memory_later < 1.1 * memory + (16 << 20)
-    assert descriptors_later <= descriptors + 4
+    # Entries of the cache stay open, 256 a loader at most, and connections: 7 more or less at any look. One that is
+    # lost each epoch would make 160.
+    assert descriptors_later <= descriptors + 32
     assert shared_later <= shared + 4

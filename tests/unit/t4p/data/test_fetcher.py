@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from s3_server import S3Server
 
 from shards.packing.existing import index_tars
 from shards.packing.pack import pack
+from shards.reader import ChangedTarError
 from shards.stores.cache import NodeCache, open_cache
 from t4p.data.board import Board
 from t4p.data.course import Course, CourseSettings
@@ -145,8 +147,15 @@ def test_two_runs_at_once_share_a_cache_that_is_too_small(make_run, wanted) -> N
             assert run.cache.used_bytes() <= run.cache.limit_bytes + BLOCK  # both may have looked at once
 
 
+@pytest.mark.parametrize("headers_only", [False, True])
 def test_tars_that_lie_elsewhere_under_other_names_are_read_ahead_too(
-    make_run, packed: str, wanted, s3_server: S3Server, tmp_path: Path
+    make_run,
+    packed: str,
+    wanted,
+    s3_server: S3Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    headers_only: bool,
 ) -> None:
     bucket, _, prefix = packed.removeprefix("s3://").partition("/")
     elsewhere, client = s3_server.make_bucket(), s3_server.client()
@@ -154,13 +163,26 @@ def test_tars_that_lie_elsewhere_under_other_names_are_read_ahead_too(
         if (name := Path(entry["Key"]).name).endswith(".tar"):
             source = {"Bucket": bucket, "Key": entry["Key"]}
             client.copy_object(Bucket=elsewhere, Key=f"tars/their-{name}", CopySource=source)
-    index_tars(f"s3://{elsewhere}/tars", str(tmp_path / "index"), counts=False)
+    index_tars(f"s3://{elsewhere}/tars", str(tmp_path / "index"), counts=False, headers_only=headers_only)
     run = make_run()
     run.catalogue = Catalogue([str(tmp_path / "index")])
     assert fetch_all(run) == 0
     assert run.board.counts().requests > 0
     found, sources = run.read()
     assert (found, sources["storage"]) == (wanted, 0)
+    if not headers_only:
+        return
+    key = "tars/their-shard-000000.tar"
+    before = client.get_object(Bucket=elsewhere, Key=key)["Body"].read()
+    client.put_object(Bucket=elsewhere, Key=key, Body=before[:-1] + b"x")
+    for entry in run.cache.folder.glob("*.samples"):
+        entry.unlink()
+    again = make_run("again")
+    again.catalogue = Catalogue([str(tmp_path / "index")])
+    assert fetch_all(again) == 0
+    assert "their-shard-000000.tar: is another object than the one whose headers" in capsys.readouterr().out
+    with pytest.raises(ChangedTarError, match=r"their-shard-000000.tar: is another object"):
+        again.read()
 
 
 def test_room_for_few_samples_is_told(packed: str, tmp_path: Path) -> None:
@@ -372,6 +394,27 @@ def test_validation_is_read_ahead_and_what_one_look_has_read_the_next_one_finds(
     before = requests(0), requests(1)
     assert look() == wanted
     assert (requests(0), requests(1)) == before
+
+
+def test_a_fetcher_that_beats_while_its_requests_hang_is_waited_for_a_moment(
+    make_run, wanted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, over = make_run(), threading.Event()
+    monkeypatch.setattr("t4p.data.shelf.WAITS_FOR", 0.1)
+    run.board.create(0)
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            run.board.beat()
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        found, sources = run.read()
+    finally:
+        over.set()
+        beating.join()
+    assert (found, sources["cache"]) == (wanted, 0)
 
 
 def test_without_a_fetcher_nobody_waits(make_run, wanted) -> None:
