@@ -242,3 +242,25 @@ def test_who_may_only_read_can_use_a_dataset_and_is_told_that_packing_needs_more
     assert sum(os.times()[:4]) - started < 10, "before the frames are read, not after"
     assert_refused(refusal, 1, f"s3://{bucket}/other", "AccessDenied", "ask for permission on the bucket")
     assert s3_server.client().list_objects_v2(Bucket=bucket, Prefix="other").get("KeyCount", 0) == 0
+
+
+def test_an_index_by_headers_says_what_it_lacks_until_it_is_filled(
+    call: Run, s3_bucket: str, make_scene: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_scene(tmp_path / "kitchen", 3)
+    assert call("pack", "seven-scenes", tmp_path / "kitchen", s3_bucket, "--workers", 1).returncode == 0
+    refused = call("index", s3_bucket, "--into", "mine", "--headers-only", "--counts")
+    assert refused.returncode == 2
+    assert "give one of the two" in refused.stderr
+    made = call("index", s3_bucket, "--into", "mine", "--headers-only")
+    assert "3 samples in 1 shards, without checksums" in made.stdout
+    found = call("verify", "mine", "--workers", 1)
+    assert found.returncode == 0
+    assert "mine: 3 of 3 samples have no checksum" in found.stderr
+    assert "`t4p shards verify mine --fill` writes checksums" in found.stderr
+    filled = call("verify", "mine", "--fill", "--workers", 1)
+    assert "mine: now has checksums and voxel counts: generation 2 of the manifest" in filled.stdout
+    assert "no checksum" not in filled.stderr
+    again = json.loads(call("verify", "mine", "--fill", "--json", "--workers", 1).stdout)
+    assert (again["num_without_checksum"], again["filled"]) == (0, False)
+    assert json.loads(call("info", "mine", "--json").stdout)["checksums"]

@@ -400,7 +400,7 @@ def test_a_fetcher_that_beats_while_its_requests_hang_is_waited_for_a_moment(
     make_run, wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, over = make_run(), threading.Event()
-    monkeypatch.setattr("t4p.data.shelf.WAITS_FOR", 0.1)
+    monkeypatch.setattr("t4p.data.shelf.WAITS_FOR", 0.01)
     run.board.create(0)
 
     def beat() -> None:
