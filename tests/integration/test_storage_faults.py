@@ -102,4 +102,4 @@ def test_one_request_in_ten_spoiled_changes_nothing(
 def test_any_share_of_requests_spoiled_changes_nothing(
     clean: Clean, s3_server: S3Server, clean_environ: dict[str, str], tmp_path: Path, rate: float, seed: int
 ) -> None:
-    suffer(clean, s3_server, clean_environ, tmp_path / "run", rate, seed, num_verified=100)
+    suffer(clean, s3_server, clean_environ, tmp_path / "run", rate, seed, num_verified=30)
