@@ -111,6 +111,8 @@ class Manifest:
         """The bytes of manifest.json, format 2."""
         lists = {name: list(getattr(self, name)) for name in ("label_names", "datasets", "tar_names")}
         fields = {**self.__dict__, **lists, "provenance": dict(self.provenance)}
+        if self.filled_from is None:  # as manifests were written before it could be anything else
+            del fields["filled_from"]
         return _spelt({**fields, "sha256": hashlib.sha256(_spelt(fields)).hexdigest()})
 
     @classmethod
