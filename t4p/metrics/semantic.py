@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from t4p.metrics.labels import check_ids, index_of, integers, mean
+
 Counts = NDArray[np.int64]
 
 
@@ -64,7 +66,7 @@ class SemanticScores:
 
     def miou_of(self, class_ids: Iterable[int]) -> float:
         """Mean IoU of those of some classes that are present; nan where none is."""
-        return _mean(np.array([self.iou[class_id] for class_id in class_ids if self.support[class_id]]))
+        return mean(np.array([self.iou[class_id] for class_id in class_ids if self.support[class_id]]))
 
 
 def evaluate(
@@ -117,14 +119,14 @@ def confusion(
     Raises:
         ValueError: not integers, shapes that differ, a target that is neither a class nor ignored, or ids that repeat.
     """
-    classes = _check_ids(class_ids, ignore_ids)
-    predicted, target = _integers(predictions, "predictions"), _integers(targets, "targets")
+    classes = check_ids(class_ids, ignore_ids)
+    predicted, target = integers(predictions, "predictions"), integers(targets, "targets")
     if predicted.shape != target.shape:
         raise ValueError(
             f"predictions have shape {predicted.shape}, targets {target.shape}; wanted one prediction per target"
         )
     labelled = ~np.isin(target, np.array(sorted(ignore_ids), np.int64))
-    rows = _index_of(classes, target[labelled])
+    rows = index_of(classes, target[labelled])
     unknown = np.unique(target[labelled][rows == len(classes)])
     if len(unknown):
         named = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
@@ -132,7 +134,7 @@ def confusion(
             f"targets hold {named}, neither a class nor ignored; add what counts to class_ids and what is unlabelled "
             "to ignore_ids, or map the labels first"
         )
-    columns = _index_of(classes, predicted[labelled])
+    columns = index_of(classes, predicted[labelled])
     shape = (len(classes), len(classes) + 1)
     return np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape).astype(np.int64)
 
@@ -146,7 +148,7 @@ def scores(counts: Counts, class_ids: Sequence[int]) -> SemanticScores:
     Raises:
         ValueError: counts of another number of classes.
     """
-    classes = _check_ids(class_ids, ())
+    classes = check_ids(class_ids)
     if counts.shape != (len(classes), len(classes) + 1):
         raise ValueError(
             f"counts have shape {counts.shape}; wanted {(len(classes), len(classes) + 1)} for {len(classes)} class ids"
@@ -162,8 +164,8 @@ def scores(counts: Counts, class_ids: Sequence[int]) -> SemanticScores:
     return SemanticScores(
         iou=dict(zip(classes.tolist(), iou.tolist(), strict=True)),
         recall=dict(zip(classes.tolist(), recall.tolist(), strict=True)),
-        miou=_mean(iou[present]),
-        macc=_mean(recall[present]),
+        miou=mean(iou[present]),
+        macc=mean(recall[present]),
         accuracy=int(hits.sum()) / num_points if num_points else float("nan"),
         support=dict(zip(classes.tolist(), of_target.tolist(), strict=True)),
     )
@@ -186,7 +188,7 @@ def best_trivial_miou(support: Iterable[int]) -> float:
         return float("nan")
     shares /= shares.sum()
     uniform = np.full(len(shares), 1 / len(shares))
-    drawn = (_mean(shares * chance / (shares + chance - shares * chance)) for chance in (uniform, shares))
+    drawn = (mean(shares * chance / (shares + chance - shares * chance)) for chance in (uniform, shares))
     return max(float(shares.max()) / len(shares), *drawn)
 
 
@@ -198,44 +200,5 @@ def _scenes(labels: ArrayLike | Iterable[ArrayLike]) -> list[ArrayLike]:
     return [each] if each and all(np.isscalar(label) for label in each) else each  # type: ignore[list-item]
 
 
-def _integers(labels: ArrayLike, name: str) -> NDArray[np.int64]:
-    array = np.asarray(labels)
-    if array.size == 0 and not isinstance(labels, np.ndarray):
-        return array.astype(np.int64)  # an empty list has no type of its own
-    if array.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} are {array.dtype}; wanted an integer label per point (argmax of the scores, an id for unlabelled)"
-        )
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{name} hold {array.max()}, which does not fit int64; map the labels to smaller ids")
-    return array.astype(np.int64, copy=False)
-
-
-def _check_ids(class_ids: Sequence[int], ignore_ids: Sequence[int]) -> NDArray[np.int64]:
-    """The class ids as an array."""
-    classes, ignored = _integers(class_ids, "class_ids").ravel(), _integers(ignore_ids, "ignore_ids").ravel()
-    if len(classes) == 0:
-        raise ValueError("class_ids is empty; give the ids of the classes to score")
-    values, repeats = np.unique(classes, return_counts=True)
-    if (repeats > 1).any():
-        raise ValueError(f"class_ids holds {values[repeats > 1][0]} more than once; give each class once")
-    both = np.intersect1d(classes, ignored)
-    if len(both):
-        raise ValueError(f"{both[0]} is in class_ids and in ignore_ids; a label is either scored or ignored")
-    return classes
-
-
-def _index_of(classes: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of every label among the classes, len(classes) where it is none of them."""
-    by_id = np.argsort(classes)
-    place = np.searchsorted(classes, labels, sorter=by_id)
-    index = by_id[np.minimum(place, len(classes) - 1)]
-    return np.where(classes[index] == labels, index, len(classes))
-
-
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else float("nan")

@@ -153,7 +153,7 @@ def test_plain_lists_and_generators_of_scenes_are_welcome():
 @pytest.mark.parametrize(
     ("predictions", "targets", "class_ids", "ignore_ids", "message"),
     [
-        (np.array([1.0]), np.array([1]), [1], [], "predictions are float64; wanted an integer label per point"),
+        (np.array([1.0]), np.array([1]), [1], [], "predictions are float64; wanted an integer label each"),
         (np.array([1]), np.array([np.nan]), [1], [], "targets are float64; wanted an integer label"),
         (np.array([True]), np.array([1]), [1], [], "predictions are bool"),
         (np.zeros(0, np.float32), np.zeros(0, int), [1], [], "predictions are float32"),
