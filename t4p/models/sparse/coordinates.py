@@ -1,4 +1,4 @@
-"""Voxel coordinates: the canonical row order, integer keys that respect it, and halving the resolution."""
+"""Voxel coordinates: the canonical row order, integer keys that respect it, halving and doubling the resolution."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _INT64_MAX = 2**63 - 1
+_INT32_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,27 @@ def halve_coords(voxel_coords: Tensor) -> tuple[Tensor, Tensor]:
     coarse_coords = halved.new_empty((len(unique_keys), 4))
     coarse_coords[parent_of_voxel] = halved  # all children of a parent write the same row
     return coarse_coords, parent_of_voxel
+
+
+def double_coords(voxel_coords: Tensor) -> Tensor:
+    """All 8 children of every voxel at half the voxel size, whose halved coordinates are these again.
+
+    Args:
+        voxel_coords: (V, 4) int32, batch first, canonical.
+
+    Returns:
+        (8 V, 4) int32 canonical, 2 x and 2 x + 1, and so on.
+
+    Raises:
+        ValueError: a child's coordinate does not fit into int32.
+    """
+    if len(voxel_coords) and (reach := int(voxel_coords[:, 1:].long().abs().max())) > _INT32_MAX // 2:
+        raise ValueError(
+            f"voxel_coords reach {reach} voxels from the origin, and twice that does not fit into int32; move the "
+            "points near the origin"
+        )
+    steps = torch.arange(2, dtype=torch.int32, device=voxel_coords.device)
+    child = torch.cartesian_prod(steps[:1], steps, steps, steps)
+    doubled = voxel_coords * voxel_coords.new_tensor([1, 2, 2, 2])
+    children = (doubled[:, None] + child).view(-1, 4)
+    return children[torch.argsort(KeyGrid.around(children, margin=0).keys(children))]

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from t4p.models.sparse.coordinates import halve_coords
 from t4p.models.sparse.operands import check_level, check_operands, check_strided_weight, odd_kernel_size
+from t4p.models.sparse.pyramid import SparseBackend
 
 
 @cache
@@ -87,6 +88,10 @@ class MinkowskiPyramid:
         if not torch.equal(self._manager.get_coordinates(key), coords):
             raise RuntimeError(f"MinkowskiEngine reordered the coordinates of level {level}; wanted them as inserted")
         return key
+
+    @property
+    def backend(self) -> SparseBackend:
+        return "minkowski"
 
     @property
     def num_levels(self) -> int:

@@ -8,6 +8,7 @@ from t4p.models.sparse import native_functions
 from t4p.models.sparse.coordinates import halve_coords
 from t4p.models.sparse.kernel_map import KernelMap, StrideMap, build_kernel_map, build_stride_map
 from t4p.models.sparse.operands import check_level, check_operands, check_strided_weight, odd_kernel_size
+from t4p.models.sparse.pyramid import SparseBackend
 
 
 class NativePyramid:
@@ -28,6 +29,10 @@ class NativePyramid:
             self._parents.append(parent_of_voxel)
         self._kernel_maps: dict[tuple[int, int], KernelMap] = {}
         self._stride_maps: dict[int, StrideMap] = {}
+
+    @property
+    def backend(self) -> SparseBackend:
+        return "native"
 
     @property
     def num_levels(self) -> int:

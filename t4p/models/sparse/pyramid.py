@@ -21,6 +21,11 @@ class SparsePyramid(Protocol):
     """
 
     @property
+    def backend(self) -> SparseBackend:
+        """That a pyramid of other voxels beside this one is built with."""
+        ...
+
+    @property
     def num_levels(self) -> int:
         """Resolutions, the input's included: 4 strides make 5 levels."""
         ...

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from t4p.models.sparse import minkowski, native_functions
+from t4p.models.sparse.layers import GenerativeUpsample
 from t4p.models.sparse.pyramid import build_pyramid
 
 REAL_FRAMES = Path(__file__).parents[5] / "shared/data/seven_scenes_style/data"
@@ -185,6 +186,97 @@ def test_native_equals_minkowskis_own_layers_matched_by_coordinate(source):
     found = pyramid.conv(pyramid.downsample(found, weights["down"], 0), weights["coarse"], 1)
     found = pyramid.upsample(found, weights["up"], 1)
     assert float((found - expected).abs().max() / expected.abs().max()) <= 1e-5
+
+
+def run_generative(pyramid, layer, level, dtype=torch.float32, seed=0):
+    """The pyramid of the children, and as run_layer."""
+    generator = torch.Generator().manual_seed(seed)
+    width = layer.weight.shape[1]
+    features = torch.randn(len(pyramid.coords(level)), width, generator=generator, dtype=dtype).requires_grad_()
+    layer.weight.grad = None
+    children, output = layer(pyramid, features, level)
+    output.backward(torch.randn(output.shape, generator=generator, dtype=dtype))
+    return children, (output.detach(), features.grad, layer.weight.grad)
+
+
+@pytest.mark.parametrize("widths", [(5, 7), (100, 98)], ids=str)
+def test_generative_upsampling_is_the_whole_dense_transposed_convolution(widths):
+    coords = random_coords()
+    pyramid = build_pyramid("native", coords, 1)
+    layer = GenerativeUpsample(*widths).double()
+    children, found = run_generative(pyramid, layer, 0, torch.float64)
+    assert torch.equal(children.coords(1), coords)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(coords), widths[0], generator=generator, dtype=torch.float64).requires_grad_()
+    weight = layer.weight.detach().clone().requires_grad_()
+    kernel = weight.view(2, 2, 2, *widths).permute(3, 4, 2, 1, 0)
+    dense = F.conv_transpose3d(scatter_dense(features, coords, 4), kernel, stride=2)
+    missing = scatter_dense(found[0], children.coords(0), 8) - dense.detach()
+    assert float(missing.abs().max()) < 1e-12  # where there is no child it is zero
+    output = gather_dense(dense, children.coords(0), 8)
+    output.backward(torch.randn(output.shape, generator=generator, dtype=torch.float64))
+    assert_close(found, (output.detach(), features.grad, weight.grad), 1e-13)
+
+
+def test_generative_gradients_pass_gradcheck():
+    pyramid = build_pyramid("native", random_coords(num_draws=8, extent=2), 2)
+    layer = GenerativeUpsample(2, 3).double()
+    features = torch.randn(len(pyramid.coords(1)), 2, dtype=torch.float64, requires_grad=True)
+
+    def apply(features, weight):
+        return torch.func.functional_call(layer, {"weight": weight}, (pyramid, features, 1))[1]
+
+    assert torch.autograd.gradcheck(apply, (features, layer.weight))
+
+
+@needs_minkowski
+def test_generative_upsampling_is_the_same_on_both_backends():
+    coords = random_coords(seed=6, num_draws=600, extent=8)
+    native, engine = (build_pyramid(backend, coords, 2) for backend in ("native", "minkowski"))
+    layer, next_layer = GenerativeUpsample(5, 7), GenerativeUpsample(7, 4)
+    (native, found), (engine, expected) = (run_generative(pyramid, layer, 1) for pyramid in (native, engine))
+    assert_close(found, expected, 1e-5)
+    assert (native.backend, engine.backend) == ("native", "minkowski")
+    assert torch.equal(native.coords(0), engine.coords(0))
+    assert_close(run_layer(native, "conv", 27, (7, 7)), run_layer(engine, "conv", 27, (7, 7)), 1e-5)
+    (native, found), (engine, expected) = (run_generative(pyramid, next_layer, 0) for pyramid in (native, engine))
+    assert_close(found, expected, 1e-5)
+    assert torch.equal(native.coords(0), engine.coords(0))
+
+
+@needs_minkowski
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_generative_upsampling_equals_minkowskis_own_layer_matched_by_coordinate():
+    engine = minkowski.load_minkowski_engine()
+    coords = random_coords(seed=7, num_draws=600, extent=9)
+    pyramid = build_pyramid("native", coords, 2)
+    coarse = pyramid.coords(1).clone()
+    coarse[:, 1:] *= 2
+    torch.manual_seed(0)
+    reference = engine.MinkowskiGenerativeConvolutionTranspose(5, 6, kernel_size=2, stride=2, dimension=3)
+    layer = GenerativeUpsample(5, 6)
+    layer.weight.data.copy_(reference.kernel)
+    children, found = run_generative(pyramid, layer, 1)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(len(coarse), 5, generator=generator).requires_grad_()
+    tensor = reference(engine.SparseTensor(features, coordinates=coarse, tensor_stride=2))
+    row_of = {tuple(row): index for index, row in enumerate(tensor.C.tolist())}
+    rows = [row_of.pop(tuple(row)) for row in children.coords(0).tolist()]
+    assert not row_of
+    output = tensor.F[rows]
+    output.backward(torch.randn(output.shape, generator=generator))
+    assert_close(found, (output.detach(), features.grad, reference.kernel.grad), 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", pytest.param("minkowski", marks=needs_minkowski)])
+def test_generative_upsampling_takes_no_voxels_at_all(backend):
+    pyramid = build_pyramid(backend, torch.empty(0, 4, dtype=torch.int32), 2)
+    children, (output, grad_features, grad_weight) = run_generative(pyramid, GenerativeUpsample(5, 7), 1)
+    assert children.coords(0).shape == (0, 4)
+    assert (output.shape, grad_features.shape) == ((0, 7), (0, 5))
+    assert not grad_weight.any()
+    with pytest.raises(ValueError, match="level 2: this pyramid allows levels 0 to 1"):
+        GenerativeUpsample(5, 7)(pyramid, output, 2)
 
 
 @pytest.mark.parametrize("widths", [(20, 30), (100, 98)], ids=str)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from t4p.models.sparse.coordinates import KeyGrid, check_canonical, halve_coords
+from t4p.models.sparse.coordinates import KeyGrid, check_canonical, double_coords, halve_coords
 from t4p.models.sparse.pyramid import build_pyramid
 
 
@@ -23,6 +23,32 @@ def test_halving_floors_every_coordinate_and_keeps_the_canonical_order(seed):
     assert [tuple(row) for row in coarse.tolist()] == sorted(expected)
     for row, (b, x, y, z) in zip(parent.tolist(), coords.tolist(), strict=True):
         assert coarse[row].tolist() == [b, x // 2, y // 2, z // 2]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_doubling_gives_every_child_and_halving_takes_it_back(seed):
+    coords = random_coords(seed)
+    children = double_coords(coords)
+    check_canonical(children)
+    steps = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    expected = {(b, 2 * x + i, 2 * y + j, 2 * z + k) for b, x, y, z in coords.tolist() for i, j, k in steps}
+    assert [tuple(row) for row in children.tolist()] == sorted(expected)
+    coarse, parent = halve_coords(children)
+    assert torch.equal(coarse, coords)
+    assert torch.bincount(parent).tolist() == [8] * len(coords)
+
+
+def test_doubling_no_voxels_and_voxels_too_far_away():
+    assert double_coords(torch.empty(0, 4, dtype=torch.int32)).shape == (0, 4)
+    edge = 2**30 - 1
+    assert double_coords(torch.tensor([[7, edge, -edge, 0]], dtype=torch.int32))[-1].tolist() == [
+        7,
+        2**31 - 1,
+        3 - 2**31,
+        1,
+    ]
+    with pytest.raises(ValueError, match="reach 1073741824 voxels from the origin"):
+        double_coords(torch.tensor([[0, 0, -(2**30), 0]], dtype=torch.int32))
 
 
 def test_keys_ascend_with_the_rows_and_steps_add_a_constant():
