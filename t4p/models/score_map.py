@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def compare_with_text(expanded: Tensor, text: Tensor, logit_scale: float) -> Tensor:
+def compare_with_text(expanded: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:
     """Cosines over a temperature, in float32 at least: in bf16 they would be off by 0.06 at the default temperature.
 
     Args:
         expanded: (Vb, d) h3D_hat, not normalised.
         text: (K, d) unit-norm.
-        logit_scale: 1 / temperature.
+        logit_scale: 1 / temperature; one number.
 
     Returns:
         (Vb, K), whatever the caller's autocast.
