@@ -1,7 +1,8 @@
 """How every page is made: from a template that escapes whatever it is given, into one file that loads nothing.
 
 A page is opened from a disk or a mail by people who did not make the data in it, so its own policy forbids the browser
-every load and every script; the style sheet is allowed by its hash, pictures stand inside as data.
+every load and every script but, where it has one, the page's own; style sheet and script are allowed by their hashes,
+pictures stand inside as data.
 """
 
 from __future__ import annotations
@@ -21,24 +22,34 @@ from markupsafe import Markup, escape
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
+def render(template: str, data: Mapping[str, Any], script: str | None = None, **values: Any) -> str:
     """A page.
 
     Args:
         template: a file of `templates/` that extends base.html.
         data: what stands in the page for programs, in `<script type="application/json" id="data">`.
+        script: a file of `templates/` that runs when the page has been read; none runs otherwise.
         values: what the template shows. Text is escaped, whatever is in it.
     """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    code = "" if script is None else (TEMPLATES / script).read_text(encoding="utf-8")
+    allowed = f" script-src {_source_of(code)};" if code else ""
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_source_of(style)};{allowed} "
+        "base-uri 'none'; form-action 'none'"
+    )
     page = (
         _environment()
         .get_template(template)
-        .render(policy=policy, style=Markup(style), data=json_element(data), **values)
+        .render(policy=policy, style=Markup(style), script=Markup(code), data=json_element(data), **values)
     )
     # An id keeps the bytes of a file name that is not UTF-8, as halves of characters: spelled out, as JSON does too.
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _source_of(text: str) -> str:
+    """What a policy allows an element with this text by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
 def json_element(data: Mapping[str, Any]) -> Markup:

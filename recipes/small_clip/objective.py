@@ -6,6 +6,9 @@ captions alone the same tower learned next to nothing about places in the time t
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +32,12 @@ TEMPLATES = (
 )
 MAX_LOGIT_SCALE = 20.0  # a larger one needs less distance between classes: this is what a 3D network has to learn
 _UPSAMPLE = 4  # of similarity maps, to the labels: half the resolution of the images
+
+
+def words_learnt(captions: Sequence[str]) -> list[str]:
+    """Every word that the text tower is trained with, in alphabetical order: of these captions and of the prompts."""
+    prompts = (template.format(name) for template in TEMPLATES for name in CLASS_NAMES)
+    return sorted(set(re.findall(r"\w+", " ".join((*captions, *prompts)))))
 
 
 class ClassPrompts:

@@ -22,12 +22,14 @@ import typer
 from rich.progress import Progress
 
 from commands.bars import progress_bars
+from recipes.small_clip.objective import words_learnt
 from recipes.small_clip.rooms import TRAINING_ROOMS, RoomFrames, RoomSet, render_rooms
 from recipes.small_clip.score import TEMPLATES, score_dense, score_one_answer, score_retrieval
 from recipes.small_clip.trainer import OUTPUT_STRIDE, Recipe, Trainer, write_weights
 from t4p.config.packaged import find_packaged
 from t4p.errors import RunError
 from t4p.models.clip import load_towers
+from t4p.models.towers import WORDS_SUFFIX
 
 MAX_BYTES = 5_000_000  # of the weights, which every installation carries
 ALIGNMENT = (
@@ -176,6 +178,8 @@ def main(
         test = _render(recipe.test, progress)
     record = make_record(config, weights, recipe, curve, validation, test, seconds)
     (folder / f"{_NAME}.scores.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    words = json.dumps({"words": words_learnt(training.captions)})
+    (folder / f"{_NAME}{WORDS_SUFFIX}").write_text(words + "\n", encoding="utf-8")
     if weights.stat().st_size > MAX_BYTES:
         raise RunError(f"{weights} has {weights.stat().st_size} bytes, more than the {MAX_BYTES} that may be shipped")
     for template, score in record["test"]["dense"].items():

@@ -44,7 +44,12 @@ class NpzError(ValueError):
 
 
 def read_npz(
-    data: bytes, names: Collection[str], dtypes: Collection[np.dtype[Any]], max_bytes: int = MAX_BYTES
+    data: bytes,
+    names: Collection[str],
+    dtypes: Collection[np.dtype[Any]],
+    max_bytes: int = MAX_BYTES,
+    *,
+    max_others: int = 0,
 ) -> dict[str, NDArray[Any]]:
     """The arrays of an archive, by name. Nothing is ever unpickled.
 
@@ -53,6 +58,7 @@ def read_npz(
         names: that may stand in it; none has to.
         dtypes: that they may have.
         max_bytes: of all arrays together.
+        max_others: so many arrays of other names are passed over unread.
 
     Raises:
         NpzError: no archive, an array of another name or type, larger than `max_bytes`, or of another size than its
@@ -63,10 +69,13 @@ def read_npz(
     try:
         # The directory is looked at before zipfile lists it: it may name millions of files.
         num_files, directory_bytes = _directory(data)
-        if num_files > len(names) or directory_bytes > 1024 * len(names):
-            raise NpzError(f"an archive of {num_files} files, wanted at most {len(names)}: {', '.join(names)}")
+        most = len(names) + max_others
+        if num_files > most or directory_bytes > 1024 * most:
+            raise NpzError(f"an archive of {num_files} files, wanted at most {most}: {', '.join(names)}")
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
+            if max_others:
+                entries = [entry for entry in entries if entry.filename.removesuffix(".npy") in names]
             found = [entry.filename.removesuffix(".npy") for entry in entries]
             if strange := sorted({name for name in found if name not in names or found.count(name) > 1}):
                 raise NpzError(f"the array '{shown(strange[0])}' is unknown or there twice; wanted {', '.join(names)}")

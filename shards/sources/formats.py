@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from shards.errors import CallError
+from shards.errors import CallError, ShardError
 from shards.manifest import SampleKind
 from shards.sample import Sample
 from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
@@ -125,3 +125,23 @@ def find_format(name: str) -> SourceFormat:
         f"unknown format {name!r}, wanted one of {', '.join(names)}{hint} (see `t4p shards formats`; "
         f"without any files: {', '.join(generators)})"
     )
+
+
+def detect_frames(folder: Path, options: SourceOptions) -> tuple[SourceFormat, Sequence[FrameRef]] | None:
+    """The first format that finds frames in a folder, and these; None where none does.
+
+    Raises:
+        ShardError: what is wrong with the frames of the first format that found some, where none has sound ones.
+    """
+    damage: ShardError | None = None
+    for source_format in FORMATS:
+        try:
+            if refs := source_format.scan(folder, options):
+                return source_format, refs
+        except CallError:
+            continue
+        except ShardError as error:
+            damage = damage or error
+    if damage is not None:
+        raise damage
+    return None

@@ -1,0 +1,269 @@
+"""`t4p predict` and `t4p query`: a scan of the user's, and what a trained network says of it, as files and a page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from commands.pages.page import Fact
+from commands.pages.palette import label_colors
+from commands.pages.scan_page import MOST_POINTS, ScanAnswer, grey_by_height, render_scan
+from shards.doors.ply import write_ply
+from shards.doors.text import shown
+from shards.errors import CallError, ResultError
+from shards.results import check_result, write_result
+from t4p.data.scan import Scan, read_scan
+from t4p.data.upright import METRES, UP_AXES, Unit, UpAxis
+
+if TYPE_CHECKING:
+    from t4p.tasks.model import Model  # loads torch
+
+FILES = ("points.ply", "points.npz", "index.html")
+ABOVE = 0.5  # score from which a point counts as what a phrase asks for
+_NO_ID = -1
+_HIGHLIGHT = np.array([235, 72, 30], np.float32)  # as in the page
+
+
+@dataclass(frozen=True)
+class ScanCall:
+    """What was asked on the command line.
+
+    Attributes:
+        model: path of an export or a run folder.
+        scan: as for `read_scan`.
+        out: folder of the results; None is predictions/NAME.
+        unit, up: of the scan, None to guess.
+        force: write over results that are there.
+        command: the whole of it, for the page.
+    """
+
+    model: str
+    scan: str
+    out: Path | None
+    unit: Unit | None
+    up: UpAxis | None
+    force: bool
+    command: str
+
+
+def scan_call(model: str, scan: str, out: Path | None, unit: str | None, up: str | None, force: bool) -> ScanCall:
+    """What was asked, checked as far as it can be without reading anything.
+
+    Raises:
+        CallError: an unknown unit or axis.
+    """
+    if unit is not None and unit not in METRES:
+        raise CallError(f"--unit is {unit!r}, wanted one of {', '.join(METRES)}")
+    if up is not None and up not in UP_AXES:
+        raise CallError(f"--up is {up!r}, wanted one of {', '.join(UP_AXES)}")
+    command = shlex.join(["t4p", *sys.argv[1:]])
+    return ScanCall(model, scan, out, unit, up, force, command)
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """What is written of the points.
+
+    Attributes:
+        names: what the ids count: labels or phrases.
+        ids: (N,) int32, _NO_ID where none fits.
+        scores: (N, K) float32 in [0, 1].
+        colors: (N, 3) uint8 of the PLY.
+    """
+
+    names: Sequence[str]
+    ids: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    colors: NDArray[np.uint8]
+
+
+def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
+    """Label every point of a scan; write points.ply, points.npz and index.html.
+
+    Args:
+        labels: words to choose from; None takes the network's own.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CallError, ShardError: the scan cannot be read, or the network cannot be asked this of it.
+        CheckpointError, ConfigError, ClipError: the network cannot be read.
+        ResultError: the results cannot be written.
+    """
+    model, scan, folder = _prepare(call)
+    with _as_call_errors(call):
+        ids, scores = model.classify(scan.points, scan.colors, labels)
+        features, row_of_point = model.embed_coarsely(scan.points, scan.colors)
+        names = model.labels if labels is None else tuple(labels)
+        words = model.embed_words(tuple(dict.fromkeys((*names, *model.vocabulary))))
+    scale = model.logit_scale if model.scores_are_cosines else 1.0
+    shares = _softmax(scores * np.float32(scale))
+    said = _Said(names, ids.astype(np.int32), shares, label_colors(names)[ids])
+    best = shares[np.arange(len(ids)), ids]
+    _write(call, folder, model, scan, said, features, row_of_point, words, (names, ids, best), ())
+    _tell_shares(names, ids)
+    return folder
+
+
+def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
+    """Score how well phrases fit every point of a scan; write points.ply, points.npz and index.html.
+
+    Returns:
+        The folder.
+
+    Raises:
+        as `predict_scan`.
+    """
+    model, scan, folder = _prepare(call)
+    with _as_call_errors(call):
+        words = model.embed_words(tuple(dict.fromkeys((*model.vocabulary, *phrases))))
+        scores = model.score_phrases(features_and_rows := model.embed_coarsely(scan.points, scan.colors), phrases)
+    features, row_of_point = features_and_rows
+    best = scores.argmax(axis=1)
+    highest = scores[np.arange(len(scores)), best]
+    grey = grey_by_height(scan.points) if scan.colors is None else scan.colors
+    quiet = (70 + 0.5 * grey.mean(axis=1, dtype=np.float32))[:, None]
+    colors = quiet + (_HIGHLIGHT - quiet) * highest[:, None]
+    ids = np.where(highest > ABOVE, best, _NO_ID).astype(np.int32)
+    said = _Said(phrases, ids, scores, colors.astype(np.uint8))
+    # The page's labels are those whose text is nearest; a phrase is shown by its own score.
+    cosines = features @ np.stack([words[label] for label in model.labels]).T
+    nearest = cosines.argmax(axis=1)
+    share = _softmax(cosines * np.float32(model.logit_scale))[np.arange(len(nearest)), nearest]
+    shown_as = (model.labels, nearest[row_of_point], share[row_of_point])
+    _write(call, folder, model, scan, said, features, row_of_point, words, shown_as, phrases)
+    typer.echo(model.query_rule)
+    for column, phrase in enumerate(phrases):
+        above = float((scores[:, column] > ABOVE).mean())
+        typer.echo(
+            f"  {shown(phrase)}: {above:.1%} of the points above {ABOVE:g}, the highest {scores[:, column].max():.2f}"
+        )
+    return folder
+
+
+def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
+    """The network, the scan, and a folder that takes the results; the quick checks first."""
+    if not Path(call.model).exists():
+        raise CallError(
+            f"{shown(call.model)}: no such file or folder; wanted what `t4p checkpoint export` wrote, or a run folder"
+        )
+    scan = read_scan(call.scan, call.unit, call.up)
+    for remark in scan.remarks:
+        typer.echo(f"{shown(scan.name)}: {shown(remark, 500)}", err=True)
+    folder = Path("predictions") / scan.name if call.out is None else call.out
+    if folder.is_dir():
+        for name in FILES:
+            check_result(folder / name, call.force)
+    import t4p
+
+    model = t4p.load(call.model)
+    if scan.colors is None and model.needs_color:
+        raise CallError(
+            f"{shown(call.scan)}: has no colour, and {shown(call.model)} was trained with it (model.point_features); "
+            "give a scan with colour, or a network that was trained without (model.point_features=[one,height])"
+        )
+    return model, scan, folder
+
+
+class _as_call_errors:
+    """Around what a network is asked: what it refuses, the user has called for."""
+
+    def __init__(self, call: ScanCall) -> None:
+        self._call = call
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, ValueError):
+            raise CallError(f"{shown(self._call.scan)}: {error}") from error
+
+
+def _write(
+    call: ScanCall,
+    folder: Path,
+    model: Model,
+    scan: Scan,
+    said: _Said,
+    features: NDArray[np.float32],
+    row_of_point: NDArray[np.int64],
+    words: dict[str, NDArray[np.float32]],
+    labelled: tuple[Sequence[str], NDArray[np.int64], NDArray[np.float32]],
+    phrases: Sequence[str],
+) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"{folder}: cannot be made ({error}); name another --out") from error
+    highest = said.scores.max(axis=1)
+    comments = [f"{name} = {shown(text)}" for name, text in enumerate(said.names)]
+    if scan.offset.any():
+        comments.append(f"offset {' '.join(f'{value:.0f}' for value in scan.offset)}, to be added to x, y, z")
+    with write_result(folder / "points.ply", call.force) as partial:
+        write_ply(partial, scan.points, said.colors, {"label": said.ids, "score": highest}, tuple(comments))
+    with write_result(folder / "points.npz", call.force) as partial, partial.open("wb") as file:
+        np.savez(
+            file,
+            points=scan.points,
+            colors=grey_by_height(scan.points) if scan.colors is None else scan.colors,
+            labels=said.ids,
+            label_names=np.array(said.names),
+            scores=said.scores.astype(np.float16),
+            features=features.astype(np.float16),
+            feature_of_point=row_of_point.astype(np.int32),
+            rows=scan.rows,
+            offset=scan.offset,
+        )
+    names, ids, shares = labelled
+    embeddings = np.stack(list(words.values()))
+    columns = {word: column for column, word in enumerate(words)}
+    about = f"{len(scan.points):,} points" + (
+        "" if len(scan.points) <= MOST_POINTS else f", {MOST_POINTS:,} of them drawn by chance for this page"
+    )
+    answer = ScanAnswer(
+        title=f"Scan {scan.name}",
+        summary=f"What {Path(call.model).name} says of {about}.",
+        points=scan.points,
+        colors=scan.colors,
+        labels=names,
+        ids=ids,
+        shares=shares,
+        row_of_point=row_of_point,
+        words=list(words),
+        embeddings=embeddings,
+        cosines=features @ embeddings.T,
+        others=[columns[word] for word in model.vocabulary],
+        logit_scale=model.logit_scale,
+        phrases=phrases,
+        rule=model.query_rule,
+        facts=(
+            Fact("network", f"{call.model} ({model.task})"),
+            *(Fact("scan", remark) for remark in scan.remarks),
+            Fact("labels", ", ".join(names)),
+        ),
+        command=call.command,
+        again=shlex.join(["t4p", "query", call.model, call.scan, "a word"]),
+    )
+    with write_result(folder / "index.html", call.force) as partial:
+        partial.write_text(render_scan(answer), encoding="utf-8")
+    typer.echo(f"wrote {', '.join(str(folder / name) for name in FILES)}", err=True)
+
+
+def _tell_shares(names: Sequence[str], ids: NDArray[np.int64]) -> None:
+    shares = np.bincount(ids, minlength=len(names)) / max(len(ids), 1)
+    for place in np.argsort(-shares, kind="stable"):
+        if shares[place]:
+            typer.echo(f"  {shown(names[place])}: {shares[place]:.1%} of the points")
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
