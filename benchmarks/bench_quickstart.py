@@ -310,7 +310,7 @@ def be_finetuning(
     from commands.arguments import split_arguments
     from commands.quickstart.stages import override
     from t4p.config.files import load_config_of
-    from t4p.config.tasks import FinetuneConfig
+    from t4p.config.tasks import SemanticConfig
     from t4p.tasks.semantic import run
 
     overrides = [
@@ -319,7 +319,7 @@ def be_finetuning(
         override("train.warmup_steps", warmup_steps),
         override("model.pretrained", start),
     ]
-    config = load_config_of(FinetuneConfig, *split_arguments([*RECIPES[recipe], *overrides]))
+    config = load_config_of(SemanticConfig, *split_arguments([*RECIPES[recipe], *overrides]))
     started = time.process_time()
     run(config)
     found = {"cpu_seconds": time.process_time() - started, **export_and_score(config)}

@@ -18,6 +18,7 @@ from shards.doors.text import shown
 from t4p.config.kinds import task_named
 from t4p.config.tasks import EvaluateConfig
 from t4p.metrics.semantic import SemanticScores
+from t4p.tasks.scored import ScoreSheet
 
 if TYPE_CHECKING:
     from t4p.models.exported import ExportedNetwork  # loads torch
@@ -29,10 +30,11 @@ RANDOM_TOWERS = "Random towers: the CLIP of this network knows no words, so a ze
 _WIDTH, _HEIGHT = 480, 360  # pixels of a picture
 
 
-def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores) -> dict[str, Any]:
+def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores | ScoreSheet) -> dict[str, Any]:
     """For `--json`; a class that is not in the data has null."""
     of_network = {"task": exported.config.task, "step": exported.step, "finetuned_share": exported.finetuned_share}
-    return {**of_network, **scores.to_json(exported.labels)}
+    found = scores.to_json() if isinstance(scores, ScoreSheet) else scores.to_json(exported.labels)
+    return {**of_network, **found}
 
 
 def title_of(exported: ExportedNetwork) -> str:
@@ -48,8 +50,27 @@ def has_random_towers(exported: ExportedNetwork) -> bool:
     return exported.config.model.clip.pretrained == "random"
 
 
-def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
+def print_scores(exported: ExportedNetwork, scores: SemanticScores | ScoreSheet) -> None:
     """A line per class and the means, in per cent."""
+    table = _table_of_sheet(exported, scores) if isinstance(scores, ScoreSheet) else _table_of(exported, scores)
+    Console().print(table)
+    if has_random_towers(exported):
+        Console().print(RANDOM_TOWERS)
+
+
+def _table_of_sheet(exported: ExportedNetwork, sheet: ScoreSheet) -> Table:
+    table = Table(title=title_of(exported), caption=sheet.protocol)
+    table.add_column("class")
+    for name in sheet.columns:
+        table.add_column(f"{name} %", justify="right")
+    for row in sheet.rows:
+        table.add_row(escape(shown(row.label)), *map(_percent, row.values))
+    table.add_section()
+    table.add_row("mean", *map(_percent, sheet.means))
+    return table
+
+
+def _table_of(exported: ExportedNetwork, scores: SemanticScores) -> Table:
     table = Table(title=title_of(exported))
     table.add_column("class")
     for name in ("IoU %", "recall %"):
@@ -59,9 +80,7 @@ def print_scores(exported: ExportedNetwork, scores: SemanticScores) -> None:
     table.add_section()
     table.add_row("mean (mIoU, mAcc)", _percent(scores.miou), _percent(scores.macc))
     table.caption = f"{scores.num_points:,} points, {_percent(scores.accuracy)} % right"
-    Console().print(table)
-    if has_random_towers(exported):
-        Console().print(RANDOM_TOWERS)
+    return table
 
 
 class ShownSamples:
@@ -77,11 +96,15 @@ class ShownSamples:
             self.samples.append(sample)
 
 
-def page_of(config: EvaluateConfig, exported: ExportedNetwork, scores: SemanticScores, shown: ShownSamples) -> Page:
+def page_of(
+    config: EvaluateConfig, exported: ExportedNetwork, scores: SemanticScores | ScoreSheet, shown: ShownSamples
+) -> Page:
     """The page as it is read."""
+    if isinstance(scores, ScoreSheet):
+        return _page_of_sheet(config, exported, scores)
     labels = exported.labels
     by_class = tuple(ScoreRow(label, (scores.iou[row], scores.recall[row])) for row, label in enumerate(labels))
-    network, step = Path(config.model.exported).name, exported.step
+    network = Path(config.model.exported).name
     return Page(
         title=f"Scores of {network}",
         summary=f"{title_of(exported)}; ScanNet's protocol on {scores.num_points:,} labelled points."
@@ -95,12 +118,34 @@ def page_of(config: EvaluateConfig, exported: ExportedNetwork, scores: SemanticS
         tables=(
             ScoreTable("By class", "One confusion matrix over all samples.", "class", ("IoU", "recall"), by_class),
         ),
-        facts=(
-            Fact("network", config.model.exported),
-            Fact("task and step", f"{exported.config.task}, step {step}"),
-            *(Fact("dataset", url) for url in config.data.shards),
-        ),
+        facts=_facts(config, exported),
         data=scores_as_dict(exported, scores),
+    )
+
+
+def _page_of_sheet(config: EvaluateConfig, exported: ExportedNetwork, sheet: ScoreSheet) -> Page:
+    """Of a network that finds objects."""
+    by_class = tuple(ScoreRow(row.label, row.values) for row in sheet.rows)
+    return Page(
+        title=f"Scores of {Path(config.model.exported).name}",
+        summary=f"{title_of(exported)}; {sheet.protocol}."
+        + (f" {RANDOM_TOWERS}" if has_random_towers(exported) else ""),
+        tiles=tuple(
+            Tile(f"mean {name}", f"{_percent(value)} %", "over the classes that are there")
+            for name, value in zip(sheet.columns, sheet.means, strict=True)
+        ),
+        tables=(ScoreTable("By class", sheet.protocol, "class", sheet.columns, by_class),),
+        facts=_facts(config, exported),
+        data=scores_as_dict(exported, sheet),
+    )
+
+
+def _facts(config: EvaluateConfig, exported: ExportedNetwork) -> tuple[Fact, ...]:
+    """What was scored, on what."""
+    return (
+        Fact("network", config.model.exported),
+        Fact("task and step", f"{exported.config.task}, step {exported.step}"),
+        *(Fact("dataset", url) for url in config.data.shards),
     )
 
 

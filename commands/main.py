@@ -166,6 +166,52 @@ def evaluate(
         print_scores(exported, scores)
 
 
+MODEL = typer.Argument(metavar="MODEL", help="What `t4p checkpoint export` wrote, of any task; or a run folder.")
+SCAN = typer.Argument(
+    metavar="SCAN",
+    help="A .ply or .npz, a packed dataset (DST, DST#SCENE or DST#SCENE/FRAME), or a folder of raw frames; frames are "
+    "fused.",
+)
+OUT = typer.Option(metavar="FOLDER", help="Where to write. Default: predictions/NAME.")
+UNIT = typer.Option(help="Of the coordinates of a file: m, cm or mm. Default: guessed, and told.")
+UP = typer.Option(help="Axis that points up: z, y, -y, ... Default: guessed, and told.")
+
+
+@app.command(epilog="Example: t4p predict model.safetensors scan.ply")
+def predict(
+    model: Annotated[str, MODEL],
+    scan: Annotated[str, SCAN],
+    out: Annotated[Path | None, OUT] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Words to choose from. Default: the network's own.")
+    ] = None,
+    unit: Annotated[str | None, UNIT] = None,
+    up: Annotated[str | None, UP] = None,
+    force: Force = False,
+) -> None:
+    """Label any scan: points.ply, points.npz, and a page to look at. On a CPU, without a configuration or images."""
+    from commands.scans import predict_scan, scan_call
+
+    words = None if labels is None else [word.strip() for word in labels.split(",") if word.strip()]
+    predict_scan(scan_call(model, scan, out, unit, up, force), words)
+
+
+@app.command(epilog='Example: t4p query model.safetensors scan.ply "a red chair" table')
+def query(
+    model: Annotated[str, MODEL],
+    scan: Annotated[str, SCAN],
+    phrases: Annotated[list[str], typer.Argument(metavar="PHRASE...", help="What to look for, in words.")],
+    out: Annotated[Path | None, OUT] = None,
+    unit: Annotated[str | None, UNIT] = None,
+    up: Annotated[str | None, UP] = None,
+    force: Force = False,
+) -> None:
+    """Ask any scan in words: how well each phrase fits every point, as PLY, npz, and a page to ask further."""
+    from commands.scans import query_scan, scan_call
+
+    query_scan(scan_call(model, scan, out, unit, up, force), phrases)
+
+
 @app.command(epilog="Example: t4p plan configs/pretrain/scannet.yaml configs/cluster/8x8.yaml")
 def plan(
     arguments: ConfigArguments,

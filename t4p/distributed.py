@@ -151,5 +151,14 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
+def all_gather_objects(value: T) -> list[T]:
+    """Every rank's value, by rank; must pickle. Collective."""
+    if world_size() == 1:
+        return [value]
+    everyone: list[T | None] = [None] * world_size()
+    dist.all_gather_object(everyone, value)
+    return [value for value in everyone if value is not None]
+
+
 def _has_group() -> bool:
     return dist.is_available() and dist.is_initialized()

@@ -17,11 +17,10 @@ from commands.quickstart.report import show_table, write_report
 from commands.quickstart.rooms import try_on_rooms
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
 from launch.training import launch_training
-from shards.errors import CallError, ShardError
 from shards.manifest import MANIFEST_NAME
 from shards.packing.pack import pack
 from shards.reader import DatasetReader, spread
-from shards.sources.formats import FORMATS, FrameRef, find_format
+from shards.sources.formats import FrameRef, detect_frames, find_format
 from shards.sources.raw_files import SourceOptions
 from shards.stores.place import open_store
 from t4p.config.files import load_config
@@ -161,33 +160,14 @@ def find_data(data: str) -> str | RawFrames:
     folder = Path(data)
     if not folder.is_dir():
         raise ConfigError(f"{data}: no such folder; give a packed dataset: a folder or s3://BUCKET/PREFIX")
-    found = detect_format(folder)
+    found = detect_frames(folder, SourceOptions())
     if found is None:
         raise ConfigError(
             f"{data}: neither a packed dataset (no {MANIFEST_NAME}) nor raw frames in a known layout; "
             "`t4p shards formats` lists the layouts, `t4p shards pack` packs them"
         )
-    return RawFrames(found, folder)
-
-
-def detect_format(folder: Path) -> str | None:
-    """Name of the first format that finds frames in a folder without being told anything else.
-
-    Raises:
-        ShardError: what is wrong with the frames of the first format that found some, where none has sound ones.
-    """
-    damage: ShardError | None = None
-    for source_format in FORMATS:
-        try:
-            if source_format.scan(folder, SourceOptions()):
-                return source_format.name
-        except CallError:
-            continue
-        except ShardError as error:
-            damage = damage or error
-    if damage is not None:
-        raise damage
-    return None
+    source_format, _ = found
+    return RawFrames(source_format.name, folder)
 
 
 def take_over(out: Path, replace_shards: bool, console: Console) -> None:

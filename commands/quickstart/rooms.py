@@ -26,7 +26,7 @@ from shards.reader import DatasetReader
 from shards.scene import Scene
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import FinetuneConfig, PretrainConfig
+from t4p.config.tasks import PretrainConfig, SemanticConfig
 from t4p.runs.checkpoint import checkpoints_in
 from t4p.tasks.afterwards import next_commands
 
@@ -99,7 +99,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         scores = {"zero-shot": score(exported["zero-shot"], held_out)}
     checkpoints = {"scratch": None, "finetuned": last_checkpoint(config)}
     arguments = {name: finetune_arguments(rooms, out / name, start) for name, start in checkpoints.items()}
-    tuned = {name: load_config_of(FinetuneConfig, *split_arguments(given)) for name, given in arguments.items()}
+    tuned = {name: load_config_of(SemanticConfig, *split_arguments(given)) for name, given in arguments.items()}
     head_scales = [f"{each.train.head_learning_rate_scale:g}" for each in tuned.values()]
     with stages.stage(
         "Fine-tuning from both starts",
@@ -184,7 +184,7 @@ def finetune_arguments(rooms: Rooms, run_dir: Path, start: Path | None) -> list[
 
 
 def finetune_side_by_side(
-    arguments: Mapping[str, Sequence[str]], configs: Mapping[str, FinetuneConfig], out: Path, console: Console
+    arguments: Mapping[str, Sequence[str]], configs: Mapping[str, SemanticConfig], out: Path, console: Console
 ) -> None:
     """Fine-tune with each of these arguments, at once.
 
@@ -223,12 +223,12 @@ def score_beginning(config: PretrainConfig, held_out: EvaluatedDataConfig) -> tu
     return teacher, score(untrained_network(config), held_out)
 
 
-def last_checkpoint(config: PretrainConfig | FinetuneConfig) -> Path:
+def last_checkpoint(config: PretrainConfig | SemanticConfig) -> Path:
     """The checkpoint of the last step of a run that has ended."""
     return checkpoints_in(Path(config.run.dir) / "checkpoints")[-1]
 
 
-def export_last(config: PretrainConfig | FinetuneConfig, finetuned_share: float = 1.0) -> ExportedNetwork:
+def export_last(config: PretrainConfig | SemanticConfig, finetuned_share: float = 1.0) -> ExportedNetwork:
     """The last checkpoint of a run, exported beside it (as `export_checkpoint` does) and read again."""
     from t4p.models.exported import load_exported_network
     from t4p.tasks.export import export_checkpoint

@@ -9,10 +9,17 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from t4p.config.section import Section
-from t4p.config.tasks import EvaluateConfig, FinetuneConfig, JobConfig, PretrainConfig
+from t4p.config.tasks import (
+    DetectionConfig,
+    EvaluateConfig,
+    InstanceConfig,
+    JobConfig,
+    PretrainConfig,
+    SemanticConfig,
+)
 from t4p.config.words import as_yaml
 from t4p.errors import ConfigError
 
@@ -25,13 +32,14 @@ class Task:
         name: value of `task` in its configurations.
         schema: what its configurations are read by.
         command: `t4p COMMAND` and `t4p launch COMMAND` run it, one of those that `commands` has; tasks may share one.
-        module: that runs it: functions `run`, `embed_labels`, `voxel_scores`, `problem_of_start` and
-            `weights_at_start`, as `t4p.tasks.semantic` has them. Importing it loads torch, and neither DeepSpeed nor
-            open_clip.
+        module: that runs it: functions `run`, `embed_labels` and `problem_of_start`; `voxel_scores`, or `score` where
+            it finds objects; and `weights_at_start` where `problem_of_start` may be None; as `t4p.tasks.semantic` and
+            `t4p.tasks.instance` have them. Importing it loads torch, and neither DeepSpeed nor open_clip.
         any_words: whether an export can be asked words that it was not trained with.
         scored: what the scores of `t4p evaluate` are of, as the title of a table.
         out_dim: channels of the network's second output, in its export.
         scores: which of the scores of a validation a line of progress shows.
+        finds: what its networks say: a label of every voxel, or objects, as masks or as boxes.
     """
 
     name: str
@@ -42,6 +50,7 @@ class Task:
     scored: str
     out_dim: Callable[[Any], int]
     scores: tuple[str, ...] = ()
+    finds: Literal["labels", "masks", "boxes"] = "labels"
 
     def load(self) -> ModuleType:
         """The module that runs it."""
@@ -64,13 +73,35 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "semantic",
-            FinetuneConfig,
+            SemanticConfig,
             "finetune",
             "t4p.tasks.semantic",
             False,
             "Fine-tuned head",
             lambda config: len(config.model.label_names),
             ("miou",),
+        ),
+        Task(
+            "instance",
+            InstanceConfig,
+            "finetune",
+            "t4p.tasks.instance",
+            False,
+            "Instances",
+            lambda config: config.model.mask_channels,
+            ("ap50", "ap25"),
+            "masks",
+        ),
+        Task(
+            "detection",
+            DetectionConfig,
+            "finetune",
+            "t4p.tasks.detection",
+            False,
+            "Boxes",
+            lambda config: 1,
+            ("ap25", "ap50"),
+            "boxes",
         ),
     )
 }

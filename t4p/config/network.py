@@ -127,6 +127,19 @@ class ModelConfig(NetworkConfig):
     decoder2d: Decoder2dConfig = Decoder2dConfig()
 
 
+class QueryDecoderConfig(Section):
+    """The decoder of `model.masks: queries`."""
+
+    num_queries: PositiveInt = Field(100, description="Masks that are proposed for a sample.")
+    num_layers: PositiveInt = Field(3, description="Rounds of attention to the groups and among the queries.")
+    num_heads: PositiveInt = Field(4, description="Attention heads; a divisor of dim.")
+    dim: PositiveInt = Field(128, description="Width of a query.")
+
+    def rules(self) -> Iterator[Problem]:
+        if self.dim % self.num_heads:
+            yield Problem(("dim", "num_heads"), f"dim ({self.dim}) must be a multiple of num_heads ({self.num_heads})")
+
+
 class FinetunedModelConfig(NetworkConfig):
     """What every fine-tuning has: a beginning, and parts that keep it."""
 
@@ -137,6 +150,9 @@ class FinetunedModelConfig(NetworkConfig):
     frozen: tuple[Literal["encoder", "decoder"], ...] = Field(
         (),
         description="Parts that keep their pre-trained weights and norms; the encoder with its FC into CLIP's space.",
+    )
+    prompt_tokens: PositiveInt | None = Field(
+        None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
     )
 
     @field_validator("frozen")
@@ -161,9 +177,30 @@ class SemanticModelConfig(FinetunedModelConfig):
         "at its bottleneck voxel plus a linear layer that begins at 0, so that (with the default prompt_tokens) the "
         "first prediction is the zero-shot one; labels that no sample has shown so far are in neither softmax.",
     )
-    prompt_tokens: PositiveInt | None = Field(
-        None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
+
+
+class InstanceModelConfig(FinetunedModelConfig):
+    masks: Literal["queries", "votes"] = Field(
+        "queries",
+        description="queries: a decoder of learnt queries over groups of voxels (SPFormer). votes: a class and an "
+        "offset to the middle of its object for every voxel, clustered (PointGroup).",
     )
+    groups: Literal["own", "given", "none"] = Field(
+        "own",
+        description="What masks are made of: our over-segmentation by normals and colour; that of the dataset, which "
+        "must have one; or single voxels.",
+    )
+    mask_channels: PositiveInt = Field(64, description="Channels of z3D, whose means over groups the decoder sees.")
+    decoder: QueryDecoderConfig = QueryDecoderConfig()
+
+
+class DetectionModelConfig(FinetunedModelConfig):
+    boxes: Literal["axis_aligned", "oriented"] = Field(
+        "axis_aligned",
+        description="axis_aligned: around the points of an instance, as on ScanNet; oriented: the dataset's boxes, "
+        "turned about the vertical, as on SUN RGB-D.",
+    )
+    head_channels: PositiveInt = Field(128, description="Width of the box head on both of its levels.")
 
 
 class EvaluatedModelConfig(Section):

@@ -11,15 +11,38 @@ from typing import Literal
 from pydantic import Field
 
 from t4p.config.data import DataConfig, EvaluatedDataConfig, LabelledDataConfig, PointDataConfig
-from t4p.config.network import EvaluatedModelConfig, ModelConfig, NetworkConfig, SemanticModelConfig
+from t4p.config.network import (
+    DetectionModelConfig,
+    EvaluatedModelConfig,
+    FinetunedModelConfig,
+    InstanceModelConfig,
+    ModelConfig,
+    NetworkConfig,
+    SemanticModelConfig,
+)
 from t4p.config.run import ClusterConfig, FinetuneTrainConfig, RunConfig, TrainConfig
 from t4p.config.section import Fraction, PositiveFloat, PositiveInt, Problem, Section
 
 
-class SemanticLossConfig(Section):
+class FinetuneLossConfig(Section):
+    """The score map at the bottleneck, which every fine-tuning has."""
+
     weight_aux: float = Field(0.4, ge=0, description="Weight of the loss on the score map at the bottleneck.")
     logit_scale: PositiveFloat = Field(14.3, description="1 / temperature of the score map.")
     class_balance: Fraction = Field(0.5, description="p: a class counts by its frequency in the batch to the power -p.")
+
+
+class InstanceLossConfig(FinetuneLossConfig):
+    weight_class: PositiveFloat = Field(0.5, description="Weight of a query's, or a voxel's, class.")
+    weight_mask: PositiveFloat = Field(1.0, description="Weight of a mask's cross-entropy and its Dice loss each.")
+    weight_score: PositiveFloat = Field(0.5, description="Weight of the predicted overlap of a mask with its object.")
+    weight_votes: PositiveFloat = Field(1.0, description="Weight of the offsets, for masks that are votes.")
+    no_object: Fraction = Field(0.1, description="What a query without an object counts beside one that has one.")
+
+
+class DetectionLossConfig(FinetuneLossConfig):
+    weight_box: PositiveFloat = Field(1.0, description="Weight of 1 - DIoU of the boxes beside the focal loss.")
+    top_k: PositiveInt = Field(6, description="Locations nearest to the middle of a box that are to say it.")
 
 
 class LossConfig(Section):
@@ -72,13 +95,35 @@ class PretrainConfig(JobConfig):
 
 
 class FinetuneConfig(JobConfig):
+    """What the configurations of `t4p finetune` have in common."""
+
+    data: LabelledDataConfig
+    model: FinetunedModelConfig = FinetunedModelConfig()
+    loss: FinetuneLossConfig = FinetuneLossConfig()
+    train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+
+class SemanticConfig(FinetuneConfig):
     """The configuration of `t4p finetune`: semantic segmentation of points."""
 
     task: Literal["semantic"] = Field("semantic", description=JobConfig.model_fields["task"].description)
-    data: LabelledDataConfig
     model: SemanticModelConfig = SemanticModelConfig()
-    loss: SemanticLossConfig = SemanticLossConfig()
-    train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+
+class InstanceConfig(FinetuneConfig):
+    """The configuration of `t4p finetune`: instance segmentation of points."""
+
+    task: Literal["instance"] = Field("instance", description=JobConfig.model_fields["task"].description)
+    model: InstanceModelConfig = InstanceModelConfig()
+    loss: InstanceLossConfig = InstanceLossConfig()
+
+
+class DetectionConfig(FinetuneConfig):
+    """The configuration of `t4p finetune`: boxes around objects."""
+
+    task: Literal["detection"] = Field("detection", description=JobConfig.model_fields["task"].description)
+    model: DetectionModelConfig = DetectionModelConfig()
+    loss: DetectionLossConfig = DetectionLossConfig()
 
 
 class EvaluateConfig(Section):

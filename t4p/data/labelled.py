@@ -23,7 +23,7 @@ from t4p.data.decode import decode_frame
 from t4p.data.draws import draw_key, sample_seed
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import LabelTable, build_label_table
-from t4p.data.placement import draw_placement
+from t4p.data.placement import Placement, draw_placement
 from t4p.data.tensors import as_tensor, moved
 
 
@@ -45,10 +45,14 @@ class LabelledFrame(LabelledCloud):
     Attributes:
         image: (H, W, 3) uint8.
         pixel_of_point: (N, 2) int64, (row, col) in `image`.
+        depth_pixel_of_point: (N, 2) int64, (row, col) in the depth image, on whose grid label images are.
+        depth_size: its (height, width).
     """
 
     image: NDArray[np.uint8]
     pixel_of_point: Tensor
+    depth_pixel_of_point: Tensor
+    depth_size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,24 +136,34 @@ class LabelRecipe:
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
         """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key)."""
-        drawn_by = draw_key(dataset_index, key)
+        cloud = self.read(stored, dataset_index)
+        placement = self.place(dataset_index, key, epoch)
+        return self.label(key, cloud, self.voxelize(cloud, placement, dataset_index, key, epoch))
+
+    def read(self, stored: StoredSample, dataset_index: int) -> LabelledCloud:
+        """The labelled points of one frame or scene; raises as `make`."""
         table = self.tables[dataset_index]
-        cloud: LabelledCloud
         if isinstance(stored, Scene):
-            cloud = label_scene(stored, table)
-        else:
-            cloud = lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
-        voxels = transforms.voxelize_cloud(
-            cloud,
-            self.voxel_size,
-            self.num_strides,
-            self.point_features,
-            draw_placement(self.augment, self.seed, epoch, drawn_by),
-            sample_seed(self.seed, epoch, drawn_by, "colors"),
-        )
+            return label_scene(stored, table)
+        return lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
+
+    def place(self, dataset_index: int, key: str, epoch: int) -> Placement:
+        """How the points of one sample are moved in one epoch."""
+        return draw_placement(self.augment, self.seed, epoch, draw_key(dataset_index, key))
+
+    def voxelize(
+        self, cloud: LabelledCloud, placement: Placement, dataset_index: int, key: str, epoch: int
+    ) -> transforms.VoxelCloud:
+        """The voxels of the points, moved and tinted."""
+        seed = sample_seed(self.seed, epoch, draw_key(dataset_index, key), "colors")
+        return transforms.voxelize_cloud(cloud, self.voxel_size, self.num_strides, self.point_features, placement, seed)
+
+    def label(self, key: str, cloud: LabelledCloud, voxels: transforms.VoxelCloud) -> LabelledSample:
+        """The voxels with the labels of most of their points."""
         bottleneck_of_point = voxels.bottleneck_of_voxel[voxels.voxel_of_point]
+        num_labels = self.tables[0].num_labels
         label_of_voxel, label_of_bottleneck = (
-            transforms.majority_label(cloud.label_of_point, voxel_of_point, count, table.num_labels)
+            transforms.majority_label(cloud.label_of_point, voxel_of_point, count, num_labels)
             for voxel_of_point, count in (
                 (voxels.voxel_of_point, len(voxels.voxel_coords)),
                 (bottleneck_of_point, voxels.num_bottleneck_voxels),
@@ -256,21 +270,41 @@ def lift_labelled(
             "in training data.max_skip_fraction does)"
         )
     decoded = decode_frame(frame, image_size)
-    try:
-        height, width = decoded.depth.shape
-        where = f"sample {frame.scene_id}/{frame.frame_id}"
-        ids = decode_labels(frame.semantic, size_of_labels("semantic", (width, height), where))
-    except BrokenImageError as error:
-        raise ShardError(f"{where}: {error}; pack it again") from error
     lifted = transforms.lift_frame(decoded, pixel_stride, max_depth, in_world)
-    row, col = lifted.depth_pixel_of_point.numpy().T
+    height, width = decoded.depth.shape
+    ids = read_label_image(frame, "semantic", frame.semantic, lifted.depth_pixel_of_point, (height, width))
     return LabelledFrame(
         points=lifted.points,
         colors=lifted.colors,
-        label_of_point=torch.from_numpy(table.look_up(ids[row, col])),
+        label_of_point=torch.from_numpy(table.look_up(ids)),
         image=decoded.color,
         pixel_of_point=lifted.pixel_of_point,
+        depth_pixel_of_point=lifted.depth_pixel_of_point,
+        depth_size=(height, width),
     )
+
+
+def read_label_image(
+    frame: Frame, name: str, image: bytes, depth_pixel_of_point: Tensor, size: tuple[int, int]
+) -> NDArray[np.integer]:
+    """(N,) ids of the points of a frame, from `semantic.png` or `instance.png`.
+
+    Args:
+        name: which of both, for messages.
+        depth_pixel_of_point: (N, 2) int64, (row, col).
+        size: (height, width) of the depth image.
+
+    Raises:
+        ShardError: the image cannot be decoded, or is not on the depth grid.
+    """
+    height, width = size
+    where = f"sample {frame.scene_id}/{frame.frame_id}"
+    try:
+        ids = decode_labels(image, size_of_labels(name, (width, height), where))
+    except BrokenImageError as error:
+        raise ShardError(f"{where}: {error}; pack it again") from error
+    row, col = depth_pixel_of_point.numpy().T
+    return ids[row, col]
 
 
 def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:

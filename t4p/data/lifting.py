@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.schema import Frame
 from t4p.data.decode import DecodedFrame
 from t4p.data.tensors import as_tensor, moved, scalar_beside
 from t4p.geometry import check_intrinsics
@@ -148,7 +149,7 @@ def plan_lift(frame: DecodedFrame, pixel_stride: int, max_depth: float, out_from
     )
 
 
-def out_from_camera(frame: DecodedFrame, in_world: bool) -> Matrix:
+def out_from_camera(frame: DecodedFrame | Frame, in_world: bool) -> Matrix:
     """(4, 4) depth camera to the world where that is asked for and known, else to upright camera axes."""
     if in_world and frame.world_from_camera is not None:
         return frame.world_from_camera.astype(np.float64)

@@ -90,6 +90,7 @@ class VoxelCloud:
         voxel_features: (V, C) float32.
         bottleneck_of_voxel: (V,) int64 row of the bottleneck.
         num_bottleneck_voxels: its rows.
+        corner: (3,) float64 metres, the low corner of voxel (0, 0, 0), in the frame of the points as they were placed.
     """
 
     voxel_coords: Tensor
@@ -97,6 +98,7 @@ class VoxelCloud:
     voxel_features: Tensor
     bottleneck_of_voxel: Tensor
     num_bottleneck_voxels: int
+    corner: Tensor
 
 
 def lift_frame(frame: DecodedFrame, pixel_stride: int, max_depth: float, in_world: bool) -> PointFrame:
@@ -208,7 +210,18 @@ def voxelize_cloud(
         voxel_features=voxel_features(colors, positions, point_features),
         bottleneck_of_voxel=coarse.voxel_of_point,
         num_bottleneck_voxels=len(coarse.voxel_coords),
+        corner=origin + _corner(points, voxels, voxel_size, placement.grid_shift),
     )
+
+
+def _corner(points: Tensor, voxels: VoxelFrame, voxel_size: float, shift: tuple[float, float, float]) -> Tensor:
+    """(3,) float64 metres, the low corner of voxel (0, 0, 0): what the first point says of it. 0 without points."""
+    if not len(points):
+        return torch.zeros(3, dtype=torch.float64)
+    moved = zip(points[0, :, None], shift, strict=True)
+    cell = torch.cat([cells_along(axis, voxel_size, along) for axis, along in moved])
+    first = cell - voxels.voxel_coords[voxels.voxel_of_point[0]]
+    return (first.double() - torch.tensor(shift, dtype=torch.float64)) * voxel_size
 
 
 def jittered(colors: Tensor, num_points: Tensor, words: Tensor, tint: Tensor, jitter: Tensor | float) -> Tensor:

@@ -1,10 +1,10 @@
 """The file that `t4p checkpoint export` writes: one safetensors file with all that inference needs, and its reader.
 
 Tensors: the module's parameters (fp32) and buffers under their own names (`net.`; after pre-training `decoder2d.` and
-both temperatures, after fine-tuning `prompt_tokens`, and `voxels_seen` of a head of words), and `label_embeddings`. The
-header holds the resolved configuration and where the weights come from, as JSON, and a hash over all of that and the
-tensors: safetensors has none, and a flipped bit would be another weight. Nothing here needs DeepSpeed, the towers or
-the dataset.
+both temperatures, after fine-tuning `prompt_tokens`, and those of the task's own head), `label_embeddings` and
+`neutral_embeddings`. The header holds the resolved configuration and where the weights come from, as JSON, and a hash
+over all of that and the tensors: safetensors has none, and a flipped bit would be another weight. Nothing here needs
+DeepSpeed, the towers or the dataset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from shards.doors.json_text import parse_json
 from shards.results import write_result
 from t4p.config.kinds import config_of_task, task_named
 from t4p.config.network import NetworkConfig
-from t4p.config.tasks import JobConfig, PretrainConfig
+from t4p.config.tasks import FinetuneLossConfig, JobConfig, LossConfig, PretrainConfig
 from t4p.errors import CheckpointError, ConfigError
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.models.decoder2d import Decoder2d
@@ -34,6 +34,7 @@ from t4p.models.text4point import Text4Point, build_text4point
 FORMAT = "text4point-export-1"
 CONTENT_HASH = "content_sha256"  # entry of the header; files of version 0.1.0 have none
 LABEL_EMBEDDINGS = "label_embeddings"
+NEUTRAL_EMBEDDINGS = "neutral_embeddings"  # and their words in the header; older files have none
 TEMPERATURES = ("log_logit_scale_e", "log_logit_scale_d")
 Model = TypeVar("Model", bound=NetworkConfig)
 
@@ -53,6 +54,9 @@ class ExportedNetwork:
         towers_sha256: hash of the CLIP towers that it was trained against.
         versions: versions of Python and the packages that trained it.
         finetuned_share: share of the weights, between 0 and 1; the rest are those that the fine-tuning began with.
+        beside: the weights that are no part of `net`, by their names in the trained module.
+        logit_scale: multiplier of cosines with words: what it was trained with, by the end of it.
+        neutral: (d,) what the text tower made of words that fit anything, by word; empty in older files.
     """
 
     config: JobConfig
@@ -63,6 +67,14 @@ class ExportedNetwork:
     towers_sha256: str
     versions: Mapping[str, str]
     finetuned_share: float
+    beside: Mapping[str, Tensor]
+    logit_scale: float = field(default=LossConfig().logit_scale_init, kw_only=True)
+    neutral: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The weights of a part beside `net`, by their names in that part."""
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): value for key, value in self.beside.items() if key.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,7 @@ def write_exported(
     versions: Mapping[str, str],
     finetuned_share: float = 1.0,
     force: bool = False,
+    neutral: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the file, whole or not at all.
 
@@ -98,6 +111,7 @@ def write_exported(
         label_embeddings: (K', d) of `config.model.labels`.
         finetuned_share: as for `t4p.tasks.export.export_checkpoint`; it stands in the header.
         force: replace a file that is there.
+        neutral: (d,) of words that fit anything, by word.
 
     Raises:
         CallError: a file is there, or the folder is not.
@@ -111,10 +125,13 @@ def write_exported(
         "towers_sha256": json.dumps(towers_sha256),
         "versions": json.dumps(dict(versions)),
         "finetuned_share": json.dumps(finetuned_share),
+        "neutral_words": json.dumps(list(neutral or ())),
     }
     # Copies: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
     tensors[LABEL_EMBEDDINGS] = label_embeddings.detach().cpu().float().contiguous()
+    if neutral:
+        tensors[NEUTRAL_EMBEDDINGS] = torch.stack(list(neutral.values())).detach().cpu().float()
     header[CONTENT_HASH] = _hash_content(header, tensors)
     with write_result(path, force) as partial:
         try:
@@ -131,8 +148,8 @@ def load_exported(path: Path | str, device: torch.device | str = "cpu") -> Expor
             weights of its configuration.
         ConfigError: the configuration in it needs something that is not here (the sparse backend).
     """
-    common, tensors = _load_network(path, device)
-    config = common.config
+    common = load_exported_network(path, device)
+    config, tensors = common.config, dict(common.beside)
     if not isinstance(config, PretrainConfig):
         raise CheckpointError(
             f"{path}: is of a fine-tuning ({config.task}), without the parts beside the 3D network that a pre-training "
@@ -161,11 +178,6 @@ def load_exported_network(path: Path | str, device: torch.device | str = "cpu") 
     Raises:
         CheckpointError, ConfigError: as `load_exported`.
     """
-    return _load_network(path, device)[0]
-
-
-def _load_network(path: Path | str, device: torch.device | str) -> tuple[ExportedNetwork, dict[str, Tensor]]:
-    """The network, and the tensors beside it."""
     tensors, header = _read(Path(path), device)
     try:
         config = config_of_task(header["config"])
@@ -174,6 +186,7 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
         step, labels = int(header["step"]), tuple(header["labels"])
         towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
         finetuned_share = float(header.get("finetuned_share", 1.0))  # older files have none
+        neutral = _neutral(header.get("neutral_words", []), tensors)
     # A ValidationError is a ValueError.
     except (ConfigError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise _damaged(path, error) from error
@@ -182,7 +195,33 @@ def _load_network(path: Path | str, device: torch.device | str) -> tuple[Exporte
     net = build_text4point(model, clip_dim, task_named(config.task).out_dim(config))
     _load_strictly(path, torch.nn.ModuleDict({"net": net}), own)
     net.to(device).eval().requires_grad_(False)
-    return ExportedNetwork(config, step, net, labels, embeddings, towers_sha256, versions, finetuned_share), tensors
+    return ExportedNetwork(
+        config,
+        step,
+        net,
+        labels,
+        embeddings,
+        towers_sha256,
+        versions,
+        finetuned_share,
+        tensors,
+        logit_scale=_logit_scale(config, tensors),
+        neutral=neutral,
+    )
+
+
+def _neutral(words: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not words:
+        return {}
+    return dict(zip((str(word) for word in words), tensors.pop(NEUTRAL_EMBEDDINGS), strict=True))
+
+
+def _logit_scale(config: JobConfig, tensors: Mapping[str, Tensor]) -> float:
+    """That of L_e where it was learnt, that of the score map after a fine-tuning."""
+    learnt, loss = tensors.get(TEMPERATURES[0]), getattr(config, "loss", None)
+    if learnt is not None and isinstance(loss, LossConfig):
+        return float(clamped_logit_scale(learnt, 1.0, loss.logit_scale_max))
+    return float(getattr(loss, "logit_scale", FinetuneLossConfig().logit_scale))
 
 
 def for_one_process(model: Model) -> Model:

@@ -6,7 +6,7 @@ Names follow figure 3 of the paper: h3D is the bottleneck, h3D_hat what is align
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
@@ -19,6 +19,8 @@ from t4p.models.norm import NormFactory, build_norm
 from t4p.models.sparse.pyramid import SparseBackend, build_pyramid, require_backend
 from t4p.models.text_query import TextQuerying
 from t4p.models.unet import SparseUNet
+
+Reading = Literal["bottleneck", "voxels", "levels"]
 
 
 class Text4Point(nn.Module):
@@ -69,11 +71,13 @@ class Text4Point(nn.Module):
         ranks that saved them and to no other, and buffers are what we restore ourselves.
 
         Args:
-            parts: any of `encoder` (up to h3D_hat, with the FC) and `decoder` (without the head).
+            parts: any of `encoder` (up to h3D_hat, with the FC), `decoder` (without the head), and `fine`: what
+                "levels" does not read, the decoder beyond its first stage and the head.
         """
         of_part = {
             "encoder": (self.unet.stem, self.unet.stem_norm, self.unet.encoder, self.expand),
             "decoder": (self.unet.decoder,),
+            "fine": (*self.unet.decoder[1:], self.head),
         }
         self._frozen = tuple(module for part in parts for module in of_part[part])
         for part in self._frozen:
@@ -90,30 +94,36 @@ class Text4Point(nn.Module):
         return self
 
     def forward(
-        self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor, decode: bool = True
-    ) -> tuple[Tensor, Tensor]:
+        self, voxel_coords: Tensor, voxel_features: Tensor, text: Tensor, read: Reading = "voxels"
+    ) -> tuple[Tensor, ...]:
         """Encode, query the text, decode.
 
         Args:
             voxel_coords: (V, 4) int32 (scene, x, y, z), unique rows in ascending order.
             voxel_features: (V, in_channels).
             text: (K', d) label embeddings of the frozen text tower.
-            decode: False stops at the bottleneck, where z3D is not wanted.
+            read: how far the decoder goes: not at all ("bottleneck"), to every voxel ("voxels"), or one level above the
+                bottleneck ("levels"), where boxes are found.
 
         Returns:
             h3D_hat: (Vb, d) at the bottleneck, rows in ascending order of their coordinates; not normalised.
-            z3D: (V, C), rows as `voxel_coords`; not normalised. (0, C) without `decode`.
+            z3D: (V, C), rows as `voxel_coords`; not normalised. (0, C) with "bottleneck".
+            With "levels" four others instead of z3D: h3D_aggr (Vb, d') and its coordinates (Vb, 4) int32, in cells of
+            the bottleneck; features (Vf, Cf) of the level above it and their coordinates (Vf, 4) int32, in its cells.
         """
         pyramid = build_pyramid(self.sparse_backend, voxel_coords, self.unet.num_levels)
         levels = self.unet.encode(pyramid, voxel_features)
         bottleneck = levels[-1]
         expanded = self.expand(bottleneck)
-        if not decode:
+        if read == "bottleneck":
             return expanded, expanded.new_zeros(0, self.head.out_features)
         queried = self.reduce(self.text_query(expanded, text))
         aggregated = self.alpha * bottleneck + self.beta * queried.to(bottleneck.dtype)
-        decoded = self.unet.decode(pyramid, (*levels[:-1], aggregated))
-        return expanded, self.head(decoded)
+        if read == "voxels":
+            return expanded, self.head(self.unet.decode(pyramid, (*levels[:-1], aggregated)))
+        coarse = self.unet.num_levels - 1
+        fine = self.unet.decode_once(pyramid, aggregated, levels[-2])
+        return expanded, aggregated, pyramid.coords(coarse), fine, pyramid.coords(coarse - 1)
 
 
 def build_text4point(model: NetworkConfig, clip_dim: int, out_dim: int) -> Text4Point:

@@ -97,6 +97,10 @@ class SparseUNet(nn.Module):
             features = self._run(stage, pyramid, features, level_features[level - 1], level)
         return features
 
+    def decode_once(self, pyramid: SparsePyramid, bottleneck: Tensor, skip: Tensor) -> Tensor:
+        """The decoder's first stage: (Vb, C) and the encoder's features of the level above to that level's."""
+        return self._run(self.decoder[0], pyramid, bottleneck, skip, self.num_levels - 1)
+
     def _stem_stage(self, pyramid: SparsePyramid, features: Tensor) -> Tensor:
         return F.relu(self.stem_norm(self.stem(pyramid, features, 0)))
 

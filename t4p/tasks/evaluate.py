@@ -1,4 +1,4 @@
-"""Scores of an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning.
+"""Scores of an exported network on labelled data: zero-shot after pre-training, its head's after fine-tuning.
 
 Nothing of CLIP is needed: the embeddings of the labels are in the file.
 """
@@ -29,6 +29,7 @@ from t4p.data.stream import Recipe, ValidationStream
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.tasks.scored import ScoreSheet
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -59,12 +60,12 @@ def evaluate(
     config: EvaluateConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
-) -> tuple[ExportedNetwork, SemanticScores]:
-    """Score an exported network by ScanNet's protocol, on every point of the datasets.
+) -> tuple[ExportedNetwork, SemanticScores | ScoreSheet]:
+    """Score an exported network by the protocol of its task, on every sample of the datasets.
 
     Args:
         on_progress: called with (samples done, samples in all).
-        on_sample: told what was said of each sample.
+        on_sample: told what was said of each sample, where the network gives every voxel a label.
 
     Returns:
         The network as read, and its scores; class ids are the rows of its labels.
@@ -75,6 +76,9 @@ def evaluate(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
+    task = task_named(exported.config.task)
+    if task.finds != "labels":
+        return exported, task.load().score(exported, config.data, on_progress)
     return exported, score_network(exported, config.data, on_progress, on_sample)
 
 

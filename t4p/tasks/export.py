@@ -12,7 +12,7 @@ from shards.results import check_result
 from t4p.config.kinds import config_of_task, task_named
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
-from t4p.models.towers import load_towers_from
+from t4p.models.towers import load_towers_from, neutral_words
 from t4p.runs.checkpoint import read_state, verify_marker
 from t4p.runs.universal import is_universal
 from t4p.train.engine import saved_weights
@@ -86,6 +86,7 @@ def export_checkpoint(
         state.versions,
         finetuned_share,
         force,
+        neutral_words(config.model, towers),
     )
 
 

@@ -25,6 +25,8 @@ from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationSt
 from t4p.distributed import all_gather_ints, broadcast_object, nodes_of_ranks, rank, world_size
 from t4p.errors import ConfigError, RunError
 from t4p.heartbeat import beat, title_process
+from t4p.models.box_head import BoxHead
+from t4p.models.query_decoder import QueryDecoder
 from t4p.models.text4point import Text4Point
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import PlainLines, Show, print_line
@@ -35,6 +37,9 @@ if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
     from t4p.train.engine import Engine
 
 SMALL_BLOCK = 64 << 10  # bytes: less than one frame
+# Gathered as a whole at ZeRO 3: between their modules travel objects that DeepSpeed's hooks do not see, or ranks with
+# other numbers of samples would call other modules.
+LEAVES = (Text4Point, QueryDecoder, BoxHead)
 NUM_LOOKS = 8  # frames that are looked at before a training
 
 Sample = TypeVar("Sample")
@@ -187,7 +192,7 @@ def build_engine(
     train: TrainConfig,
     checkpoint: Path | None,
     *,
-    fast_part: str | None = None,
+    fast_parts: tuple[str, ...] = (),
     fast_scale: float = 1.0,
     undecayed: tuple[str, ...] = (),
 ) -> Engine:
@@ -195,7 +200,7 @@ def build_engine(
 
     Args:
         checkpoint: what it will load, if anything.
-        fast_part, fast_scale, undecayed: as in EngineSettings.
+        fast_parts, fast_scale, undecayed: as in EngineSettings.
     """
     from t4p.train.engine import Engine, EngineSettings
 
@@ -205,12 +210,12 @@ def build_engine(
         gradient_clipping=train.gradient_clipping,
         weight_decay=train.weight_decay,
         grad_accum_steps=train.grad_accum_steps,
-        fast_part=fast_part,
+        fast_parts=fast_parts,
         fast_scale=fast_scale,
         undecayed=undecayed,
     )
     universal = checkpoint is not None and is_universal(checkpoint)
-    return Engine(module, settings, world_size(), leaf_classes=(Text4Point,), load_universal=universal)
+    return Engine(module, settings, world_size(), leaf_classes=LEAVES, load_universal=universal)
 
 
 def run_training(

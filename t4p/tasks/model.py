@@ -20,10 +20,14 @@ from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
 from t4p.errors import CheckpointError
 from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.models.towers import load_towers_from, words_not_learnt
 from t4p.runs.checkpoint import newest_of_run
 from t4p.tasks.evaluate import voxel_scores
+from t4p.tasks.query import query_scores, rule_of_scores
 
 Points: TypeAlias = ArrayLike | Tensor
+# The method of a Model by what its network finds.
+DOORS = {"labels": "classify", "masks": "segment_instances", "boxes": "detect"}
 
 
 class Model:
@@ -63,11 +67,30 @@ class Model:
         Raises:
             ValueError: shapes, types or values are not those above, or colours are missing; nothing was computed.
         """
+        features, row_of_point = self.embed_coarsely(points, colors)
+        return features[row_of_point]
+
+    @torch.no_grad()
+    def embed_coarsely(
+        self, points: Points, colors: Points | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """`embed` without its repetitions: a row for every bottleneck voxel, and which of them each point has.
+
+        Args:
+            points, colors: as for `embed`.
+
+        Returns:
+            features: (Vb, d) float32, unit-norm.
+            row_of_point: (N,) int64.
+
+        Raises:
+            ValueError: as `embed`.
+        """
         voxels = self._voxels_of(points, colors)
         coords, features = self._tensors(voxels)
-        expanded, _ = self._exported.net(coords, features, self._exported.label_embeddings, decode=False)
+        expanded, _ = self._exported.net(coords, features, self._exported.label_embeddings, read="bottleneck")
         unit = F.normalize(expanded.float(), dim=1).cpu().numpy()
-        return unit[voxels.bottleneck_of_voxel[voxels.voxel_of_point].numpy()]
+        return unit, voxels.bottleneck_of_voxel[voxels.voxel_of_point].numpy()
 
     def classify(
         self, points: Points, colors: Points | None = None, labels: Sequence[str] | None = None
@@ -86,10 +109,12 @@ class Model:
                 in [-1, 1]; after fine-tuning the logits of the head at the point's voxel, of any size.
 
         Raises:
-            ValueError: as `embed`; no label or one twice; words that a fine-tuned head does not know.
+            ValueError: as `embed`; no label or one twice; words that a fine-tuned head does not know; a network that
+                finds objects.
             MissingExtraError: open_clip, which reads new words, is not installed.
             ClipError, CheckpointError: the text tower of the run cannot be had, or is another one now.
         """
+        self._require("labels")
         voxels = self._voxels_of(points, colors)
         asked = self.labels if labels is None else _checked_labels(labels)
         if task_named(self.task).any_words:
@@ -104,16 +129,141 @@ class Model:
         rows = voxels.voxel_of_point.numpy()
         return scores.argmax(axis=1)[rows], scores[rows]
 
-    def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
-        model = self._exported.config.model
-        xyz = _checked_points(points, model.voxel_size)
-        if colors is None and "color" in model.point_features:
+    @torch.no_grad()
+    def segment_instances(
+        self, points: Points, colors: Points | None = None, groups: Points | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
+        """The objects of a scan, each as the points that it is made of; of a network fine-tuned for `instance`.
+
+        Args:
+            points, colors: as for `embed`.
+            groups: (N,) integer number of the group of every point, an over-segmentation that masks are made of; by
+                default our own, by normals and colour.
+
+        Returns:
+            masks: (P, N) bool, the surest first; they may overlap.
+            label_ids: (P,) int64 index in `self.labels`.
+            scores: (P,) float32 in [0, 1].
+
+        Raises:
+            ValueError: as `embed`; groups are not a number for every point; the network is of another task.
+        """
+        self._require("masks")
+        voxels = self._voxels_of(points, colors)
+        cloud = self._cloud_of(points, colors)
+        of_point = None if groups is None else _checked_groups(groups, len(cloud.points))
+        return task_named(self.task).load().masks_of_points(self._exported, cloud, voxels, of_point)
+
+    @torch.no_grad()
+    def detect(
+        self, points: Points, colors: Points | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+        """Boxes around the objects of a scan; of a network fine-tuned for `detection`.
+
+        Args:
+            points, colors: as for `embed`.
+
+        Returns:
+            boxes: (n, 7) middle x, y, z and full extents along the box's own axes in metres, in the points' frame;
+                the turn about the vertical, counter-clockwise. The surest first.
+            label_ids: (n,) int64 index in `self.labels`.
+            scores: (n,) in [0, 1].
+
+        Raises:
+            ValueError: as `embed`; the network is of another task.
+        """
+        self._require("boxes")
+        return task_named(self.task).load().boxes_of_points(self._exported, self._voxels_of(points, colors))
+
+    def query(self, points: Points, colors: Points | None, phrases: Sequence[str]) -> NDArray[np.float32]:
+        """How well each phrase fits every point, weighed against `self.labels` and `self.neutral_words`.
+
+        Args:
+            points, colors: as for `embed`.
+            phrases: Q words or phrases; for those that are neither labels nor neutral words the text tower of the run
+                is loaded (the extra `train`).
+
+        Returns:
+            (N, Q) float32 in [0, 1]: the share of the phrase in a softmax over it, the labels and the neutral words
+            (`self.query_rule`). Points of one bottleneck voxel have the same row.
+
+        Raises:
+            ValueError: as `embed`; no phrase or one twice; a word that the text tower of the run has never seen.
+            MissingExtraError, ClipError, CheckpointError: as `classify`.
+        """
+        self.embed_words(phrases)  # a word that it does not know is told before the work
+        return self.score_phrases(self.embed_coarsely(points, colors), phrases)
+
+    def score_phrases(
+        self, embedded: tuple[NDArray[np.float32], NDArray[np.int64]], phrases: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """`query` of points that `embed_coarsely` has looked at: (N, Q)."""
+        features, row_of_point = embedded
+        others = self.embed_words(self.vocabulary)
+        return query_scores(features, self.embed_words(phrases), others, self.logit_scale)[row_of_point]
+
+    @property
+    def neutral_words(self) -> tuple[str, ...]:
+        """Words that fit anything, whose embeddings the file holds; older files hold none."""
+        return tuple(self._exported.neutral)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """What `query` weighs a phrase against, and can be asked without a text tower: labels and neutral words."""
+        return tuple(dict.fromkeys((*self.labels, *self.neutral_words)))
+
+    @property
+    def logit_scale(self) -> float:
+        """What `query` multiplies cosines with: the multiplier that the network was trained with."""
+        return self._exported.logit_scale
+
+    @property
+    def query_rule(self) -> str:
+        """How `query` scores, in words."""
+        return rule_of_scores(self.labels, self.neutral_words, self.logit_scale)
+
+    @property
+    def scores_are_cosines(self) -> bool:
+        """Whether the scores of `classify` are cosines, as after pre-training, or the logits of a head."""
+        return task_named(self.task).any_words
+
+    @property
+    def needs_color(self) -> bool:
+        """Whether colours are among the inputs of the network."""
+        return "color" in self._exported.config.model.point_features
+
+    def embed_words(self, words: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Where words lie in the space of CLIP's text: (d,) float32, unit-norm, by word.
+
+        Raises:
+            ValueError: no word or one twice; one that the text tower of the run has never seen.
+            MissingExtraError, ClipError, CheckpointError: as `classify`.
+        """
+        asked = _checked_labels(words)
+        embedded = F.normalize(self._embed_words(asked).float(), dim=1).cpu().numpy()
+        return dict(zip(asked, embedded, strict=True))
+
+    def _require(self, wanted: str) -> None:
+        found = task_named(self.task).finds
+        if found != wanted:
             raise ValueError(
-                f"colors are missing: this network was trained with the features {list(model.point_features)}; give "
-                "(N, 3) uint8, or floats in [0, 1]"
+                f"{DOORS[wanted]} gives {wanted}, and this network was trained with task: {self.task}, for {found}; "
+                f"call {DOORS[found]}, or load the export of another run"
+            )
+
+    def _cloud_of(self, points: Points, colors: Points | None) -> PointCloud:
+        xyz = _checked_points(points, self._exported.config.model.voxel_size)
+        if colors is None and self.needs_color:
+            raise ValueError(
+                "colors are missing: this network was trained with the features "
+                f"{list(self._exported.config.model.point_features)}; give (N, 3) uint8, or floats in [0, 1]"
             )
         rgb = np.zeros_like(xyz) if colors is None else _checked_colors(colors, len(xyz))
-        cloud = PointCloud(as_tensor(xyz), as_tensor(rgb))
+        return PointCloud(as_tensor(xyz), as_tensor(rgb))
+
+    def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
+        model = self._exported.config.model
+        cloud = self._cloud_of(points, colors)
         return voxelize_cloud(cloud, model.voxel_size, model.unet.num_strides, model.point_features)
 
     def _tensors(self, voxels: VoxelCloud) -> tuple[Tensor, Tensor]:
@@ -133,11 +283,15 @@ class Model:
     def _embed_words(self, labels: Sequence[str]) -> Tensor:
         """(K, d) text embeddings: those of the file, and of the text tower for new words."""
         exported, device = self._exported, self._exported.label_embeddings.device
-        known = dict(zip(exported.labels, exported.label_embeddings, strict=True))
+        known = {**exported.neutral, **dict(zip(exported.labels, exported.label_embeddings, strict=True))}
         if new := [label for label in labels if label not in known]:
-            from t4p.models.towers import load_towers_from
-
             clip = exported.config.model.clip
+            if strange := words_not_learnt(clip, new):
+                raise ValueError(
+                    f"the words {', '.join(map(repr, strange))}: the text tower of this network ({clip.name}) was "
+                    f"never trained with them, so what it says of them is noise; ask for {list(known)}, or a network "
+                    "that was pre-trained against a CLIP of the whole language"
+                )
             towers = load_towers_from(clip, exported.config.run.seed)
             if towers.sha256 != exported.towers_sha256:
                 raise CheckpointError(
@@ -210,6 +364,15 @@ def _checked_colors(colors: Points, num_points: int) -> NDArray[np.float32]:
             f"colors are floats from {array.min():g} to {array.max():g}, wanted [0, 1]; divide by 255, or give uint8"
         )
     return array.astype(np.float32)
+
+
+def _checked_groups(groups: Points, num_points: int) -> NDArray[np.int64]:
+    array = _array(groups)
+    if array.shape != (num_points,) or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"groups are {array.dtype} of shape {array.shape}, wanted integers ({num_points},), one for every point"
+        )
+    return np.unique(array, return_inverse=True)[1].astype(np.int64)
 
 
 def _array(values: Points) -> NDArray[Any]:

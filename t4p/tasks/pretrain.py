@@ -124,7 +124,7 @@ class PretrainModule(nn.Module):
             drawn = draw_balanced(clip_features, pairs_e[1], uniforms_e, self._loss.num_pairs_e, self._loss.balance_e)
             pairs_e = pairs_e[:, drawn]
         with_d = self._loss.weight_d > 0
-        expanded, decoded = self.net(voxel_coords, voxel_features, text, decode=with_d)
+        expanded, decoded = self.net(voxel_coords, voxel_features, text, read="voxels" if with_d else "bottleneck")
         pixels = self.decoder2d(clip_features) if with_d else None
         scale_e = clamped_logit_scale(self.log_logit_scale_e, 1.0, self._loss.logit_scale_max)
         scale_d = clamped_logit_scale(self.log_logit_scale_d, 1.0, self._loss.logit_scale_max)
@@ -267,7 +267,7 @@ def voxel_scores(
         voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch, on
             the network's device.
     """
-    expanded, _ = exported.net(voxel_coords, voxel_features, exported.label_embeddings, decode=False)
+    expanded, _ = exported.net(voxel_coords, voxel_features, exported.label_embeddings, read="bottleneck")
     return compare_with_text(expanded, exported.label_embeddings, 1.0).index_select(0, bottleneck_of_voxel)
 
 
@@ -281,7 +281,7 @@ def untrained_network(config: PretrainConfig) -> ExportedNetwork:
     torch.manual_seed(config.run.seed)
     net = PretrainModule(config.model, config.loss, towers.embed_dim).net.eval().requires_grad_(False)
     text = embed_labels(config, towers, {})
-    return ExportedNetwork(config, 0, net, config.model.label_names, text, towers.sha256, {}, 1.0)
+    return ExportedNetwork(config, 0, net, config.model.label_names, text, towers.sha256, {}, 1.0, {})
 
 
 def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network
 from t4p.runs.checkpoint import as_checkpoint, check_sizes, newest_checkpoint, read_state, verify_marker
 from t4p.runs.universal import is_universal
+
+Config = TypeVar("Config", bound=FinetuneConfig)
 
 NETWORK = "net."
 HEAD = "head."
@@ -45,7 +47,7 @@ class StartingWeights:
     towers_sha256: str
 
 
-def name_beginning(config: FinetuneConfig, say: Callable[[str], None]) -> FinetuneConfig:
+def name_beginning(config: Config, say: Callable[[str], None]) -> Config:
     """The same configuration, a run folder in `model.pretrained` replaced by the checkpoint that is meant. Collective.
 
     That is its newest whole one, and where this run has begun already, the one that it began from: its checkpoints

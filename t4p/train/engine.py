@@ -65,7 +65,7 @@ class EngineSettings:
     """What the engine needs to know of the training section.
 
     Attributes:
-        fast_part: name of a part of the module (`net.head`) whose learning rate is `fast_scale` times that of the rest.
+        fast_parts: names of parts of the module (`net.head`), whose learning rate is `fast_scale` times the others'.
         undecayed: names of parameters that do not decay though they are matrices.
     """
 
@@ -74,7 +74,7 @@ class EngineSettings:
     gradient_clipping: float
     weight_decay: float
     grad_accum_steps: int
-    fast_part: str | None = None
+    fast_parts: tuple[str, ...] = ()
     fast_scale: float = 1.0
     undecayed: tuple[str, ...] = ()
 
@@ -180,7 +180,7 @@ class Engine:
         self._stage_0_norm = 0.0
         if settings.zero_stage == 3 and leaf_classes:
             _make_leaves(module, leaf_classes)
-        groups = _decay_groups(module, settings.weight_decay, settings.fast_part, settings.undecayed)
+        groups = _decay_groups(module, settings.weight_decay, settings.fast_parts, settings.undecayed)
         self._learning_rate_scales = (1.0, 1.0, settings.fast_scale)[: len(groups)]
         self._optimizer = build_optimizer(groups)
         self._engine, *_ = deepspeed.initialize(
@@ -391,9 +391,9 @@ def _forward_hooks_removed(module: nn.Module) -> Iterator[None]:
 
 
 def _decay_groups(
-    module: nn.Module, weight_decay: float, fast_part: str | None = None, undecayed: Sequence[str] = ()
+    module: nn.Module, weight_decay: float, fast_parts: Sequence[str] = (), undecayed: Sequence[str] = ()
 ) -> ParameterGroups:
-    """Matrices decay; biases, norms, temperatures and what is named do not. A fast part is a third group, whole.
+    """Matrices decay; biases, norms, temperatures and what is named do not. Fast parts are a third group, whole.
 
     Whole, though its bias then decays too: a group of a few numbers leaves ranks of a large world without any, and
     DeepSpeed 0.19.8 then cannot load a universal checkpoint ("list index out of range").
@@ -402,7 +402,7 @@ def _decay_groups(
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        if fast_part is not None and name.startswith(f"{fast_part}."):
+        if name.startswith(tuple(f"{part}." for part in fast_parts)):
             fast.append(parameter)
         elif parameter.ndim >= 2 and name not in undecayed:
             decayed.append(parameter)

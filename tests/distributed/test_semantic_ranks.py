@@ -19,7 +19,7 @@ from small_model import TINY_NETWORK
 import t4p.losses.segmentation as segmentation
 import t4p.tasks.semantic as semantic
 from t4p.config.files import load_config_of
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import SemanticConfig
 from t4p.data.labelled import LabelledSample, LabelRecipe
 from t4p.data.labels import IGNORED, build_label_table
 from t4p.data.transforms import coarsen, majority_label, voxel_features, voxelize
@@ -84,7 +84,7 @@ class StandInPrompts(PromptedLabels):
 def one_step(rank: int, world_size: int, head: str) -> tuple[float, torch.Tensor]:
     """The loss and the gradient of all parameters, as DeepSpeed would average them."""
     config = load_config_of(
-        FinetuneConfig,
+        SemanticConfig,
         [],
         [
             "run.dir=unused",

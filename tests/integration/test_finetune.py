@@ -18,7 +18,7 @@ from rank_processes import start_ranks
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from t4p.config.files import load_config_of
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import SemanticConfig
 from t4p.models.exported import load_exported_network
 from t4p.runs.progress import last_in, parse_line
 
@@ -83,13 +83,13 @@ def next_commands(output: str) -> list[list[str]]:
 
 RUN_ALL = """
 import json, sys
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import SemanticConfig
 from t4p.config.files import load_config_of
 from t4p.tasks.semantic import run
 outcomes = []
 for overrides in json.loads(sys.argv[1]):
     try:
-        run(load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides))
+        run(load_config_of(SemanticConfig, ["configs/finetune/rooms.yaml"], overrides))
         outcomes.append(("none", ""))
     except Exception as error:
         outcomes.append((type(error).__name__, str(error)))
@@ -308,7 +308,7 @@ def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained,
     assert logged is not None
     assert logged.is_last, "the same lines in the log of rank 0"
     assert next_commands(output)[0][:2] == ["checkpoint", "export"]
-    assert load_config_of(FinetuneConfig, [run_dir / "config.yaml"]).model.labels == labels
+    assert load_config_of(SemanticConfig, [run_dir / "config.yaml"]).model.labels == labels
 
 
 def test_a_fine_tuning_goes_on_with_another_number_of_ranks_and_without_the_weights_it_began_from(

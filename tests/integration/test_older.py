@@ -22,7 +22,7 @@ from shards.reader import DatasetReader
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.files import dump_config, load_config, load_config_of
 from t4p.config.kinds import config_of_task
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import SemanticConfig
 from t4p.models.exported import load_exported_network
 from t4p.tasks import evaluate
 from t4p.train.engine import saved_weights
@@ -112,7 +112,7 @@ SINCE = {"step_timeout", "save_on_stop", "cache_dir", "cache_bytes"}
 def test_a_resolved_configuration_resolves_to_itself(run):
     path = OLDER / "runs" / run / "config.yaml"
     tree = yaml.safe_load(path.read_text())
-    loaded = load_config([path]) if run == "pretrain" else load_config_of(FinetuneConfig, [path])
+    loaded = load_config([path]) if run == "pretrain" else load_config_of(SemanticConfig, [path])
     dumped = yaml.safe_load(dump_config(loaded))
     # Every key of then says what it said; keys that came since have their defaults.
     assert {

@@ -15,8 +15,9 @@ import t4p
 ROOT = Path(__file__).resolve().parents[2]
 OLDER = ROOT / "tests" / "data" / "older"
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-SNIPPETS = dict(re.findall(r"^## t4p\.(\w+)\n\n```python\n(.*?)```", PAGE, flags=re.MULTILINE | re.DOTALL))
-LOADS = dict(re.findall(r"^\| \[`t4p\.(\w+)`\].*\| (.*) \|$", PAGE, flags=re.MULTILINE))
+SNIPPETS = dict(re.findall(r"^## t4p\.([\w.]+)\n\n```python\n(.*?)```", PAGE, flags=re.MULTILINE | re.DOTALL))
+LOADS = dict(re.findall(r"^\| \[`t4p\.([\w.]+)`\].*\| (.*) \|$", PAGE, flags=re.MULTILINE))
+SCORES = ("metrics.detection", "metrics.instance", "metrics.semantic")  # modules, to be used alone
 # What costs a second or a hundred megabytes, or belongs to an extra; and what people ask about.
 HEAVY = (
     "numpy",
@@ -34,7 +35,7 @@ REPORT = "\nimport json, sys\nprint(json.dumps([name for name in {heavy} if name
 
 
 def test_the_page_has_every_name_once() -> None:
-    assert sorted(SNIPPETS) == sorted(LOADS) == sorted(t4p.__all__)
+    assert sorted(SNIPPETS) == sorted(LOADS) == sorted([*t4p.__all__, *SCORES])
     assert PAGE.count("```python") == len(SNIPPETS)
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from commands.plan import make_console, print_plan, verdict
-from t4p.config.files import load_config, load_config_of
+from t4p.config.files import load_config, load_config_of, load_for_command
 from t4p.config.network import NetworkConfig
 from t4p.config.plans import build_plan
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import DetectionConfig, InstanceConfig, SemanticConfig
 from t4p.models.towers import load_towers_from
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing
@@ -31,15 +31,21 @@ def test_every_pretraining_configuration_loads(path):
 
 
 def test_every_fine_tuning_configuration_loads():
-    rooms, few_labels = "configs/finetune/rooms.yaml", "configs/finetune/few_labels.yaml"
-    assert {f"configs/finetune/{path.name}" for path in (CONFIGS / "finetune").glob("*.yaml")} == {rooms, few_labels}
-    assert load_config_of(FinetuneConfig, [rooms]).model.head == "linear"
-    assert load_config_of(FinetuneConfig, [rooms, few_labels]).model.head == "words"
+    names = ("rooms", "few_labels", "rooms_instance", "rooms_detection")
+    rooms, few_labels, instance, detection = (f"configs/finetune/{name}.yaml" for name in names)
+    found = {f"configs/finetune/{path.name}" for path in (CONFIGS / "finetune").glob("*.yaml")}
+    assert found == {rooms, few_labels, instance, detection}
+    assert load_config_of(SemanticConfig, [rooms]).model.head == "linear"
+    assert load_config_of(SemanticConfig, [rooms, few_labels]).model.head == "words"
+    for overlay, schema in ((instance, InstanceConfig), (detection, DetectionConfig)):
+        loaded = load_for_command("finetune", [rooms, overlay])
+        assert isinstance(loaded, schema)
+        assert "wall" not in loaded.model.label_names
 
 
 def test_rooms_are_pre_trained_and_fine_tuned_with_one_network():
     before = load_config(["configs/pretrain/rooms.yaml"])
-    after = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"])
+    after = load_config_of(SemanticConfig, ["configs/finetune/rooms.yaml"])
     assert before.data.frame == after.data.frame
     for name in NetworkConfig.model_fields:
         assert getattr(before.model, name) == getattr(after.model, name), name

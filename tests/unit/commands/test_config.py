@@ -42,7 +42,10 @@ def test_keys_of_another_task_and_for_programs(t4p) -> None:
     assert [(key["name"], key["default"]) for key in keys] == [("model.head", "linear")]
     assert json.loads(t4p("keys", "--task", "evaluate", "--json")[1])["keys"][0]["name"] == "model.exported"
     status, _, said = t4p("keys", "--task", "juggle")
-    assert (status, said) == (2, "error: --task is 'juggle'; known: pretrain, semantic, evaluate\n")
+    assert (status, said) == (
+        2,
+        "error: --task is 'juggle'; known: pretrain, semantic, instance, detection, evaluate\n",
+    )
 
 
 def test_show_prints_what_a_run_would_use(t4p) -> None:

@@ -194,7 +194,7 @@ def test_a_configuration_of_another_command_names_it(command: str, files: list[s
         ("null: 2\n", "the key None is no text"),
         ("run: 3\n", "2 problem.*\n  run: wanted keys below it, one a line, got 3 .*\n  data: missing; "),
         ("", "2 problem.*\n  run: missing; set its keys in a file or as run.KEY=VALUE\n  data: missing; "),
-        ("task: depth\n", "task is depth; known: pretrain, semantic"),
+        ("task: depth\n", "task is depth; known: pretrain, semantic, instance, detection"),
         ("run: {dir: a}\ndata: {shards: b}\nmodel: {labels: ''}\n", "model.labels: the name of the file is empty"),
         ("train: &a\n  b: *a\n", "an alias .* stands inside of what its anchor .* names"),
         ("run: {dir: a}\ndata: {shards: b}\nmodel: {labels: [a, ' ']}\n", "model.labels: a label is empty in"),

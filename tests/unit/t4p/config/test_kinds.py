@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 
 from t4p.config.kinds import TASKS, config_of_task, schemas, task_named, tasks_of
-from t4p.config.tasks import FinetuneConfig, JobConfig, PretrainConfig
+from t4p.config.tasks import JobConfig, PretrainConfig, SemanticConfig
 from t4p.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[4]
-PROTOCOL = ("run", "embed_labels", "voxel_scores", "problem_of_start")
+PROTOCOL = ("run", "embed_labels", "problem_of_start")
+SCORES = {"labels": "voxel_scores", "masks": "score", "boxes": "score"}
 TREES = {"run": {"dir": "a"}, "data": {"shards": ["b"]}}
 
 
 def test_the_tasks_of_a_command_and_their_schemas() -> None:
-    assert [task.name for task in tasks_of("finetune")] == ["semantic"]
+    assert [task.name for task in tasks_of("finetune")] == ["semantic", "instance", "detection"]
     assert {command: names for command, (names, *_) in schemas().items()}["pretrain"] is PretrainConfig
     assert set(schemas()) == {"pretrain", "finetune", "evaluate"}
 
@@ -25,20 +26,20 @@ def test_the_tasks_of_a_command_and_their_schemas() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_module_of_a_row_has_what_is_asked_of_it(name: str) -> None:
     task = task_named(name)
-    assert all(callable(getattr(task.load(), function)) for function in PROTOCOL)
+    assert all(callable(getattr(task.load(), function)) for function in (*PROTOCOL, SCORES[task.finds]))
     config = task.schema.model_validate({**TREES, "model": {"labels": ["a", "b", "c"]}})
     assert config.task == name
-    assert task.out_dim(config) == {"pretrain": 64, "semantic": 3}[name]
+    assert task.out_dim(config) == {"pretrain": 64, "semantic": 3, "instance": 64, "detection": 1}[name]
 
 
 def test_a_tree_is_read_by_the_schema_of_its_task() -> None:
-    assert type(config_of_task({**TREES, "task": "semantic"})) is FinetuneConfig
+    assert type(config_of_task({**TREES, "task": "semantic"})) is SemanticConfig
     assert type(config_of_task(TREES)) is PretrainConfig  # of a time when there was no other
 
 
 @pytest.mark.parametrize("name", ["depth", None, 3, ["semantic"]])
 def test_an_unknown_task_is_an_error(name: object) -> None:
-    with pytest.raises(ConfigError, match=r"task is .*; known: pretrain, semantic"):
+    with pytest.raises(ConfigError, match=r"task is .*; known: pretrain, semantic, instance, detection"):
         config_of_task({**TREES, "task": name})
 
 

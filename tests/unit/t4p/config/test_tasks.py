@@ -7,7 +7,7 @@ import pytest
 
 from t4p.config.files import changed_keys, dump_config, load_config, load_config_of
 from t4p.config.packaged import find_packaged
-from t4p.config.tasks import FinetuneConfig, PretrainConfig
+from t4p.config.tasks import PretrainConfig, SemanticConfig
 from t4p.errors import ConfigError
 
 MINIMAL = ["run.dir=runs/x", "data.shards=[a]"]
@@ -143,13 +143,13 @@ def test_a_useless_label_list_is_refused(labels, message):
 def test_random_weights_are_not_frozen():
     call = ["run.dir=a", "data.shards=[a]", "model.frozen=[encoder]"]
     with pytest.raises(ConfigError, match=r"without pretrained it would keep random weights; name a pre-training"):
-        load_config_of(FinetuneConfig, [], call)
-    assert load_config_of(FinetuneConfig, [], [*call, "model.pretrained=b"]).model.frozen == ("encoder",)
+        load_config_of(SemanticConfig, [], call)
+    assert load_config_of(SemanticConfig, [], [*call, "model.pretrained=b"]).model.frozen == ("encoder",)
 
 
 def test_frozen_parts_are_a_set():
     call = ["run.dir=a", "data.shards=[a]", "model.pretrained=b", "model.frozen=[decoder, encoder, decoder]"]
-    assert load_config_of(FinetuneConfig, [], call).model.frozen == ("decoder", "encoder")
+    assert load_config_of(SemanticConfig, [], call).model.frozen == ("decoder", "encoder")
 
 
 def test_the_tree_is_frozen():

@@ -63,7 +63,7 @@ def test_labels_in_a_file_give_the_head_a_channel_each(tmp_path: Path) -> None:
             r"2 problem[^!]*model.voxel_size: [^!]*model.voxels: unknown",
         ),
         ({"model": {"unet": {"plan": "UNet"}, "clip": {"name": "configs/clip/tiny-rn.json"}}}, "known: Res16UNet"),
-        ({"task": "juggle"}, "task is juggle; known: pretrain, semantic"),
+        ({"task": "juggle"}, "task is juggle; known: pretrain, semantic, instance, detection"),
         ("nowhere.yaml", "nowhere.yaml: no such file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ def test_levels_have_the_planned_widths_and_the_pyramids_rows():
     assert output.shape == (len(coords), 8)
     assert network.out_channels == 8
     assert torch.equal(output, network(pyramid, random_features(coords)))
+    assert network.decode_once(pyramid, level_features[2], level_features[1]).shape == (len(pyramid.coords(1)), 12)
 
 
 @pytest.mark.parametrize("name", sorted(PLANS))
@@ -89,9 +91,13 @@ def test_every_plan_has_the_parameters_its_table_implies(name):
     assert network.num_levels == 5
 
 
-def test_res16unet34c_keeps_its_size():
-    """MinkUNet34C, usually quoted as 37.9 M with its final layer."""
-    assert sum(p.numel() for p in SparseUNet(3, PLANS["Res16UNet34C"]).parameters()) == 37_854_112
+@pytest.mark.parametrize(("stem_kernel_size", "num_parameters"), [(5, 37_856_052), (3, 37_846_644)])
+def test_res16unet34c_has_the_size_of_the_published_network(stem_kernel_size, num_parameters):
+    """With ScanNet's head of 20 classes, a linear layer here and a convolution of kernel 1 there."""
+    with torch.device("meta"):
+        network = SparseUNet(3, replace(PLANS["Res16UNet34C"], stem_kernel_size=stem_kernel_size))
+        head = torch.nn.Linear(network.out_channels, 20)
+    assert sum(p.numel() for part in (network, head) for p in part.parameters()) == num_parameters
 
 
 def test_truncated_keeps_the_finest_strides():

@@ -11,7 +11,7 @@ from shards.packing.pack import pack
 from t4p.config.data import DataConfig, LabelledDataConfig
 from t4p.config.network import ClipConfig, ModelConfig
 from t4p.config.run import RunConfig, TrainConfig
-from t4p.config.tasks import FinetuneConfig, JobConfig, PretrainConfig
+from t4p.config.tasks import JobConfig, PretrainConfig, SemanticConfig
 from t4p.runs.checkpoint import write_marker
 from t4p.tasks.afterwards import look_afterwards, next_commands, random_towers
 
@@ -66,7 +66,7 @@ def test_where_validation_data_has_labels_of_the_run_it_is_scored_next(tmp_path:
     assert said(config, newest) == [export, [*evaluate, 'data.ignored_labels=["*"]', "data.pixel_stride=2"]]
     words = config.model.model_copy(update={"labels": ("spoon",)})
     assert said(config.model_copy(update={"model": words}), newest) == [export]
-    tuned = FinetuneConfig(
+    tuned = SemanticConfig(
         run=config.run, data=LabelledDataConfig(shards=(rooms,), validation_shards=(rooms,), ignored_labels=("*",))
     )
     assert said(tuned, newest) == [export, [*evaluate, 'data.ignored_labels=["*"]']]

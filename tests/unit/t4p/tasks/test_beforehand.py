@@ -11,7 +11,7 @@ import pytest
 
 from shards.errors import UserError
 from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import EvaluateConfig, FinetuneConfig
+from t4p.config.tasks import EvaluateConfig, SemanticConfig
 from t4p.errors import ConfigError, RunError
 from t4p.tasks.beforehand import look_before_evaluation, look_beforehand
 
@@ -27,7 +27,7 @@ def pretrain(run_dir: Path, *overrides: str) -> None:
 def finetune(run_dir: Path, *overrides: str) -> None:
     given = [f"data.shards={SCENES}", f"run.dir={run_dir}", "data.ignored_labels=['*']", LABELS, *overrides]
     given += ["train.global_batch_size=1"]
-    look_beforehand(load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], given))
+    look_beforehand(load_config_of(SemanticConfig, ["configs/finetune/rooms.yaml"], given))
 
 
 def test_what_can_work_passes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import FinetuneConfig, PretrainConfig
+from t4p.config.tasks import PretrainConfig, SemanticConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch
 from t4p.data.labels import IGNORED
@@ -82,7 +82,7 @@ def test_the_bottleneck_is_the_same_without_the_decoder(config):
     coords = torch.unique(torch.randint(0, 12, (200, 4)).int() * torch.tensor([0, 1, 1, 1], dtype=torch.int32), dim=0)
     features = torch.randn(len(coords), 2)
     expanded, decoded = net(coords, features, text)
-    stopped, nothing = net(coords, features, text, decode=False)
+    stopped, nothing = net(coords, features, text, read="bottleneck")
     assert torch.equal(expanded, stopped)
     assert (len(decoded), len(nothing)) == (len(coords), 0)
 
@@ -99,24 +99,24 @@ def test_a_tower_sees_no_scenes(config, scenes):
         score_teacher(config, scored_on(scenes))
 
 
-def finetuning(frames: str, head: str) -> tuple[FinetuneConfig, SemanticModule]:
+def finetuning(frames: str, head: str) -> tuple[SemanticConfig, SemanticModule]:
     """A configuration and its module with random weights."""
     overrides = [f"data.shards={json.dumps([frames])}", "run.dir=unused", f"model.head={head}"]
-    config = load_config_of(FinetuneConfig, ["configs/finetune/rooms.yaml"], overrides)
+    config = load_config_of(SemanticConfig, ["configs/finetune/rooms.yaml"], overrides)
     towers = load_towers_from(config.model.clip, 0)
     prompted = PromptedLabels(towers, config.model.labels, config.model.text_query.template, None)
     torch.manual_seed(config.run.seed)
     return config, SemanticModule(config.model, config.loss, prompted, towers.embed_dim).eval()
 
 
-def batch_of(config: FinetuneConfig, frames: str) -> LabelledBatch:
-    recipe = build_recipe(config, Catalogue([frames]), None)
+def batch_of(config: SemanticConfig, frames: str) -> LabelledBatch:
+    recipe = build_recipe(config, Catalogue([frames]), False)
     return next(ValidationStream(Catalogue([frames]), recipe, 0).batches())
 
 
 @torch.no_grad()
-def exported_of(config: PretrainConfig | FinetuneConfig, module: SemanticModule) -> ExportedNetwork:
-    return ExportedNetwork(config, 1, module.net, config.model.labels, module.embed_labels(), "towers", {}, 1.0)
+def exported_of(config: PretrainConfig | SemanticConfig, module: SemanticModule) -> ExportedNetwork:
+    return ExportedNetwork(config, 1, module.net, config.model.labels, module.embed_labels(), "towers", {}, 1.0, {})
 
 
 def test_a_head_of_words_begins_with_the_zero_shot_prediction(frames, config):

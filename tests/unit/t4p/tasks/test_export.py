@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from saved_checkpoint import save_checkpoint
 
 from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import SemanticConfig
 from t4p.errors import CheckpointError, ClipError, ConfigError
 from t4p.runs.checkpoint import CheckpointState, write_marker, write_state
 from t4p.tasks.export import blend, export_checkpoint
@@ -58,7 +58,7 @@ FEW_LABELS = ["configs/finetune/rooms.yaml", "configs/finetune/few_labels.yaml"]
 )
 def test_a_share_of_what_did_not_begin_with_words_is_refused(tmp_path, files, overrides, problem):
     is_pretraining = files == ["configs/smoke.yaml"]
-    config = load_config(files, overrides) if is_pretraining else load_config_of(FinetuneConfig, files, overrides)
+    config = load_config(files, overrides) if is_pretraining else load_config_of(SemanticConfig, files, overrides)
     checkpoint = make(tmp_path / "step_00000400", config)
     with pytest.raises(ConfigError, match=rf"step_00000400: {problem}.*configs/finetune/few_labels\.yaml"):
         export_checkpoint(checkpoint, tmp_path / "out.safetensors", finetuned_share=0.3)

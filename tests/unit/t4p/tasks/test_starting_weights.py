@@ -6,7 +6,7 @@ from saved_checkpoint import save_checkpoint
 from small_model import TINY_NETWORK
 
 from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import FinetuneConfig
+from t4p.config.tasks import SemanticConfig
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
 from t4p.models.text4point import build_text4point
@@ -34,7 +34,7 @@ def exported(tmp_path_factory):
 
 
 def network_of(*overrides):
-    config = load_config_of(FinetuneConfig, [], ["run.dir=unused", "model.voxel_size=0.04", *NETWORK, *overrides])
+    config = load_config_of(SemanticConfig, [], ["run.dir=unused", "model.voxel_size=0.04", *NETWORK, *overrides])
     torch.manual_seed(2)
     return build_text4point(config.model, CLIP_DIM, 5), config
 

@@ -1,0 +1,444 @@
+"""Instance segmentation, fine-tuned without images: masks by queries over groups of voxels, or by votes of voxels.
+
+Figure 4 of the paper: learnable prompts, a loss on the score map at the bottleneck, a head on the decoder. What a mask
+shows is said against the embeddings of the labels, so that no weight depends on their list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from t4p.config.data import EvaluatedDataConfig
+from t4p.config.tasks import InstanceConfig
+from t4p.data.fetch import Catalogue
+from t4p.data.groups import group_points
+from t4p.data.labelled import build_label_recipe
+from t4p.data.labels import IGNORED
+from t4p.data.objects import NONE, ObjectBatch, ObjectRecipe, ObjectSample, groups_of_voxels
+from t4p.data.stream import ValidationStream
+from t4p.data.transforms import PointCloud, VoxelCloud
+from t4p.distributed import all_gather_objects
+from t4p.errors import DataError, RunError
+from t4p.losses.instance import InstanceWeights, decode_masks, instance_loss
+from t4p.losses.segmentation import balanced_cross_entropy
+from t4p.metrics.instance import ComparedScene, InstanceScene, InstanceScores, compare, scores_of
+from t4p.models.exported import ExportedNetwork
+from t4p.models.offset_votes import cluster_votes, vote_loss
+from t4p.models.query_decoder import QueryDecoder, pool_groups
+from t4p.models.text4point import Text4Point
+from t4p.models.vote_head import VoteHead
+from t4p.runs.logs import StepRecord
+from t4p.runs.progress import Show
+from t4p.tasks.evaluate import scored_stream
+from t4p.tasks.finetune import PromptedModule, embed_labels, finetune, prompt_labels
+from t4p.tasks.scored import ScoreSheet, SheetRow
+
+if TYPE_CHECKING:
+    from t4p.models.clip import ClipTowers
+    from t4p.models.prompts import PromptedLabels
+
+__all__ = ["embed_labels", "masks_of_points", "problem_of_start", "run", "score"]
+
+MIN_REGION = 100  # points of the smallest instance that is scored, ScanNet's
+MOST_MASKS = 100  # of a sample
+VOTES_RADIUS = 2.0  # voxels: votes that lie nearer are of one object
+FEWEST_VOTES = 8  # voxels of the smallest object that votes make
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMasks:
+    """The objects of one sample.
+
+    Attributes:
+        masks: (P, V) bool over its voxels.
+        class_ids: (P,) int64 rows of the labels.
+        scores: (P,) float in [0, 1], the surest first.
+    """
+
+    masks: NDArray[np.bool_]
+    class_ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def build_head(config: InstanceConfig, clip_dim: int) -> QueryDecoder | VoteHead:
+    """What stands on the network, with random weights."""
+    model, decoder = config.model, config.model.decoder
+    if model.masks == "votes":
+        return VoteHead(model.mask_channels, clip_dim)
+    return QueryDecoder(
+        model.mask_channels,
+        decoder.dim,
+        decoder.num_queries,
+        decoder.num_layers,
+        decoder.num_heads,
+        clip_dim,
+        config.loss.logit_scale,
+    )
+
+
+class InstanceModule(PromptedModule):
+    """The 3D network, the prompt tokens and a head that makes masks."""
+
+    def __init__(self, config: InstanceConfig, prompted: PromptedLabels, clip_dim: int) -> None:
+        super().__init__(config.model, config.loss, prompted, clip_dim, config.model.mask_channels)
+        self.head = build_head(config, clip_dim)
+        self._loss = config.loss
+        self._voxel_size = config.model.voxel_size
+
+    def forward(
+        self,
+        voxel_coords: Tensor,
+        voxel_features: Tensor,
+        label_of_voxel: Tensor,
+        label_of_bottleneck: Tensor,
+        instance_of_voxel: Tensor,
+        label_of_instance: Tensor,
+        sample_of_instance: Tensor,
+        group_of_voxel: Tensor,
+        instance_of_group: Tensor,
+        sample_of_group: Tensor,
+        corners: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """The losses over the samples of all ranks. Collective.
+
+        Args:
+            As the attributes of ObjectBatch and its LabelledBatch.
+
+        Returns:
+            loss, loss_task, loss_class, loss_mask, loss_score, loss_aux: scalars; averaged over ranks they are the
+            global ones. With votes, loss_mask is that of the offsets, and loss_score 0.
+            instances: of this rank.
+        """
+        text = self.embed_labels()
+        expanded, decoded = self.net(voxel_coords, voxel_features, text)
+        loss_aux = self.loss_of_score_map(self.score_map(expanded, text), label_of_bottleneck)
+        if isinstance(self.head, VoteHead):
+            class_logits, offsets = self.head(decoded, text)
+            nothing = class_logits.shape[1] - 1
+            classes = torch.where(label_of_voxel == IGNORED, nothing, label_of_voxel)
+            balance = self._loss.class_balance
+            loss_class = self._loss.weight_class * balanced_cross_entropy(class_logits, classes, balance)
+            middles = middles_of(voxel_coords, self._voxel_size).to(offsets.dtype)
+            of_instance = middle_of_instances(middles, instance_of_voxel, len(label_of_instance))
+            held = instance_of_voxel != NONE
+            loss_mask = self._loss.weight_votes * vote_loss(offsets, middles, of_instance, held)
+            loss_score = torch.zeros_like(loss_mask)
+            loss_task = loss_class + loss_mask
+        else:
+            weights = self._loss
+            groups = pool_groups(decoded, group_of_voxel, len(sample_of_group))
+            loss_task, loss_class, loss_mask, loss_score = instance_loss(
+                self.head(groups, sample_of_group, len(corners), text),
+                instance_of_group,
+                label_of_instance,
+                sample_of_instance,
+                sample_of_group,
+                InstanceWeights(
+                    label=weights.weight_class,
+                    mask=weights.weight_mask,
+                    dice=weights.weight_mask,
+                    score=weights.weight_score,
+                    no_object=weights.no_object,
+                ),
+            )
+        loss = loss_task + self._loss.weight_aux * loss_aux
+        num_instances = torch.full_like(loss, len(label_of_instance))
+        return loss, loss_task, loss_class, loss_mask, loss_score, loss_aux, num_instances
+
+
+def middles_of(voxel_coords: Tensor, voxel_size: float) -> Tensor:
+    """(V, 3) float32 metres, from the corner of voxel (0, 0, 0)."""
+    return (voxel_coords[:, 1:].float() + 0.5) * voxel_size
+
+
+def middle_of_instances(middles: Tensor, instance_of_voxel: Tensor, num_instances: int) -> Tensor:
+    """(V, 3) the mean of the voxels of each voxel's instance; 0 for voxels that have none."""
+    held = instance_of_voxel != NONE
+    rows = instance_of_voxel[held]
+    sums = middles.new_zeros(num_instances, 3).index_add(0, rows, middles[held])
+    means = sums / torch.bincount(rows, minlength=num_instances).clamp(min=1)[:, None]
+    return torch.zeros_like(middles).index_put((held,), means[rows])
+
+
+@torch.no_grad()
+def find_masks(
+    net: Text4Point,
+    head: QueryDecoder | VoteHead,
+    text: Tensor,
+    voxel_size: float,
+    voxel_coords: Tensor,
+    voxel_features: Tensor,
+    group_of_voxel: Tensor,
+    sample_of_group: Tensor,
+    num_samples: int,
+) -> Iterator[FoundMasks]:
+    """The objects of every sample, in order.
+
+    Args:
+        text: (K, d) label embeddings, unit-norm.
+        voxel_size: metres.
+        voxel_coords, voxel_features, group_of_voxel, sample_of_group: (V, 4) int32, (V, C_in), (V,) and (G,), as in
+            ObjectBatch.
+    """
+    _, decoded = net(voxel_coords, voxel_features, text)
+    samples = voxel_coords[:, 0]
+    if isinstance(head, VoteHead):
+        class_logits, offsets = head(decoded, text)
+        probability, label = class_logits.softmax(1).max(1)
+        label = torch.where(label == class_logits.shape[1] - 1, IGNORED, label)
+        middles = middles_of(voxel_coords, voxel_size)
+        for sample in range(num_samples):
+            own = samples == sample
+            masks, class_ids, scores = cluster_votes(
+                middles[own], offsets[own], label[own], probability[own], VOTES_RADIUS * voxel_size, FEWEST_VOTES
+            )
+            kept = slice(MOST_MASKS)
+            yield FoundMasks(*(found[kept].cpu().numpy() for found in (masks, class_ids, scores)))
+        return
+    groups = pool_groups(decoded, group_of_voxel, len(sample_of_group))
+    prediction = head(groups, sample_of_group, num_samples, text)[-1]
+    first_group = torch.bincount(sample_of_group, minlength=num_samples).cumsum(0).roll(1)
+    for sample in range(num_samples):
+        masks, class_ids, scores = decode_masks(prediction, sample, sample_of_group, MOST_MASKS)
+        of_voxel = group_of_voxel[samples == sample] - (first_group[sample] if sample else 0)
+        yield FoundMasks(masks[:, of_voxel].cpu().numpy(), class_ids.cpu().numpy(), scores.float().cpu().numpy())
+
+
+def compare_batch(
+    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
+) -> Iterator[ComparedScene]:
+    """What was found in every sample of a batch beside what is there, point by point.
+
+    Args:
+        batch: on the network's device.
+    """
+    labelled = batch.labelled
+    found = find_masks(
+        net,
+        head,
+        text,
+        voxel_size,
+        labelled.voxel_coords,
+        labelled.voxel_features,
+        batch.group_of_voxel,
+        batch.sample_of_group,
+        len(batch.corners),
+    )
+    samples = labelled.voxel_coords[:, 0].cpu()
+    sample_of_point = samples[labelled.voxel_of_point.cpu()]
+    for sample, masks in enumerate(found):
+        own = (sample_of_point == sample).numpy()
+        first_voxel = int((samples < sample).sum())
+        rows = labelled.voxel_of_point.cpu().numpy()[own] - first_voxel
+        scene = InstanceScene(
+            semantic=labelled.label_of_point.cpu().numpy()[own],
+            instance=batch.instance_of_point.cpu().numpy()[own] + 1,
+            masks=masks.masks[:, rows],
+            class_ids=masks.class_ids,
+            scores=masks.scores,
+        )
+        yield compare(scene, range(len(text)), MIN_REGION)
+
+
+class InstanceTask:
+    """What the module takes of a batch, and the scores on points."""
+
+    term_names = ("loss", "loss_task", "loss_class", "loss_mask", "loss_score", "loss_aux", "instances")
+
+    def __init__(
+        self,
+        config: InstanceConfig,
+        device: torch.device,
+        validation: ValidationStream[ObjectSample, ObjectBatch] | None,
+    ) -> None:
+        self._labels = config.model.label_names
+        self._voxel_size = config.model.voxel_size
+        self._device = device
+        self._validation = validation
+
+    def inputs(self, batch: ObjectBatch) -> tuple[Tensor, ...]:
+        """The arguments of InstanceModule."""
+        batch = batch.to(self._device)
+        labelled = batch.labelled
+        return (
+            labelled.voxel_coords,
+            labelled.voxel_features,
+            labelled.label_of_voxel,
+            labelled.label_of_bottleneck,
+            batch.instance_of_voxel,
+            batch.label_of_instance,
+            batch.sample_of_instance,
+            batch.group_of_voxel,
+            batch.instance_of_group,
+            batch.sample_of_group,
+            batch.corners,
+        )
+
+    def check(self, record: StepRecord) -> None:
+        """A batch without an object is no fault: it teaches what is none."""
+
+    @torch.no_grad()
+    def validate(self, module: nn.Module) -> Mapping[str, float]:
+        """ScanNet's protocol on the points of the validation data: `ap`, `ap50`, `ap25`, and `ap50/LABEL`."""
+        if self._validation is None:
+            return {}
+        assert isinstance(module, InstanceModule)
+        module.eval()
+        text = module.embed_labels()
+        own: list[ComparedScene] = []
+        for batch in self._validation.batches():
+            own += compare_batch(module.net, module.head, text, self._voxel_size, batch.to(self._device))
+        found = scores_of([scene for scenes in all_gather_objects(own) for scene in scenes], range(len(self._labels)))
+        if not math.isfinite(found.mean_ap):
+            raise RunError(
+                f"validation: no object of model.labels with {MIN_REGION} points in data.validation_shards; look at a "
+                "sample with `t4p shards show`"
+            )
+        named = {"ap": found.mean_ap, "ap50": found.mean_ap50, "ap25": found.mean_ap25}
+        named |= {f"ap50/{label}": found.ap50[index] for index, label in enumerate(self._labels)}
+        return {name: value for name, value in named.items() if math.isfinite(value)}  # nan: absent from the data
+
+
+def run(config: InstanceConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
+    """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
+
+    Args, raises:
+        As `t4p.tasks.finetune.finetune`.
+    """
+    finetune(config, build_module, build_recipe, InstanceTask, ("net.head", "head"), on_step, show)
+
+
+def build_module(config: InstanceConfig, towers: ClipTowers) -> InstanceModule:
+    """Random weights, the same in every process.
+
+    Raises:
+        ClipError: the prompts cannot work.
+    """
+    torch.manual_seed(config.run.seed)
+    return InstanceModule(config, prompt_labels(config, towers), towers.embed_dim)
+
+
+def build_recipe(
+    config: InstanceConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
+) -> ObjectRecipe:
+    """How the samples of a catalogue become those of this job; only those that are trained on are augmented.
+
+    Args:
+        ignored_labels: instead of those of the configuration.
+
+    Raises:
+        ConfigError: the classes of a dataset are not those of the configuration.
+    """
+    labels = config.model.label_names
+    recipe = build_label_recipe(
+        catalogue,
+        config.data,
+        config.model,
+        labels,
+        config.data.ignored_labels if ignored_labels is None else ignored_labels,
+        augment=config.data.augment if trains else None,
+        seed=config.run.seed,
+    )
+    return ObjectRecipe(recipe, labels, groups_of=config.model.groups if config.model.masks == "queries" else None)
+
+
+def problem_of_start(config: InstanceConfig) -> str:
+    """Why an export cannot keep a share of what a run began with."""
+    return "has a head that makes masks, whose random weights say nothing at the beginning"
+
+
+def head_of(exported: ExportedNetwork) -> QueryDecoder | VoteHead:
+    """The head of an exported network, on its device, in eval mode."""
+    assert isinstance(exported.config, InstanceConfig)
+    text = exported.label_embeddings
+    head = build_head(exported.config, text.shape[1])
+    head.load_state_dict(exported.part("head"))
+    return head.to(text.device).eval().requires_grad_(False)
+
+
+def masks_of_points(
+    exported: ExportedNetwork, cloud: PointCloud, voxels: VoxelCloud, group_of_point: NDArray[np.int64] | None
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
+    """The objects among points of a user.
+
+    Args:
+        voxels: of the points, as the network takes them.
+        group_of_point: (N,) from 0 without gaps; None makes groups as the run did, our own where it had given ones.
+
+    Returns:
+        (P, N) masks, (P,) rows of the labels, (P,) scores, the surest first.
+    """
+    config, text = exported.config, exported.label_embeddings
+    assert isinstance(config, InstanceConfig)
+    num_voxels = len(voxels.voxel_coords)
+    if group_of_point is None and config.model.masks == "queries" and config.model.groups != "none":
+        group_of_point = group_points(cloud.points, cloud.colors).numpy()
+    group_of_voxel = groups_of_voxels(group_of_point, voxels.voxel_of_point, num_voxels)
+    num_groups = int(group_of_voxel.max()) + 1 if num_voxels else 0
+    found = find_masks(
+        exported.net,
+        head_of(exported),
+        text,
+        config.model.voxel_size,
+        F.pad(voxels.voxel_coords, (1, 0)).to(text.device),
+        voxels.voxel_features.to(text.device),
+        group_of_voxel.to(text.device),
+        torch.zeros(num_groups, dtype=torch.int64, device=text.device),
+        1,
+    )
+    (masks,) = found
+    return masks.masks[:, voxels.voxel_of_point.numpy()], masks.class_ids, masks.scores
+
+
+def score(
+    exported: ExportedNetwork, scored: EvaluatedDataConfig, on_progress: Callable[[int, int], None]
+) -> ScoreSheet:
+    """Average precision on every point of the datasets, by ScanNet's protocol.
+
+    Args:
+        on_progress: called with (samples done, samples in all).
+
+    Raises:
+        ConfigError: the classes of a dataset are not its labels.
+        ShardError, DataError: the data is missing or damaged, or holds no object.
+    """
+    config = exported.config
+    assert isinstance(config, InstanceConfig)
+    catalogue = Catalogue(scored.shards)
+    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
+    config = config.model_copy(update={"data": config.data.model_copy(update=points)})
+    recipe = build_recipe(config, catalogue, False, scored.ignored_labels)
+    head, text = head_of(exported), exported.label_embeddings
+    compared: list[ComparedScene] = []
+    for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
+        compared += compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+        on_progress(done, catalogue.num_samples)
+    found = scores_of(compared, range(len(exported.labels)))
+    if not math.isfinite(found.mean_ap):
+        raise DataError(
+            f"{', '.join(scored.shards)}: no object of the network's labels with {MIN_REGION} points; look at a sample "
+            "with `t4p shards show`"
+        )
+    return sheet_of(exported.labels, found)
+
+
+def sheet_of(labels: Sequence[str], found: InstanceScores) -> ScoreSheet:
+    """The scores as a table."""
+    return ScoreSheet(
+        protocol="ScanNet's protocol on points",
+        columns=("AP", "AP50", "AP25"),
+        rows=tuple(
+            SheetRow(label, (found.ap[index], found.ap50[index], found.ap25[index]))
+            for index, label in enumerate(labels)
+        ),
+        means=(found.mean_ap, found.mean_ap50, found.mean_ap25),
+    )
