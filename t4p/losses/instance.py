@@ -29,6 +29,11 @@ class MaskPredictions(NamedTuple):
     scores: Tensor  # (S, Q) logits of the predicted IoU
 
 
+def by_layer(stacked: MaskPredictions) -> tuple[MaskPredictions, ...]:
+    """The predictions of every layer of predictions that have a further dimension in front, for the layers."""
+    return tuple(MaskPredictions(*tensors) for tensors in zip(*stacked, strict=True))
+
+
 @dataclass(frozen=True)
 class InstanceWeights:
     """What the parts of the loss, and of the cost of a match, count. The defaults are SPFormer's.

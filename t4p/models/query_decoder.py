@@ -79,7 +79,7 @@ class QueryDecoder(nn.Module):
 
     def forward(
         self, group_features: Tensor, sample_of_group: Tensor, num_samples: int, text: Tensor
-    ) -> tuple[MaskPredictions, ...]:
+    ) -> MaskPredictions:
         """What the queries say before the first layer and after each.
 
         Args:
@@ -88,7 +88,9 @@ class QueryDecoder(nn.Module):
             text: (K, d) label embeddings, unit-norm.
 
         Returns:
-            num_layers + 1 predictions, in float32 at least whatever autocast says; the last is the result.
+            num_layers + 1 predictions, stacked, so that they are plain tensors: under ZeRO 3 DeepSpeed's hook on a leaf
+            sees no tensor inside of a tuple of tuples, and its gradients stay where they are. `by_layer` takes them
+            apart; the last is the result. In float32 at least, whatever autocast says.
         """
         counts = torch.bincount(sample_of_group, minlength=num_samples)
         starts = counts.cumsum(0) - counts
@@ -110,7 +112,7 @@ class QueryDecoder(nn.Module):
             queries = layer(queries, padded, _looked_at(padded_logits, is_group))
             prediction, padded_logits = self._predict(queries, mask_features, row_of_group, text)
             predictions.append(prediction)
-        return tuple(predictions)
+        return MaskPredictions(*(torch.stack(layers) for layers in zip(*predictions, strict=True)))
 
     def _predict(
         self, queries: Tensor, mask_features: Tensor, row_of_group: Tensor, text: Tensor

@@ -28,7 +28,7 @@ from t4p.data.stream import ValidationStream
 from t4p.data.transforms import PointCloud, VoxelCloud
 from t4p.distributed import all_gather_objects
 from t4p.errors import DataError, RunError
-from t4p.losses.instance import InstanceWeights, decode_masks, instance_loss
+from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.instance import ComparedScene, InstanceScene, InstanceScores, compare, scores_of
 from t4p.models.exported import ExportedNetwork
@@ -137,7 +137,7 @@ class InstanceModule(PromptedModule):
             weights = self._loss
             groups = pool_groups(decoded, group_of_voxel, len(sample_of_group))
             loss_task, loss_class, loss_mask, loss_score = instance_loss(
-                self.head(groups, sample_of_group, len(corners), text),
+                by_layer(self.head(groups, sample_of_group, len(corners), text)),
                 instance_of_group,
                 label_of_instance,
                 sample_of_instance,
@@ -205,7 +205,7 @@ def find_masks(
             yield FoundMasks(*(found[kept].cpu().numpy() for found in (masks, class_ids, scores)))
         return
     groups = pool_groups(decoded, group_of_voxel, len(sample_of_group))
-    prediction = head(groups, sample_of_group, num_samples, text)[-1]
+    prediction = by_layer(head(groups, sample_of_group, num_samples, text))[-1]
     first_group = torch.bincount(sample_of_group, minlength=num_samples).cumsum(0).roll(1)
     for sample in range(num_samples):
         masks, class_ids, scores = decode_masks(prediction, sample, sample_of_group, MOST_MASKS)

@@ -24,7 +24,11 @@ FILES = {
 }
 AS_RECORDED = ["data.augment.rotation=false", "data.augment.mirror=false", "data.augment.scale=0"]
 # Whatever tells one place of these rooms from another.
-BY_HEART = [*AS_RECORDED, "model.point_features=[one, color, position]", "train.warmup_steps=5", "data.num_workers=0"]
+BY_HEART = [
+    *AS_RECORDED,
+    *("model.point_features=[one, color, position]", "model.voxel_size=0.08"),
+    *("train.learning_rate=4e-3", "train.warmup_steps=5", "data.num_workers=0"),
+]
 
 RUN_ALL = """
 import json, sys
@@ -93,14 +97,14 @@ def learn(task: str, scenes: str, run_dir: Path, num_steps: int, *overrides: str
 
 def test_one_room_is_learnt_by_heart_and_its_objects_are_found_by_the_export(room, tmp_path):
     scene = DatasetReader(room).read_scene(0, 0)
-    assert learn("detection", room, tmp_path / "boxes", 60, "train.global_batch_size=1")["ap25"] > 0.9
+    assert learn("detection", room, tmp_path / "boxes", 40, "train.global_batch_size=1")["ap25"] > 0.9
     boxes, label_ids, scores = t4p.load(tmp_path / "boxes" / "exported.safetensors").detect(scene.points, scene.rgb)
     best = boxes[np.argmax(scores)]
     near = np.abs(scene.points - best[:3]).max(1) < best[3:6].max() / 2
     assert near.sum() > 100, "the box lies in the room where its points are"
     assert len(boxes) == len(label_ids)
 
-    assert learn("instance", room, tmp_path / "masks", 60, "train.global_batch_size=1")["ap50"] > 0.9
+    assert learn("instance", room, tmp_path / "masks", 110, "train.global_batch_size=1")["ap50"] > 0.9
     masks, label_ids, scores = t4p.load(tmp_path / "masks" / "exported.safetensors").segment_instances(
         scene.points, scene.rgb
     )

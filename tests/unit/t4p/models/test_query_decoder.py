@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from t4p.losses.instance import InstanceWeights, decode_masks, instance_loss
+from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.models.query_decoder import QueryDecoder, pool_groups
 
 SAMPLE_OF_GROUP = torch.tensor([0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 3])  # sample 1 has no group
@@ -23,6 +23,11 @@ def text_of(num_labels, seed=2):
     return F.normalize(draw(num_labels, 12, seed=seed), dim=1)
 
 
+def ask(decoder, *arguments):
+    """What every layer says."""
+    return by_layer(decoder(*arguments))
+
+
 def test_a_group_is_the_mean_of_its_voxels():
     features = draw(7, 3).requires_grad_()
     group_of_voxel = torch.tensor([2, 0, 2, 2, 0, 4, 4])
@@ -38,11 +43,11 @@ def test_a_group_is_the_mean_of_its_voxels():
 def test_every_sample_is_answered_as_if_it_were_alone():
     decoder = build().double()
     features, text = draw(11, 6), text_of(4)
-    together = decoder(features, SAMPLE_OF_GROUP, 5, text)
+    together = ask(decoder, features, SAMPLE_OF_GROUP, 5, text)
     assert len(together) == 3
     for sample in range(5):
         groups = sample == SAMPLE_OF_GROUP
-        alone = decoder(features[groups], SAMPLE_OF_GROUP[groups] * 0, 1, text)
+        alone = ask(decoder, features[groups], SAMPLE_OF_GROUP[groups] * 0, 1, text)
         for found, wanted in zip(together, alone, strict=True):
             torch.testing.assert_close(found.class_logits[sample], wanted.class_logits[0])
             torch.testing.assert_close(found.mask_logits[:, groups], wanted.mask_logits)
@@ -51,12 +56,12 @@ def test_every_sample_is_answered_as_if_it_were_alone():
 
 def test_labels_may_change_in_number_and_order():
     decoder, features = build().double(), draw(11, 6)
-    result = decoder(features, SAMPLE_OF_GROUP, 4, text_of(3))[-1]
+    result = ask(decoder, features, SAMPLE_OF_GROUP, 4, text_of(3))[-1]
     assert result.class_logits.shape == (4, 5, 4)
-    turned = decoder(features, SAMPLE_OF_GROUP, 4, text_of(3).flip(0))[-1]
+    turned = ask(decoder, features, SAMPLE_OF_GROUP, 4, text_of(3).flip(0))[-1]
     torch.testing.assert_close(turned.class_logits[..., :3].flip(-1), result.class_logits[..., :3])
     torch.testing.assert_close(turned.mask_logits, result.mask_logits)
-    assert decoder(features, SAMPLE_OF_GROUP, 4, text_of(9))[-1].class_logits.shape == (4, 5, 10)
+    assert ask(decoder, features, SAMPLE_OF_GROUP, 4, text_of(9))[-1].class_logits.shape == (4, 5, 10)
 
 
 def test_a_query_looks_at_the_groups_of_its_mask_only_and_at_all_where_it_has_none():
@@ -67,7 +72,7 @@ def test_a_query_looks_at_the_groups_of_its_mask_only_and_at_all_where_it_has_no
     sample_of_group = torch.zeros(9, dtype=torch.int64)
 
     def both():
-        return [decoder(values, sample_of_group, 1, text) for values in (features, changed)]
+        return [ask(decoder, values, sample_of_group, 1, text) for values in (features, changed)]
 
     (first, before), (first_changed, after) = both()
     masks = first.mask_logits > 0
@@ -86,7 +91,7 @@ def test_a_query_looks_at_the_groups_of_its_mask_only_and_at_all_where_it_has_no
 @pytest.mark.parametrize(("num_groups", "num_samples"), [(0, 0), (0, 2), (11, 4)])
 def test_every_parameter_has_a_gradient_whatever_there_is(num_groups, num_samples):
     decoder = build()
-    predictions = decoder(draw(num_groups, 6).float(), SAMPLE_OF_GROUP[:num_groups], num_samples, text_of(4))
+    predictions = ask(decoder, draw(num_groups, 6).float(), SAMPLE_OF_GROUP[:num_groups], num_samples, text_of(4))
     sum(tensor.sum() for layer in predictions for tensor in layer).backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad is not None, name
@@ -98,7 +103,7 @@ def test_every_parameter_has_a_gradient_whatever_there_is(num_groups, num_sample
 def test_predictions_are_float32_under_autocast_and_cosines_exact():
     decoder, text = build(num_layers=0), text_of(4).float()
     with torch.autocast("cpu", torch.bfloat16):
-        (low,) = decoder(draw(11, 6).float(), SAMPLE_OF_GROUP, 4, text)
+        (low,) = ask(decoder, draw(11, 6).float(), SAMPLE_OF_GROUP, 4, text)
     assert {tensor.dtype for tensor in low} == {torch.float32}
     named = F.normalize(decoder.to_text(decoder.query_norm(decoder.queries)), dim=1)
     torch.testing.assert_close(low.class_logits[2, :, :4], 10 * named @ text.T)
@@ -126,13 +131,13 @@ def test_two_samples_are_learnt_by_heart():
     decoder = build(dim=32, num_queries=8, num_layers=1)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
     for _ in range(60):
-        predictions = decoder(features, sample_of_group, 2, text)
+        predictions = ask(decoder, features, sample_of_group, 2, text)
         truth = (instance_of_group, label_of_instance, sample_of_instance, sample_of_group)
         loss, *_ = instance_loss(predictions, *truth, InstanceWeights())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    result = decoder(features, sample_of_group, 2, text)[-1]
+    result = ask(decoder, features, sample_of_group, 2, text)[-1]
     for sample in range(2):
         masks, class_ids, scores = decode_masks(result, sample, sample_of_group)
         of_sample = instance_of_group[sample_of_group == sample]
