@@ -14,7 +14,7 @@ from commands.pages.page import Gallery
 from commands.pages.sample_view import legend_of, names_of, view_sample
 from commands.quickstart.figures import QuickstartReport
 from commands.quickstart.report import show_table, write_report
-from commands.quickstart.rooms import try_on_rooms
+from commands.quickstart.rooms import EXPORTS, try_on_rooms
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
 from launch.training import launch_training
 from shards.manifest import MANIFEST_NAME
@@ -31,7 +31,7 @@ from t4p.tasks.afterwards import next_commands
 
 # Says that a folder belongs to this command, which replaces what is in it.
 OWNER_MARK = ".quickstart"
-OURS = ("run", "shards", "scratch", "finetuned", "report.json", "report.html")
+OURS = ("run", "shards", "scratch", "finetuned", *EXPORTS.values(), "report.json", "report.html")
 # One batch of configs/smoke.yaml, and one frame to validate with.
 MIN_FRAMES = 3
 NUM_SHOWN = 3  # frames in the report
@@ -89,6 +89,8 @@ def quickstart(data: str | None, out: Path) -> int:
     show_table(report, console)
     console.print(f"report: {out / 'report.html'}, for programs {out / 'report.json'}", highlight=False, soft_wrap=True)
     if report.problem is None:
+        if report.scores is not None:
+            console.print(f"ask it in words: {report.next_commands[0]}", highlight=False, soft_wrap=True)
         return 0
     console.print(report.problem, style="bold red", soft_wrap=True)
     return 1

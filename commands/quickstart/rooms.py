@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ FINETUNE_STEPS = 120
 STARTS = {"scratch": "random weights", "finetuned": "the pre-trained weights"}  # by run folder
 FEW_LABELS = "configs/finetune/few_labels.yaml"  # for the pre-trained start; random weights know no words
 FINETUNED_SHARES = {"scratch": 1.0, "finetuned": 0.5}  # of an export; the rest are the weights before
+# What a user is left with, by run folder; that from scratch stays in its run folder.
+EXPORTS = {"run": "pretrained.safetensors", "finetuned": "finetuned.safetensors"}
+ASKED = ("bed", "sofa", "bookshelf")  # in the command that the quickstart ends with
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
 
     Args:
         command: what was called, for the report.
-        out: holds `shards/` and the run folders `run`, `scratch` and `finetuned` afterwards.
+        out: holds `shards/`, the run folders `run`, `scratch` and `finetuned`, and EXPORTS afterwards.
 
     Raises:
         LaunchError, ShardError: training or packing failed.
@@ -135,7 +139,11 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         ),
         finetunings={f"from {whence}": read_lines(out / name / "metrics.jsonl") for name, whence in STARTS.items()},
         gallery=gallery,
-        next_commands=next_commands(tuned["finetuned"], last_checkpoint(tuned["finetuned"])),
+        next_commands=(
+            shlex.join(["t4p", "query", str(out / EXPORTS["run"]), rooms.shown, *ASKED]),
+            shlex.join(["t4p", "predict", str(out / EXPORTS["finetuned"]), rooms.shown]),
+            *next_commands(tuned["finetuned"], last_checkpoint(tuned["finetuned"])),
+        ),
     )
 
 
@@ -229,11 +237,12 @@ def last_checkpoint(config: PretrainConfig | SemanticConfig) -> Path:
 
 
 def export_last(config: PretrainConfig | SemanticConfig, finetuned_share: float = 1.0) -> ExportedNetwork:
-    """The last checkpoint of a run, exported beside it (as `export_checkpoint` does) and read again."""
+    """The last checkpoint of a run, exported under its name of EXPORTS, or beside it, and read again."""
     from t4p.models.exported import load_exported_network
     from t4p.tasks.export import export_checkpoint
 
-    path = Path(config.run.dir) / "model.safetensors"
+    run_dir = Path(config.run.dir)
+    path = run_dir.parent / EXPORTS[run_dir.name] if run_dir.name in EXPORTS else run_dir / "model.safetensors"
     export_checkpoint(last_checkpoint(config), path, finetuned_share=finetuned_share)
     return load_exported_network(path)
 

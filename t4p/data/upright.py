@@ -27,6 +27,8 @@ _SURELY_MM = 1000.0
 _OUTLIERS = 0.1  # per cent of the points at either end of an axis that do not count
 _MOST_LOOKED_AT = 200_000
 _BAND = 0.1  # metres, thickness of a floor with the noise of its scan
+_LOW = 0.9  # of its other sides, that a scan is high at most where its height is guessed
+_STANDS_OUT = 1.5  # times as dense as what else lies flat: the walls of a whole room do so along every axis
 _LEAST_FLOOR = 0.1  # share of the points that a floor has, at least
 
 
@@ -57,24 +59,26 @@ def guess_unit(points: NDArray[np.floating]) -> tuple[Unit, str]:
 
 
 def guess_up(points: NDArray[np.floating]) -> UpAxis:
-    """z, unless a floor stands out along y and nothing lies flat along z.
+    """z, unless a floor stands out along y, the scan is lowest along it, and nothing lies flat along z.
 
-    A floor is a thin dense band near the lower end of the up axis. Files of meshes often have y up, and files in the
-    axes of a camera y down; nothing else is guessed.
+    A floor is a thin dense band near the lower end of the up axis. So is a wall, along another axis, and to turn what
+    stood upright is worse than to leave what did not. Files of meshes often have y up, and files in the axes of a
+    camera y down; nothing else is guessed.
 
     Args:
         points: (N, 3) finite, metres.
     """
-    if len(points) < 1000:
+    extents = extents_of(points)
+    if len(points) < 1000 or extents[1] > _LOW * min(extents[0], extents[2]):
         return "z"
     some = _some(points)
     flat_along_z = max(_dense_band(some[:, 2], below=1.0), _dense_band(-some[:, 2], below=1.0))
     found: UpAxis = "z"
-    best = max(_LEAST_FLOOR, 2 * flat_along_z)
+    best = max(_LEAST_FLOOR, _STANDS_OUT * flat_along_z)
     candidates: tuple[tuple[UpAxis, NDArray[np.floating]], ...] = (("y", some[:, 1]), ("-y", -some[:, 1]))
     for axis, heights in candidates:
         floor, ceiling = _dense_band(heights, below=0.25), _dense_band(-heights, below=0.25)
-        if floor > max(best, 1.5 * ceiling):
+        if floor > max(best, _STANDS_OUT * ceiling):
             found, best = axis, floor
     return found
 

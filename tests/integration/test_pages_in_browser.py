@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -18,6 +19,7 @@ from commands.evaluate import ShownSamples, page_of
 from commands.pages.dataset_view import show_dataset
 from commands.pages.line_chart import Chart, Series
 from commands.pages.page import (
+    Fact,
     Figures,
     Gallery,
     LegendEntry,
@@ -30,6 +32,7 @@ from commands.pages.page import (
     render_page,
 )
 from commands.pages.palette import color_labels, label_colors
+from commands.pages.scan_page import ScanAnswer, render_scan
 from commands.pages.scene_view import RoomView
 from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScores
 from commands.quickstart.report import write_report
@@ -133,6 +136,9 @@ def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
     found["scores"] = folder / "scores.html"
     found["scores"].write_text(render_page(page_of(config, network, scores[0], shown)), encoding="utf-8")
 
+    found["scan"] = folder / "scan.html"
+    found["scan"].write_text(render_scan(asked_room()), encoding="utf-8")
+
     raw = folder / "<img src=x onerror=console.error('RAN')>"
     for kind, image in (
         ("color", Image.fromarray(np.full((48, 64, 3), 90, np.uint8))),
@@ -151,13 +157,39 @@ def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
     return found
 
 
+def asked_room() -> ScanAnswer:
+    """A room that knows its labels: the cosine of a point with its own is 1, with others 0."""
+    points, labels = small_room()
+    return ScanAnswer(
+        title=EVIL,
+        summary=EVIL,
+        points=points.astype(np.float32),
+        colors=np.full((len(points), 3), 120, np.uint8),
+        labels=LABELS,
+        ids=labels,
+        shares=np.full(len(points), 0.8, np.float32),
+        row_of_point=labels,
+        words=LABELS,
+        embeddings=np.eye(4, dtype=np.float32),
+        cosines=np.eye(4, dtype=np.float32),
+        others=range(4),
+        logit_scale=10.0,
+        phrases=(EVIL, "bed"),
+        rule=EVIL,
+        facts=(Fact("labels", EVIL),),
+        command=EVIL,
+        again=EVIL,
+    )
+
+
 def browse(browser: str, page: Path, profile: Path, *arguments: str) -> list[str]:
     """Open a page without a window; what it made the browser say. Complaints about the machine are not the page's."""
     run = subprocess.run(
         [
             *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *(f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0", "--allow-file-access-from-files"),
-            "--hide-scrollbars",
+            # No WebGL by the processor: the browser says so, and a page with points draws them by itself.
+            *("--hide-scrollbars", "--disable-software-rasterizer"),
             *arguments,
             page.as_uri(),
         ],
@@ -218,3 +250,90 @@ def test_a_browser_draws_the_pictures_and_the_curves(browser: str, full_page: Pa
     bed, first_curve = label_colors(LABELS)[3].astype(int), np.array([0x2F, 0x6D, 0xB5])
     for color in (bed, first_curve):  # the picture is decoded, the style sheet is applied
         assert (np.abs(pixels.astype(int) - color).max(axis=2) <= 3).sum() > 100
+
+
+# Uses a page of a scan as a reader would, and tells what came of it.
+USE = """<!DOCTYPE html><title>frames</title>
+<script>
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+async function use(frame) {
+  const page = frame.contentDocument, $ = (id) => page.getElementById(id), canvas = $("scene");
+  const tell = (what, value) => console.log(`USED ${frame.width} ${what}: ${JSON.stringify(value)}`);
+  const pointer = (type, x, y) => {
+    const box = canvas.getBoundingClientRect();
+    const place = { clientX: box.left + x * box.width, clientY: box.top + y * box.height, pointerId: 1, buttons: 1 };
+    canvas.dispatchEvent(new frame.contentWindow.PointerEvent(type, { ...place, bubbles: true }));
+  };
+  const press = async (button) => { button.click(); await wait(600); return canvas.toDataURL(); };
+  const ask = async (words) => {
+    $("word").value = words;
+    await press(page.querySelector("#ask button"));
+    return $("answer").textContent;
+  };
+  await wait(600);
+  tell("status", $("status").textContent.replace(/\\d+ ms/, ""));
+  const [color, labels, evil, bed] = $("views").children;
+  tell("views", [color, labels, evil, bed].map((each) => each.textContent));
+  const seen = [];
+  for (const each of [color, labels, bed]) seen.push(await press(each));
+  tell("different pictures", new Set(seen).size);
+  tell("bed", $("answer").textContent);
+  pointer("pointerdown", 0.5, 0.5);
+  pointer("pointermove", 0.6, 0.52);
+  pointer("pointerup", 0.6, 0.52);
+  await wait(600);
+  tell("turned", canvas.toDataURL() !== seen[2] && $("picked").hidden);
+  pointer("pointerdown", 0.5, 0.5);
+  pointer("pointerup", 0.5, 0.5);
+  tell("picked", [...$("picked").querySelectorAll("strong, td")].map((each) => each.textContent));
+  tell("asked", await ask("bed, floor"));
+  tell("unknown", (await ask("dog")).split(";")[0]);
+  const before = await press(labels);
+  tell("hidden", before !== (await press($("legend").querySelector("button"))));
+  tell("views after", $("views").children.length);
+}
+addEventListener("load", async () => { for (const frame of document.querySelectorAll("iframe")) await use(frame); });
+</script>
+"""
+
+
+def test_the_page_of_a_scan_turns_picks_and_answers_at_every_width(
+    browser: str, pages: Mapping[str, Path], tmp_path: Path
+) -> None:
+    index = tmp_path / "use.html"
+    frames = [f'<iframe src="{pages["scan"].as_uri()}" width="{width}" height="900"></iframe>' for width in WIDTHS]
+    index.write_text(USE + "\n".join(frames), encoding="utf-8")
+    said = browse(browser, index, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=60000")
+    used = [re.search(r'"USED (\d+) ([a-z ]+): (.*)", source', line) for line in said]
+    assert [line for line, found in zip(said, used, strict=True) if not found] == [], "no page complains"
+    told = {(int(found[1]), found[2]): json.loads(found[3].replace("\\n", "")) for found in used if found}
+    num_points, num_bed = len(small_room()[0]), int((small_room()[1] == 3).sum())
+    for width in WIDTHS:
+        mine = {what: value for (of, what), value in told.items() if of == width}
+        assert mine.pop("status") == f"{num_points:,} points, drawn in  by the processor"
+        assert mine == {
+            "views": ["colour", "labels", EVIL, "bed"],
+            "different pictures": 3,
+            "bed": f"bed: {100 * num_bed / num_points:.1f} % of the points score above 0.5.",
+            "turned": True,
+            # One word in front of three others: 1 / (1 + 3 exp(-10)).
+            "picked": [
+                "bed",
+                EVIL,
+                "0.00",
+                "bed",
+                "1.00",
+                "bed",
+                "1.00",
+                "wall",
+                "0.00",
+                "floor",
+                "0.00",
+                EVIL,
+                "0.00",
+            ],
+            "asked": "bed, floor: 0.0 % of the points score above 0.5.",
+            "unknown": 'This page knows no "dog"',
+            "hidden": True,
+            "views after": 5,
+        }

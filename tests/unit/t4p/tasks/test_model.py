@@ -115,6 +115,33 @@ def test_a_pre_training_is_asked_any_words_through_the_text_tower_of_its_run(
         Model(replace(exported, towers_sha256="other")).classify(*scene, labels=["dog"])
 
 
+def test_a_phrase_scores_its_share_among_the_labels_and_the_neutral_words_and_phrases_do_not_compete(
+    exported: ExportedNetwork, scene
+) -> None:
+    neutral = {"thing": torch.nn.functional.normalize(torch.arange(16.0), dim=0)}
+    model = Model(replace(exported, neutral=neutral, logit_scale=5.0))
+    assert model.vocabulary == (*model.labels, "thing")
+    scores = model.query(*scene, ["chair", "thing"])
+    others = torch.cat([exported.label_embeddings, neutral["thing"][None]]).numpy()
+    cosines = 5.0 * model.embed(*scene) @ others.T
+    shares = np.exp(cosines) / np.exp(cosines).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(scores, shares[:, [model.labels.index("chair"), 4]], atol=1e-5)
+    np.testing.assert_allclose(model.query(*scene, ["thing"])[:, 0], scores[:, 1], atol=1e-6)
+    assert scores.dtype == np.float32
+    for words in (["the 4 labels", "thing"], ["5 times"]):
+        assert all(word in model.query_rule for word in words)
+
+
+def test_another_phrase_is_one_more_in_its_own_softmax(pretrained, scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # the CLIP of the run is a path
+    scores = pretrained.query(*scene, ["a red chair", "wall"])
+    embedded = pretrained.embed_words(["a red chair", *pretrained.labels])
+    cosines = pretrained.logit_scale * pretrained.embed(*scene) @ np.stack(list(embedded.values())).T
+    np.testing.assert_allclose(scores[:, 0], np.exp(cosines[:, 0]) / np.exp(cosines).sum(axis=1), atol=1e-5)
+    with pytest.raises(ValueError, match="labels is empty, wanted at least one word"):
+        pretrained.query(*scene, [])
+
+
 def test_tensors_and_floats_are_the_same_points(model: Model, scene) -> None:
     points, colors = scene
     wanted = model.classify(points, colors)
