@@ -66,10 +66,10 @@ class ScanAnswer:
     again: str
 
 
-def render_scan(answer: ScanAnswer, most_points: int = MOST_POINTS) -> str:
-    """The whole document; points are drawn by chance where there are more than `most_points`."""
+def render_scan(answer: ScanAnswer) -> str:
+    """The whole document; points are drawn by chance where there are more than MOST_POINTS."""
     points = answer.points
-    chosen = _in_drawing_order(points, most_points)
+    chosen = drawing_order(points)
     low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
     step = np.maximum(high - low, 1e-6) / _STEPS
     near, far = np.percentile(points[chosen[:100_000]], (_OUTLIERS, 100 - _OUTLIERS), axis=0)
@@ -118,13 +118,13 @@ def render_scan(answer: ScanAnswer, most_points: int = MOST_POINTS) -> str:
     )
 
 
-def _in_drawing_order(points: NDArray[np.float32], most_points: int) -> NDArray[np.int64]:
+def drawing_order(points: NDArray[np.float32]) -> NDArray[np.int64]:
     """(M,) rows drawn by chance, in three parts that are each a fair sample: what is drawn while the view moves, what a
     phone draws beside it, and the rest.
 
     Within a part neighbours in space stand together: they are neighbours in the picture too, and in the cache.
     """
-    chosen = np.random.default_rng(0).permutation(len(points))[:most_points]
+    chosen = np.random.default_rng(0).permutation(len(points))[:MOST_POINTS]
     cells = np.floor((points[chosen] - points.min(axis=0)) / _CELL).astype(np.int64)
     parts = np.searchsorted([NUM_MOVING, NUM_ON_PHONE], np.arange(len(chosen)), side="right")
     return chosen[np.lexsort((*cells.T, parts))]

@@ -116,7 +116,7 @@ class Model:
         """
         self._require("labels")
         voxels = self._voxels_of(points, colors)
-        asked = self.labels if labels is None else _checked_labels(labels)
+        asked = self.labels if labels is None else _checked_words(labels, "labels")
         if task_named(self.task).any_words:
             asking = replace(self._exported, labels=asked, label_embeddings=self._embed_words(asked))
             columns = list(range(len(asked)))
@@ -239,7 +239,7 @@ class Model:
             ValueError: no word or one twice; one that the text tower of the run has never seen.
             MissingExtraError, ClipError, CheckpointError: as `classify`.
         """
-        asked = _checked_labels(words)
+        asked = _checked_words(words, "phrases")
         embedded = F.normalize(self._embed_words(asked).float(), dim=1).cpu().numpy()
         return dict(zip(asked, embedded, strict=True))
 
@@ -379,11 +379,11 @@ def _array(values: Points) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"labels is {labels!r}, wanted a list of words such as ['chair', 'table']")
-    if not labels:
-        raise ValueError("labels is empty, wanted at least one word; leave it out for the network's own")
-    if doubles := sorted({label for label in labels if list(labels).count(label) > 1}):
-        raise ValueError(f"labels names twice: {', '.join(doubles)}")
-    return tuple(labels)
+def _checked_words(words: Sequence[str], what: str) -> tuple[str, ...]:
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{what} is {words!r}, wanted a list of words such as ['chair', 'table']")
+    if not words:
+        raise ValueError(f"{what} is empty, wanted at least one word")
+    if doubles := sorted({word for word in words if list(words).count(word) > 1}):
+        raise ValueError(f"{what} names twice: {', '.join(doubles)}")
+    return tuple(words)

@@ -82,6 +82,8 @@ WORKS: dict[str, list[str] | str] = {
         "--page",
         "scores.html",
     ],
+    "predict": ["predict", str(OLDER / "semantic.safetensors"), SCENES, "--out", "predicted"],
+    "query": ["query", str(OLDER / "pretrain.safetensors"), SCENES, "chair", "--out", "asked"],
     "contact sheet": ["shards", "show", SCENES, "--out", "sheet.html"],
     "list": ["shards", "list", FRAMES],
     "help": ["--help"],
@@ -105,6 +107,7 @@ MISSES: dict[str, tuple[str, list[str] | str]] = {
     ),
     "frames of storage": ("storage", "t4p.frames('s3://bucket/prefix')"),
     "other words": ("train", f"{MODEL}.classify({BATCH}.points, {BATCH}.colors, labels=['dog'])"),
+    "a query of other words": ("train", ["query", str(OLDER / "pretrain.safetensors"), SCENES, "dog"]),
     "a run folder": ("train", f"t4p.load({str(OLDER / 'runs/pretrain')!r})"),
 }
 

@@ -49,7 +49,10 @@ def path(config, parts, tmp_path):
     temperatures = {"log_logit_scale_e": torch.tensor([2.0]), "log_logit_scale_d": torch.tensor([99.0])}
     path = tmp_path / "model.safetensors"
     embeddings = torch.randn(2, CLIP_DIM, generator=torch.Generator().manual_seed(1))
-    write_exported(path, {**parts.state_dict(), **temperatures}, embeddings, config, 120, "f" * 64, {"text4point": "0"})
+    weights = {**parts.state_dict(), **temperatures}
+    write_exported(
+        path, weights, embeddings, config, 120, "f" * 64, {"text4point": "0"}, neutral={"thing": embeddings[0]}
+    )
     return path
 
 
@@ -59,6 +62,10 @@ def test_what_goes_in_comes_out_ready_for_inference(path, parts, config):
     assert exported.labels == ("chair", "table")
     assert (exported.step, exported.towers_sha256, exported.versions) == (120, "f" * 64, {"text4point": "0"})
     assert exported.logit_scale_e == pytest.approx(7.389, rel=1e-4)
+    assert exported.logit_scale == exported.logit_scale_e, "what words are compared with"
+    assert {word: tensor.tolist() for word, tensor in exported.neutral.items()} == {
+        "thing": exported.label_embeddings[0].tolist()
+    }
     assert exported.logit_scale_d == config.loss.logit_scale_max  # as the loss clamped it
     for name in ("net", "decoder2d"):
         part = getattr(exported, name)

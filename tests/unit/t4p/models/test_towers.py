@@ -1,4 +1,4 @@
-"""What the tower that ships for the rooms has never read is known, and words that fit anything are among what it has."""
+"""Words that the tower of the rooms has never read are known, and so are those of it that fit anything."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_another_phrase_is_one_more_in_its_own_softmax(pretrained, scene, monkey
     embedded = pretrained.embed_words(["a red chair", *pretrained.labels])
     cosines = pretrained.logit_scale * pretrained.embed(*scene) @ np.stack(list(embedded.values())).T
     np.testing.assert_allclose(scores[:, 0], np.exp(cosines[:, 0]) / np.exp(cosines).sum(axis=1), atol=1e-5)
-    with pytest.raises(ValueError, match="labels is empty, wanted at least one word"):
+    with pytest.raises(ValueError, match="phrases is empty, wanted at least one word"):
         pretrained.query(*scene, [])
 
 
