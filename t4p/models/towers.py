@@ -11,6 +11,7 @@ from shards.doors.files import read_file
 from shards.doors.json_text import parse_json
 from t4p.config.network import ClipConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
+from t4p.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,10 @@ def words_not_learnt(clip: ClipConfig, phrases: Sequence[str]) -> tuple[str, ...
 
     Only towers with a list of their words beside their JSON have any; that which ships for the rooms is one.
     """
-    name = Path(_name_of(clip))
+    try:
+        name = Path(_name_of(clip))
+    except ConfigError:
+        return ()  # whoever loads the tower is told that it is not there
     listed = name.with_name(f"{name.stem}{WORDS_SUFFIX}")
     if name.suffix != ".json" or not listed.is_file():
         return ()

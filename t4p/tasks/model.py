@@ -53,7 +53,7 @@ class Model:
         """The K words that `classify` asks by default."""
         return self._exported.labels
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def embed(self, points: Points, colors: Points | None = None) -> NDArray[np.float32]:
         """Where every point lies in the space of CLIP's text: h3D_hat of its bottleneck voxel.
 
@@ -70,7 +70,7 @@ class Model:
         features, row_of_point = self.embed_coarsely(points, colors)
         return features[row_of_point]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def embed_coarsely(
         self, points: Points, colors: Points | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

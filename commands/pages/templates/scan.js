@@ -81,7 +81,7 @@
   // ---- the camera -----------------------------------------------------------------------------------------------
 
   const aspect = Math.min(1, canvas.clientWidth / canvas.clientHeight);
-  const home = { yaw: -0.9, pitch: 0.75, distance: data.radius * 2.6 / aspect, middle: [...data.middle] };
+  const home = { yaw: -0.9, pitch: 0.75, distance: data.radius * 2.9 / aspect, middle: [...data.middle] };
   const camera = structuredClone(home);
   const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from t4p.models.sparse import native_functions
@@ -65,7 +66,10 @@ class NativePyramid:
     def _kernel_map(self, level: int, kernel_size: int) -> KernelMap:
         key = (level, kernel_size)
         if key not in self._kernel_maps:
-            self._kernel_maps[key] = build_kernel_map(self._coords[level], kernel_size)
+            found = build_kernel_map(self._coords[level], kernel_size)
+            if kernel_size > 3 and torch.is_inference_mode_enabled():
+                return found  # of the stem, used once: 500 bytes a voxel, more than any layer has
+            self._kernel_maps[key] = found
         return self._kernel_maps[key]
 
     def _stride_map(self, fine_level: int) -> StrideMap:
