@@ -107,7 +107,7 @@ MISSES: dict[str, tuple[str, list[str] | str]] = {
     ),
     "frames of storage": ("storage", "t4p.frames('s3://bucket/prefix')"),
     "other words": ("train", f"{MODEL}.classify({BATCH}.points, {BATCH}.colors, labels=['dog'])"),
-    "a query of other words": ("train", ["query", str(OLDER / "pretrain.safetensors"), SCENES, "dog"]),
+    "a query of other words": ("train", f"{MODEL}.query({BATCH}.points, {BATCH}.colors, ['dog'])"),
     "a run folder": ("train", f"t4p.load({str(OLDER / 'runs/pretrain')!r})"),
 }
 
