@@ -20,11 +20,11 @@ from shards.doors.ply import write_ply
 from shards.doors.text import shown
 from shards.errors import CallError, ResultError
 from shards.results import check_result, write_result
-from t4p.data.scan import Scan, read_scan
 from t4p.data.upright import METRES, UP_AXES, Unit, UpAxis
 
-if TYPE_CHECKING:
-    from t4p.tasks.model import Model  # loads torch
+if TYPE_CHECKING:  # both load torch
+    from t4p.data.scan import Scan
+    from t4p.tasks.model import Model
 
 FILES = ("points.ply", "points.npz", "index.html")
 ABOVE = 0.5  # score from which a point counts as what a phrase asks for
@@ -156,6 +156,8 @@ def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
         raise CallError(
             f"{shown(call.model)}: no such file or folder; wanted what `t4p checkpoint export` wrote, or a run folder"
         )
+    from t4p.data.scan import read_scan
+
     scan = read_scan(call.scan, call.unit, call.up)
     for remark in scan.remarks:
         typer.echo(f"{shown(scan.name)}: {shown(remark, 500)}", err=True)
