@@ -99,7 +99,7 @@
 
   // ---- two renderers: a graphics card where there is one, else the processor ---------------------------------------
 
-  // A browser without a card may draw WebGL with the processor, slower than the loop below.
+  // A browser without a card may draw WebGL with the processor: the loop below does that in slices, and lets the page hear.
   function hasCard() {
     const probe = document.createElement("canvas").getContext("webgl", { failIfMajorPerformanceCaveat: true });
     if (!probe) return false;
