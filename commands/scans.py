@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 from commands.pages.page import Fact
-from commands.pages.palette import label_colors
+from commands.pages.palette import NO_LABEL, label_colors
 from commands.pages.scan_page import MOST_POINTS, ScanAnswer, grey_by_height, render_scan
 from shards.doors.ply import write_ply
 from shards.doors.text import shown
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # both load torch
     from t4p.tasks.model import Model
 
 FILES = ("points.ply", "points.npz", "index.html")
+OBJECTS = "objects.json"  # of networks that find objects
+SURE_FROM = 0.25  # score from which an object is shown
 ABOVE = 0.5  # score from which a point counts as what a phrase asks for
 _NO_ID = -1
 _HIGHLIGHT = np.array([235, 72, 30], np.float32)  # as in the page
@@ -85,8 +89,80 @@ class _Said:
     colors: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, eq=False)
+class _Objects:
+    """What a network that finds objects says of a scan: those above SURE_FROM, the surest first.
+
+    Attributes:
+        names: of each object: its label and a number.
+        label_ids: (P,) rows of the network's labels.
+        scores: (P,) in [0, 1].
+        boxes: (P, 7) middle, full extents, metres; turn about the vertical. Of masks, the bounds of their points.
+        of_point: (N,) int32 surest object that a point belongs to or, of boxes, lies in; _NO_ID for none.
+    """
+
+    names: tuple[str, ...]
+    label_ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    of_point: NDArray[np.int32]
+
+
+def _find_objects(model: Model, scan: Scan) -> _Objects:
+    from t4p.data.boxes import bounds_of_instances, points_inside
+
+    points = scan.points.astype(np.float64)
+    if model.finds == "masks":
+        masks, label_ids, sureness = model.segment_instances(scan.points, scan.colors)
+        masks = masks[sureness >= SURE_FROM]
+        boxes = [bounds_of_instances(points, mask.astype(np.int64) - 1, 1) for mask in masks]
+        boxes_of_objects = np.concatenate([np.zeros((0, 7)), *boxes])
+        scores = sureness.astype(np.float64)
+    else:
+        boxes_of_objects, label_ids, scores = model.detect(scan.points, scan.colors)
+        boxes_of_objects = boxes_of_objects[scores >= SURE_FROM]
+        masks = np.array([points_inside(points, box) for box in boxes_of_objects], bool).reshape(-1, len(points))
+    sure = scores >= SURE_FROM
+    of_point = np.full(len(points), _NO_ID, np.int32)
+    for place in reversed(range(len(masks))):  # the surest last: a point is its
+        of_point[masks[place]] = place
+    seen: Counter[str] = Counter()
+    names = []
+    for label_id in label_ids[sure]:
+        label = model.labels[label_id]
+        seen[label] += 1
+        names.append(f"{label} {seen[label]}")
+    return _Objects(tuple(names), label_ids[sure], scores[sure], boxes_of_objects, of_point)
+
+
+def _predict_objects(call: ScanCall, model: Model, scan: Scan, folder: Path) -> None:
+    """Find the objects of a scan; objects.json beside the other files, which have the object of every point."""
+    with _as_call_errors(call):
+        objects = _find_objects(model, scan)
+        features, row_of_point = model.embed_coarsely(scan.points, scan.colors)
+        words = model.embed_words(model.vocabulary)
+    of_point = objects.of_point
+    scores = np.append(objects.scores, 0.0).astype(np.float32)[of_point]  # _NO_ID is the last
+    names = (*objects.names, "no object")
+    shown_ids = np.where(of_point == _NO_ID, len(objects.names), of_point)
+    palette = np.concatenate([label_colors(objects.names), np.array([NO_LABEL], np.uint8)])
+    said = _Said(objects.names, of_point, scores[:, None], palette[shown_ids])
+    _write(
+        call, folder, model, scan, said, features, row_of_point, words, (names, shown_ids, scores), (), objects.boxes
+    )
+    records = [
+        {"label": model.labels[label], "name": name, "score": float(score), "box": box.tolist()}
+        for name, label, score, box in zip(objects.names, objects.label_ids, objects.scores, objects.boxes, strict=True)
+    ]
+    with write_result(folder / OBJECTS, call.force) as partial:
+        partial.write_text(json.dumps({"task": model.task, "objects": records}, indent=1), encoding="utf-8")
+    typer.echo(f"{len(records)} objects with a score of {SURE_FROM:g} or more ({folder / OBJECTS})")
+    for record in records:
+        typer.echo(f"  {shown(record['name'])}: {record['score']:.2f}")
+
+
 def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
-    """Label every point of a scan; write points.ply, points.npz and index.html.
+    """Label every point of a scan, or find its objects; write points.ply, points.npz and index.html.
 
     Args:
         labels: words to choose from; None takes the network's own.
@@ -100,6 +176,11 @@ def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
         ResultError: the results cannot be written.
     """
     model, scan, folder = _prepare(call)
+    if model.finds != "labels":
+        if labels is not None:
+            raise CallError(f"--labels is for networks that label points, and {shown(call.model)} finds {model.finds}")
+        _predict_objects(call, model, scan, folder)
+        return folder
     with _as_call_errors(call):
         ids, scores = model.classify(scan.points, scan.colors, labels)
         features, row_of_point = model.embed_coarsely(scan.points, scan.colors)
@@ -109,7 +190,7 @@ def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
     shares = _softmax(scores * np.float32(scale))
     said = _Said(names, ids.astype(np.int32), shares, label_colors(names)[ids])
     best = shares[np.arange(len(ids)), ids]
-    _write(call, folder, model, scan, said, features, row_of_point, words, (names, ids, best), ())
+    _write(call, folder, model, scan, said, features, row_of_point, words, (names, label_colors(names), ids, best), ())
     _tell_shares(names, ids)
     return folder
 
@@ -139,7 +220,7 @@ def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
     cosines = features @ np.stack([words[label] for label in model.labels]).T
     nearest = cosines.argmax(axis=1)
     share = _softmax(cosines * np.float32(model.logit_scale))[np.arange(len(nearest)), nearest]
-    shown_as = (model.labels, nearest[row_of_point], share[row_of_point])
+    shown_as = (model.labels, label_colors(model.labels), nearest[row_of_point], share[row_of_point])
     _write(call, folder, model, scan, said, features, row_of_point, words, shown_as, phrases)
     typer.echo(model.query_rule)
     for column, phrase in enumerate(phrases):
@@ -163,7 +244,7 @@ def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
         typer.echo(f"{shown(scan.name)}: {shown(remark, 500)}", err=True)
     folder = Path("predictions") / scan.name if call.out is None else call.out
     if folder.is_dir():
-        for name in FILES:
+        for name in (*FILES, OBJECTS):
             check_result(folder / name, call.force)
     import t4p
 
@@ -198,14 +279,15 @@ def _write(
     features: NDArray[np.float32],
     row_of_point: NDArray[np.int64],
     words: dict[str, NDArray[np.float32]],
-    labelled: tuple[Sequence[str], NDArray[np.int64], NDArray[np.float32]],
+    labelled: tuple[Sequence[str], NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
     phrases: Sequence[str],
+    boxes: NDArray[np.float64] | None = None,
 ) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultError(f"{folder}: cannot be made ({error}); name another --out") from error
-    highest = said.scores.max(axis=1)
+    highest = said.scores.max(axis=1, initial=0.0)
     comments = [f"{name} = {shown(text)}" for name, text in enumerate(said.names)]
     if scan.offset.any():
         comments.append(f"offset {' '.join(f'{value:.0f}' for value in scan.offset)}, to be added to x, y, z")
@@ -224,7 +306,7 @@ def _write(
             rows=scan.rows,
             offset=scan.offset,
         )
-    names, ids, shares = labelled
+    names, palette, ids, shares = labelled
     embeddings = np.stack(list(words.values()))
     columns = {word: column for column, word in enumerate(words)}
     about = f"{len(scan.points):,} points" + (
@@ -236,6 +318,7 @@ def _write(
         points=scan.points,
         colors=scan.colors,
         labels=names,
+        label_colors=palette,
         ids=ids,
         shares=shares,
         row_of_point=row_of_point,
@@ -253,6 +336,7 @@ def _write(
         ),
         command=call.command,
         again=shlex.join(["t4p", "query", call.model, call.scan, "a word"]),
+        boxes=np.zeros((0, 7)) if boxes is None else boxes,
     )
     with write_result(folder / "index.html", call.force) as partial:
         partial.write_text(render_scan(answer), encoding="utf-8")

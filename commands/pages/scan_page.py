@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 
 from commands.pages.kit import render
 from commands.pages.page import Fact
-from commands.pages.palette import label_colors
 
 MOST_POINTS = 1_000_000  # of a page: 20 MB
 NUM_MOVING = 120_000  # of them, drawn while the view moves
 NUM_ON_PHONE = 200_000  # of them, that a phone draws at all
 _CELL = 0.05  # metres
+_EDGE_STEP = 0.008  # metres between the points that draw the edge of a box
 _STEPS = 65535  # of the box, along each axis
 _COSINE_STEPS = 32767
 _OUTLIERS = 1.0  # per cent of the points at either end of an axis that are not what the view begins with
@@ -30,7 +31,8 @@ class ScanAnswer:
         title, summary: of the page.
         points: (N, 3) float32 metres, z up, N at least 1.
         colors: (N, 3) uint8, or None.
-        labels: names of labels.
+        labels: names of labels, and
+        label_colors: (K, 3) uint8 their colours.
         ids: (N,) which label each point has.
         shares: (N,) in [0, 1], how sure that is.
         row_of_point: (N,) row of `cosines`.
@@ -44,6 +46,7 @@ class ScanAnswer:
         facts: what else is worth a line.
         command: what was called.
         again: a command that asks for other words.
+        boxes: (P, 7) of the first P labels, as `t4p.metrics.detection` has boxes: drawn along their edges.
     """
 
     title: str
@@ -51,6 +54,7 @@ class ScanAnswer:
     points: NDArray[np.float32]
     colors: NDArray[np.uint8] | None
     labels: Sequence[str]
+    label_colors: NDArray[np.uint8]
     ids: NDArray[np.int64]
     shares: NDArray[np.float32]
     row_of_point: NDArray[np.int64]
@@ -64,10 +68,13 @@ class ScanAnswer:
     facts: Sequence[Fact]
     command: str
     again: str
+    boxes: NDArray[np.float64]
 
 
 def render_scan(answer: ScanAnswer) -> str:
     """The whole document; points are drawn by chance where there are more than MOST_POINTS."""
+    num_scanned = len(answer.points)
+    answer = _with_edges(answer)
     points = answer.points
     chosen = drawing_order(points)
     low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
@@ -75,12 +82,11 @@ def render_scan(answer: ScanAnswer) -> str:
     near, far = np.percentile(points[chosen[:100_000]], (_OUTLIERS, 100 - _OUTLIERS), axis=0)
     rows = answer.row_of_point[chosen]
     is_wide = len(answer.cosines) > _STEPS + 1
-    colors = label_colors(answer.labels)
     data: dict[str, Any] = {
         "num_points": len(chosen),
         "num_moving": NUM_MOVING,
         "num_on_phone": NUM_ON_PHONE,
-        "num_scanned": len(points),
+        "num_scanned": num_scanned,
         "low": low.tolist(),
         "step": step.tolist(),
         "middle": ((near + far) / 2).tolist(),
@@ -88,7 +94,10 @@ def render_scan(answer: ScanAnswer) -> str:
         "spacing": _spacing(points[chosen]),
         "has_color": answer.colors is not None,
         "wide_rows": is_wide,
-        "labels": [{"name": name, "color": color} for name, color in zip(answer.labels, colors.tolist(), strict=True)],
+        "labels": [
+            {"name": name, "color": color}
+            for name, color in zip(answer.labels, answer.label_colors.tolist(), strict=True)
+        ],
         "words": list(answer.words),
         "between": np.round(answer.embeddings @ answer.embeddings.T, 6).tolist(),
         "others": list(answer.others),
@@ -116,6 +125,37 @@ def render_scan(answer: ScanAnswer) -> str:
         command=answer.command,
         blobs={name: array.tobytes() for name, array in blobs.items()},
     )
+
+
+def _with_edges(answer: ScanAnswer) -> ScanAnswer:
+    """The edges of boxes as points of their labels: what turns and hides points does so with them."""
+    if not len(answer.boxes):
+        return answer
+    edges = [_edges_of(box) for box in answer.boxes]
+    label = np.repeat(np.arange(len(edges)), [len(edge) for edge in edges])
+    added = np.concatenate(edges).astype(np.float32)
+    colors = None if answer.colors is None else np.concatenate([answer.colors, answer.label_colors[label]])
+    return replace(
+        answer,
+        points=np.concatenate([answer.points, added]),
+        colors=colors,
+        ids=np.concatenate([answer.ids, label]),
+        shares=np.concatenate([answer.shares, np.ones(len(added), np.float32)]),
+        row_of_point=np.concatenate([answer.row_of_point, np.zeros(len(added), np.int64)]),
+    )
+
+
+def _edges_of(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(E, 3) points along the twelve edges of a box (7,)."""
+    corners = np.array(list(product((-0.5, 0.5), repeat=3))) * box[3:6]
+    pairs = [(corner, corner | bit) for bit in (1, 2, 4) for corner in range(8) if not corner & bit]
+    along = []
+    for first, second in pairs:
+        share = np.linspace(0, 1, 2 + int(np.linalg.norm(corners[second] - corners[first]) / _EDGE_STEP))[:, None]
+        along.append(corners[first] + share * (corners[second] - corners[first]))
+    x, y, z = np.concatenate(along).T
+    cos, sin = np.cos(box[6]), np.sin(box[6])
+    return np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=1) + box[:3]
 
 
 def drawing_order(points: NDArray[np.float32]) -> NDArray[np.int64]:

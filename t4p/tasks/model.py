@@ -49,6 +49,11 @@ class Model:
         return self._exported.config.task
 
     @property
+    def finds(self) -> str:
+        """What it says of points: "labels" (`classify`), "masks" (`segment_instances`) or "boxes" (`detect`)."""
+        return task_named(self.task).finds
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The K words that `classify` asks by default."""
         return self._exported.labels
@@ -244,7 +249,7 @@ class Model:
         return dict(zip(asked, embedded, strict=True))
 
     def _require(self, wanted: str) -> None:
-        found = task_named(self.task).finds
+        found = self.finds
         if found != wanted:
             raise ValueError(
                 f"{DOORS[wanted]} gives {wanted}, and this network was trained with task: {self.task}, for {found}; "

@@ -128,7 +128,7 @@ def test_both_tasks_go_on_bit_for_bit_on_two_ranks_under_zero_1_and_3(tmp_path):
             given = [
                 *(f"data.shards=[{scenes}]", "data.num_workers=0", "train.global_batch_size=2"),
                 *("train.num_steps=4", "train.warmup_steps=1", "train.checkpoint_every=2"),
-                f"train.zero_stage={stage}",
+                *(f"train.zero_stage={stage}", "model.voxel_size=0.12"),
             ]
             whole, stopped = (f"run.dir={tmp_path / f'{task}-{stage}-{name}'}" for name in ("whole", "stopped"))
             runs += [(FILES[task], [*given, whole], None)]
@@ -140,7 +140,10 @@ def test_both_tasks_go_on_bit_for_bit_on_two_ranks_under_zero_1_and_3(tmp_path):
     for stage in (1, 3):
         for task in FILES:
             whole, stopped = (
-                [json.loads(line) for line in (tmp_path / f"{task}-{stage}-{name}" / "metrics.jsonl").open()]
+                [
+                    json.loads(line)
+                    for line in (tmp_path / f"{task}-{stage}-{name}/metrics.jsonl").read_text().splitlines()
+                ]
                 for name in ("whole", "stopped")
             )
             assert [line["step"] for line in stopped] == [1, 2, 3, 4]

@@ -166,6 +166,7 @@ def asked_room() -> ScanAnswer:
         points=points.astype(np.float32),
         colors=np.full((len(points), 3), 120, np.uint8),
         labels=LABELS,
+        label_colors=label_colors(LABELS),
         ids=labels,
         shares=np.full(len(points), 0.8, np.float32),
         row_of_point=labels,
@@ -179,6 +180,7 @@ def asked_room() -> ScanAnswer:
         facts=(Fact("labels", EVIL),),
         command=EVIL,
         again=EVIL,
+        boxes=np.array([[*points.mean(axis=0), 1.0, 0.5, 0.8, 0.4]]),
     )
 
 
