@@ -252,7 +252,8 @@ def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
     if scan.colors is None and model.needs_color:
         raise CallError(
             f"{shown(call.scan)}: has no colour, and {shown(call.model)} was trained with it (model.point_features); "
-            "give a scan with colour, or a network that was trained without (model.point_features=[one,height])"
+            "give a scan with colour, or a network that can do without: one trained with "
+            "data.drop_features.color=0.5, or without colour (model.point_features=[one,height])"
         )
     return model, scan, folder
 

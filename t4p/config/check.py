@@ -29,10 +29,22 @@ def check(config: Section, num_workers: int | None = None) -> tuple[Problem, ...
         for problem in section.rules()
     ]
     if isinstance(config, JobConfig):
+        problems += _problems_of_dropping(config)
         problems += _problems_with_clip(config)
         if num_workers is not None:
             problems += problems_of_world(config, num_workers)
     return tuple(problems)
+
+
+def _problems_of_dropping(config: JobConfig) -> Iterator[Problem]:
+    features = config.model.point_features
+    for name, share in config.data.drop_features:
+        if share and name not in features:
+            yield Problem(
+                (f"data.drop_features.{name}", "model.point_features"),
+                f"data.drop_features.{name} is {share:g}, and {name} is not in model.point_features "
+                f"([{','.join(features)}]); leave it out, or set model.point_features=[{','.join((*features, name))}]",
+            )
 
 
 def _problems_with_clip(config: JobConfig) -> Iterator[Problem]:

@@ -11,6 +11,9 @@ from t4p.config.section import Fraction, Listed, Places, PositiveFloat, Positive
 
 USUAL_BLOCK = 8 << 20  # bytes
 
+# Below 1: what no sample has is no feature.
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class AugmentConfig(Section):
     """Random changes of the points of a training frame. The image stays as it is, and so do the pixel-point pairs."""
@@ -19,6 +22,19 @@ class AugmentConfig(Section):
     mirror: bool = Field(True, description="Mirror left and right with probability one half.")
     scale: Fraction = Field(0.1, description="Scale by a factor uniform in [1 - scale, 1 + scale].")
     color_jitter: Fraction = Field(0.05, description="Standard deviation of Gaussian noise on colours in [0, 1].")
+
+
+class DropFeaturesConfig(Section):
+    """Features that a training sample goes without, so that the network can do without them.
+
+    What is dropped is 0 in all voxels of the sample, for a colour the grey in the middle. Validation drops nothing.
+    """
+
+    color: Share = Field(0.0, description="Share of the samples, drawn in every epoch, without colour.")
+    height: Share = Field(0.0, description="Share of the samples, likewise, without height.")
+
+
+NOTHING_DROPPED = DropFeaturesConfig()
 
 
 class WeightedPlace(Section):
@@ -67,6 +83,7 @@ class PointDataConfig(Section):
     frame: Literal["camera", "world"] = Field("camera", description="Axes of the points; world only if its z is up.")
     max_skip_fraction: Fraction = Field(0.0, description="Share of broken samples a run puts up with.")
     augment: AugmentConfig = AugmentConfig()
+    drop_features: DropFeaturesConfig = NOTHING_DROPPED
 
     @property
     def urls(self) -> tuple[str, ...]:

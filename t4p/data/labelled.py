@@ -16,7 +16,7 @@ from shards.images import BrokenImageError, decode_labels
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene
 from shards.schema import Frame, size_of_labels
-from t4p.config.data import AugmentConfig, PointDataConfig
+from t4p.config.data import NOTHING_DROPPED, AugmentConfig, DropFeaturesConfig, PointDataConfig
 from t4p.config.network import NetworkConfig
 from t4p.data import transforms
 from t4p.data.decode import decode_frame
@@ -121,7 +121,8 @@ class LabelRecipe:
             in their world already.
         voxel_size: metres.
         num_strides: halvings between the voxels and the bottleneck.
-        augment: None for validation, which also leaves the voxel grid on the origin.
+        augment: None for validation, which also leaves the voxel grid on the origin and drops no feature.
+        drop_features: what samples go without, and how many of them.
     """
 
     tables: tuple[LabelTable, ...]
@@ -133,6 +134,7 @@ class LabelRecipe:
     point_features: tuple[str, ...]
     augment: AugmentConfig | None
     seed: int
+    drop_features: DropFeaturesConfig = NOTHING_DROPPED
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
         """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key)."""
@@ -148,8 +150,8 @@ class LabelRecipe:
         return lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
 
     def place(self, dataset_index: int, key: str, epoch: int) -> Placement:
-        """How the points of one sample are moved in one epoch."""
-        return draw_placement(self.augment, self.seed, epoch, draw_key(dataset_index, key))
+        """How the points of one sample are moved in one epoch, and what they go without."""
+        return draw_placement(self.augment, self.seed, epoch, draw_key(dataset_index, key), self.drop_features)
 
     def voxelize(
         self, cloud: LabelledCloud, placement: Placement, dataset_index: int, key: str, epoch: int
@@ -230,6 +232,7 @@ def build_label_recipe(
         point_features=model.point_features,
         augment=augment,
         seed=seed,
+        drop_features=data.drop_features,
     )
 
 

@@ -16,7 +16,7 @@ from t4p.data.hashing import draw_words, smallest_of_frames
 from t4p.data.lifting import Lift, SeparablePixels, look_up_pixels
 from t4p.data.sample import PreparedFrame, SampleSettings
 from t4p.data.tensors import numbers_beside
-from t4p.data.transforms import jittered, voxel_features
+from t4p.data.transforms import dropped_channels, jittered, voxel_features
 from t4p.data.voxels import (
     FIXED_POINT,
     Groups,
@@ -222,7 +222,11 @@ def _features(
     if sums:
         local = torch.stack([voxels.sums(axis) for axis in sums], dim=1).double() / (FIXED_POINT * num_points)
         positions = (local + torch.stack([frame.origin for frame in frames])[frame_of_voxel]).float()
-    return voxel_features(colors, positions, kinds)
+    features = voxel_features(colors, positions, kinds)
+    dropped = [dropped_channels(kinds, frame.placement.dropped) for frame in frames]
+    if not any(map(any, dropped)):
+        return features
+    return features.masked_fill(numbers_beside(features, dropped, torch.bool)[frame_of_voxel], 0)
 
 
 def _code(coords: Sequence[Tensor]) -> Tensor:

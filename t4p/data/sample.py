@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t4p.config.data import AugmentConfig
+from t4p.config.data import NOTHING_DROPPED, AugmentConfig, DropFeaturesConfig
 from t4p.data.decode import DecodedFrame, with_color_of
 from t4p.data.draws import draw_key, sample_seed
 from t4p.data.lifting import Lift, local_origin, out_from_camera, plan_lift
@@ -33,7 +33,8 @@ class SampleSettings:
         num_strides: halvings between the voxels and the bottleneck.
         in_world: points in the world of the dataset where there are poses, else in upright camera axes.
         num_pairs_e, num_pairs_d: pairs drawn at most, uniformly; None keeps all.
-        augment: None for validation, which also leaves the voxel grid on the origin.
+        augment: None for validation, which also leaves the voxel grid on the origin and drops no feature.
+        drop_features: what samples go without, and how many of them.
     """
 
     image_size: tuple[int, int]
@@ -49,6 +50,7 @@ class SampleSettings:
     num_pairs_d: int | None
     augment: AugmentConfig | None
     seed: int
+    drop_features: DropFeaturesConfig = NOTHING_DROPPED
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +92,7 @@ def prepare_frame(
     """
     frame = with_color_of(frame, settings.image_size)
     drawn_by = draw_key(dataset_index, key)
-    placement = draw_placement(settings.augment, settings.seed, epoch, drawn_by)
+    placement = draw_placement(settings.augment, settings.seed, epoch, drawn_by, settings.drop_features)
     transform = placement.matrix @ out_from_camera(frame, settings.in_world)
     # The camera is at the origin in its own axes: what is lifted there keeps its coordinates.
     origin = local_origin(transform[:3, 3], settings.voxel_size, step=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -182,7 +182,7 @@ def voxelize_cloud(
         voxel_size: metres.
         num_strides: halvings between the voxels and the bottleneck.
         point_features: as for `voxel_features`.
-        placement: moves and tints the points, and shifts the grid.
+        placement: moves and tints the points, shifts the grid, and says what is dropped.
         seed: of the noise on colours, where the placement has some.
 
     Raises:
@@ -204,10 +204,11 @@ def voxelize_cloud(
         colors = jittered(voxels.means(cloud.colors), voxels.num_points[:, None], words, tint, placement.jitter)
     if {"position", "height"} & set(point_features):
         positions = (voxels.means(points) + origin).float()
+    features = voxel_features(colors, positions, point_features)
     return VoxelCloud(
         voxel_coords=voxels.voxel_coords,
         voxel_of_point=voxels.voxel_of_point,
-        voxel_features=voxel_features(colors, positions, point_features),
+        voxel_features=features.masked_fill(torch.tensor(dropped_channels(point_features, placement.dropped)), 0),
         bottleneck_of_voxel=coarse.voxel_of_point,
         num_bottleneck_voxels=len(coarse.voxel_coords),
         corner=origin + _corner(points, voxels, voxel_size, placement.grid_shift),
@@ -278,6 +279,11 @@ def voxel_features(colors: Tensor, positions: Tensor, kinds: Sequence[str]) -> T
         "height": positions[:, 2:],
     }
     return torch.cat([columns[kind] for kind in kinds], dim=1)
+
+
+def dropped_channels(kinds: Sequence[str], dropped: Collection[str]) -> tuple[bool, ...]:
+    """(C,) which channels of `voxel_features` are of a kind that is dropped: 0 everywhere, of a colour middle grey."""
+    return tuple(kind in dropped for kind in kinds for _ in range(num_channels((kind,))))
 
 
 def num_channels(kinds: Sequence[str]) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from t4p.config.kinds import task_named
+from t4p.data.placement import AS_RECORDED
 from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
 from t4p.errors import CheckpointError
@@ -64,7 +65,8 @@ class Model:
 
         Args:
             points: (N, 3) metres, z up; numpy, torch or nested lists; N may be 0.
-            colors: (N, 3), uint8 or floats in [0, 1]; not needed where the network has no feature of colour.
+            colors: (N, 3), uint8 or floats in [0, 1]; not needed where the network has no feature of colour, or was
+                trained with `data.drop_features.color`: it sees then what it saw of a sample without.
 
         Returns:
             (N, d) float32, unit-norm. Points of one bottleneck voxel have the same row.
@@ -234,8 +236,9 @@ class Model:
 
     @property
     def needs_color(self) -> bool:
-        """Whether colours are among the inputs of the network."""
-        return "color" in self._exported.config.model.point_features
+        """Whether colours are among the inputs of the network and it has not learnt to do without them."""
+        config = self._exported.config
+        return "color" in config.model.point_features and not config.data.drop_features.color
 
     def embed_words(self, words: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Where words lie in the space of CLIP's text: (d,) float32, unit-norm, by word.
@@ -261,7 +264,8 @@ class Model:
         if colors is None and self.needs_color:
             raise ValueError(
                 "colors are missing: this network was trained with the features "
-                f"{list(self._exported.config.model.point_features)}; give (N, 3) uint8, or floats in [0, 1]"
+                f"{list(self._exported.config.model.point_features)}; give (N, 3) uint8, or floats in [0, 1], or load "
+                "a network that can do without: one trained with data.drop_features.color=0.5"
             )
         rgb = np.zeros_like(xyz) if colors is None else _checked_colors(colors, len(xyz))
         return PointCloud(as_tensor(xyz), as_tensor(rgb))
@@ -269,7 +273,8 @@ class Model:
     def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
         model = self._exported.config.model
         cloud = self._cloud_of(points, colors)
-        return voxelize_cloud(cloud, model.voxel_size, model.unet.num_strides, model.point_features)
+        placement = replace(AS_RECORDED, dropped=("color",)) if colors is None else AS_RECORDED
+        return voxelize_cloud(cloud, model.voxel_size, model.unet.num_strides, model.point_features, placement)
 
     def _tensors(self, voxels: VoxelCloud) -> tuple[Tensor, Tensor]:
         """(V, 4) coordinates of the one scene, and (V, C) features, on the network's device."""

@@ -309,6 +309,7 @@ def build_sample_settings(config: PretrainConfig, towers: ClipTowers) -> SampleS
         num_pairs_d=config.loss.num_pairs_d,
         augment=config.data.augment,
         seed=config.run.seed,
+        drop_features=config.data.drop_features,
     )
 
 

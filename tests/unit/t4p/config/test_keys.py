@@ -83,7 +83,9 @@ def leaves(tree: dict, prefix: str = "") -> list[str]:
 
 
 def test_a_section_is_shown_with_those_in_it_and_a_key_alone() -> None:
-    assert [section.name for section in sections_of(PretrainConfig, "data")] == ["data", "data.augment"]
+    assert [section.name for section in sections_of(PretrainConfig, "data.augment")] == ["data.augment"]
+    names = [section.name for section in sections_of(PretrainConfig, "data")]
+    assert names == ["data", "data.augment", "data.drop_features"]
     (section,) = sections_of(PretrainConfig, "train.num_steps")
     assert [key.name for key in section.keys] == ["train.num_steps"]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shards.errors import ShardError
 from shards.schema import Frame
-from t4p.config.data import AugmentConfig
+from t4p.config.data import AugmentConfig, DropFeaturesConfig
 from t4p.data.labelled import LabelRecipe
 from t4p.data.labels import IGNORED, build_label_table
 
@@ -129,6 +129,24 @@ def test_draws_belong_to_seed_epoch_and_key_and_leave_the_labels():
             first.voxel_features, other.voxel_features
         )
         np.testing.assert_array_equal(first.label_of_point, other.label_of_point)
+
+
+def test_a_dropped_feature_is_zero_in_all_voxels_and_nothing_else_of_the_sample_changes():
+    plain = replace(RECIPE, augment=AugmentConfig(), point_features=("height", "color", "one"))
+    dropping = replace(plain, drop_features=DropFeaturesConfig(color=0.5, height=0.5))
+    frame, _ = make_frame(0)
+    seen = set()
+    for epoch in range(12):
+        wanted, found = (recipe.make(frame, 0, "room/0", epoch) for recipe in (plain, dropping))
+        dropped = dropping.place(0, "room/0", epoch).dropped
+        seen.add(dropped)
+        channels = np.array(["height" in dropped, *["color" in dropped] * 3, False])
+        np.testing.assert_array_equal(found.voxel_features, np.where(channels, 0, wanted.voxel_features))
+        for name in ("voxel_coords", "label_of_voxel", "voxel_of_point", "label_of_point"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert seen == {(), ("color",), ("height",), ("color", "height")}
+    unaugmented = [replace(recipe, augment=None).make(frame, 0, "room/0", 0) for recipe in (plain, dropping)]
+    np.testing.assert_array_equal(*(sample.voxel_features for sample in unaugmented))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from own_process import in_a_fork
 from PIL import Image
 
-from t4p.config.data import AugmentConfig
+from t4p.config.data import AugmentConfig, DropFeaturesConfig
 from t4p.data.batch import Batch, PreparedRecipe, build_batch
 from t4p.data.decode import DecodedFrame, with_color_of
 from t4p.data.lifting import UPRIGHT_FROM_CAMERA
@@ -224,12 +224,28 @@ def test_noise_on_the_colour_of_a_voxel_is_that_of_the_mean_of_its_points():
     assert np.abs(np.corrcoef(found.T.numpy()) - np.eye(3)).max() < 0.05
 
 
+def test_a_frame_whose_features_are_dropped_has_zeros_and_the_pairs_that_it_had():
+    settings = replace(SETTINGS, num_pairs_d=50, augment=AugmentConfig(), point_features=("height", "color"))
+    dropping = replace(settings, drop_features=DropFeaturesConfig(color=0.5, height=0.5))
+    frames = [make_frame(seed) for seed in range(8)]
+    plain, found = (build(frames, each) for each in (settings, dropping))
+    dropped = [prepare_frame(each, f"room/{i}", 0, dropping).placement.dropped for i, each in enumerate(frames)]
+    assert set(dropped) == {(), ("height",), ("color", "height")}
+    zeros = torch.tensor([["height" in each, *["color" in each] * 3] for each in dropped])[plain.voxel_coords[:, 0]]
+    wanted = replace(plain, voxel_features=torch.where(zeros, 0, plain.voxel_features))
+    for field in fields(Batch):
+        one, other = getattr(wanted, field.name), getattr(found, field.name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
+
+
 @in_a_fork
 def test_an_accelerator_finds_the_same_and_waits_twice():
     """One that rounds a product and a sum at once, and divides by numbers with their reciprocals."""
     grids = {"image_size": (480, 640), "cell_grid": (15, 20), "decoder_grid": (60, 80)}
     settings = replace(SETTINGS, voxel_size=0.025, num_pairs_d=4096, num_pairs_e=700, augment=AugmentConfig(), **grids)
+    settings = replace(settings, drop_features=DropFeaturesConfig(color=0.5))
     frames = [prepare_frame(frame, f"tum/{i}", 0, settings) for i, frame in enumerate(real_frames()[:2])]
+    assert sorted(frame.placement.dropped for frame in frames) == [(), ("color",)]
     wanted = build_batch(frames, settings)
     with pretended_device() as (device, counts):
         found = PreparedRecipe(settings).join(frames).to(device)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from t4p.config.data import AugmentConfig
+from t4p.config.data import NOTHING_DROPPED, AugmentConfig, DropFeaturesConfig
 from t4p.data import transforms
 from t4p.data.decode import DecodedFrame, with_color_of
-from t4p.data.placement import draw_placement
+from t4p.data.placement import AS_RECORDED, draw_placement
 
 K = np.array([[100.0, 0, 31.5], [0, 100.0, 23.5], [0, 0, 1]])
 
@@ -89,7 +89,7 @@ def test_stride_and_range_thin_the_points(stride, max_depth, expected):
 @pytest.mark.parametrize("seed", range(20))
 def test_augmentation_is_a_similarity_about_the_vertical(seed):
     settings = AugmentConfig(rotation=True, mirror=True, scale=0.2, color_jitter=0.1)
-    placement = draw_placement(settings, seed, 0, "room/0")
+    placement = draw_placement(settings, seed, 0, "room/0", NOTHING_DROPPED)
     linear = placement.matrix[:3, :3]
     squared = linear @ linear.T
     np.testing.assert_allclose(squared, squared[0, 0] * np.eye(3), atol=1e-12)
@@ -101,7 +101,7 @@ def test_augmentation_is_a_similarity_about_the_vertical(seed):
 
 def test_everything_switched_off_moves_the_grid_alone():
     off = AugmentConfig(rotation=False, mirror=False, scale=0, color_jitter=0)
-    placement = draw_placement(off, 0, 0, "room/0")
+    placement = draw_placement(off, 0, 0, "room/0", NOTHING_DROPPED)
     np.testing.assert_array_equal(placement.matrix, np.eye(4))
     assert placement.tint == (0, 0, 0)
     assert placement.jitter == 0
@@ -109,9 +109,25 @@ def test_everything_switched_off_moves_the_grid_alone():
 
 
 def test_one_setting_does_not_change_the_draws_of_the_others():
-    whole, part = (draw_placement(AugmentConfig(rotation=turned), 3, 1, "a/b") for turned in (True, False))
+    whole, part = (
+        draw_placement(AugmentConfig(rotation=turned), 3, 1, "a/b", NOTHING_DROPPED) for turned in (True, False)
+    )
     assert (whole.tint, whole.grid_shift) == (part.tint, part.grid_shift)
     np.testing.assert_allclose(np.linalg.det(whole.matrix), np.linalg.det(part.matrix))
+
+
+def test_features_are_dropped_from_their_shares_of_samples_each_for_itself_and_nothing_else_changes():
+    both = DropFeaturesConfig(color=0.3, height=0.6)
+    drawn = [draw_placement(AugmentConfig(), 3, epoch, "a/b", both) for epoch in range(500)]
+    shares = [np.mean([each.dropped == kinds for each in drawn]) for kinds in ((), ("color",), ("color", "height"))]
+    np.testing.assert_allclose(shares, [0.7 * 0.4, 0.3 * 0.4, 0.3 * 0.6], atol=0.05)
+    for epoch in range(20):
+        one = draw_placement(AugmentConfig(), 3, epoch, "a/b", DropFeaturesConfig(height=0.6))
+        assert one.dropped == tuple(name for name in drawn[epoch].dropped if name == "height")
+        plain = draw_placement(AugmentConfig(), 3, epoch, "a/b", NOTHING_DROPPED)
+        np.testing.assert_array_equal(plain.matrix, drawn[epoch].matrix)
+        assert (plain.tint, plain.grid_shift) == (drawn[epoch].tint, drawn[epoch].grid_shift)
+    assert draw_placement(None, 3, 0, "a/b", DropFeaturesConfig(color=0.999)) is AS_RECORDED, "that is validation"
 
 
 @pytest.mark.parametrize("seed", range(100))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shards.reader import DatasetReader
-from t4p.config.data import EvaluatedDataConfig
+from t4p.config.data import DropFeaturesConfig, EvaluatedDataConfig
 from t4p.data.decode import decode_frame
 from t4p.data.transforms import lift_frame
 from t4p.errors import CheckpointError
@@ -163,7 +163,7 @@ POINTS, COLORS = np.zeros((5, 3)), np.zeros((5, 3), np.uint8)
 @pytest.mark.parametrize(
     ("points", "colors", "message"),
     [
-        (POINTS, None, r"colors are missing: this network was trained with the features \['color'\]"),
+        (POINTS, None, r"colors are missing: this network was trained with the features \['color'\].*drop_features"),
         (np.zeros((5, 4)), COLORS, r"points are float64 of shape \(5, 4\), wanted numbers \(N, 3\)"),
         (np.zeros(3), COLORS, r"shape \(3,\)"),
         (POINTS.astype(str), COLORS, "points are <U32"),
@@ -197,6 +197,19 @@ def test_colors_are_not_asked_for_where_no_feature_is_a_colour(pretrained, scene
     without = placed.embed(scene[0])
     np.testing.assert_array_equal(without, placed.embed(*scene))
     assert not np.array_equal(without, pretrained.embed(*scene))
+
+
+def test_colors_may_be_left_out_where_the_run_dropped_them_and_are_what_they_were_then(exported, scene) -> None:
+    data = exported.config.data.model_copy(update={"drop_features": DropFeaturesConfig(color=0.5)})
+    model = Model(replace(exported, config=exported.config.model_copy(update={"data": data})))
+    points, colors = scene
+    without = model.classify(points)[1]
+    middle_grey = np.full(points.shape, 0.5)  # 0 on the way from [0, 1] to [-1, 1]
+    np.testing.assert_array_equal(without, model.classify(points, middle_grey)[1])
+    np.testing.assert_array_equal(model.classify(points, colors)[1], Model(exported).classify(points, colors)[1])
+    assert not np.array_equal(without, model.classify(points, colors)[1])
+    assert Model(exported).needs_color
+    assert not model.needs_color
 
 
 def test_a_run_folder_gives_the_network_of_its_newest_whole_checkpoint(
