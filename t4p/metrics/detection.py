@@ -159,12 +159,18 @@ def suppress(boxes: ArrayLike, class_ids: ArrayLike, scores: ArrayLike, iou_thre
         raise ValueError(f"iou_threshold is {iou_threshold}; wanted a number in [0, 1] (VoteNet's is 0.25)")
     order = np.argsort(-values, kind="stable")
     checked, ids = checked[order], ids[order]
-    # Only a surer box removes another one, so half of the pairs are enough.
-    covers = _iou(checked, checked, np.triu(ids[:, None] == ids, k=1)) > iou_threshold
     kept = np.ones(len(order), bool)
-    for row, covered in enumerate(covers):
-        if kept[row]:
-            kept &= ~covered
+    # Class by class: the pairs of all boxes would be gigabytes where a thousand places suggest every class.
+    for class_id in np.unique(ids):
+        rows = np.flatnonzero(ids == class_id)
+        # Only a surer box removes another one, so half of the pairs are enough.
+        surer = np.triu(np.ones((len(rows), len(rows)), bool), k=1)
+        covers = _iou(checked[rows], checked[rows], surer) > iou_threshold
+        of_class = np.ones(len(rows), bool)
+        for row, covered in enumerate(covers):
+            if of_class[row]:
+                of_class &= ~covered
+        kept[rows] = of_class
     return order[kept]
 
 

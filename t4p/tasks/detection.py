@@ -141,7 +141,18 @@ def find_boxes(
 def drop_empty(found: Detections, points: NDArray[np.floating]) -> Detections:
     """Leave out boxes with fewer than FEWEST_POINTS of (N, 3) points in the same frame."""
     boxes = np.asarray(found.boxes)
-    kept = np.array([np.count_nonzero(points_inside(points, box)) >= FEWEST_POINTS for box in boxes], bool)
+    # Of each box only the points abreast of it: an untrained head finds thousands of boxes among all of them.
+    points = points[np.argsort(points[:, 0])]
+    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2
+    starts = np.searchsorted(points[:, 0], boxes[:, 0] - reach, side="left")
+    ends = np.searchsorted(points[:, 0], boxes[:, 0] + reach, side="right")
+    kept = np.array(
+        [
+            np.count_nonzero(points_inside(points[start:end], box)) >= FEWEST_POINTS
+            for box, start, end in zip(boxes, starts, ends, strict=True)
+        ],
+        bool,
+    )
     return Detections(boxes[kept], np.asarray(found.class_ids)[kept], np.asarray(found.scores)[kept])
 
 
