@@ -240,7 +240,8 @@ class ObjectRecipe:
         """(B, 7) boxes in the frame of the points as they are placed, and the label of each."""
         if self.boxes_of is None:
             return np.zeros((0, 7)), np.zeros(0, np.int64)
-        if self.boxes_of == "axis_aligned" and (len(label_of_instance) or not stored.boxes):
+        # A view in which no instance is seen has no box, whatever else its room holds.
+        if self.boxes_of == "axis_aligned" and stored.instance is not None:
             matrix = placement.matrix
             placed = cloud.points.double().numpy() @ matrix[:3, :3].T + matrix[:3, 3]
             bounds = bounds_of_instances(placed, instance_of_point.numpy(), len(label_of_instance))

@@ -115,6 +115,15 @@ def test_a_frame_has_the_objects_that_it_sees():
     assert len(sample.label_of_instance)
 
 
+def test_boxes_of_the_dataset_stand_in_only_where_nobody_numbered_instances(room):
+    recipe = recipe_of(boxes_of="axis_aligned")
+    nothing_seen = replace(room, instance=np.zeros_like(room.instance))
+    assert len(recipe.make(nothing_seen, 0, KEY, 0).boxes) == 0
+    unnumbered = recipe.make(replace(room, instance=None), 0, KEY, 0)
+    assert len(unnumbered.boxes) == sum(box.label in LABELS for box in room.boxes) > 0
+    assert len(recipe.make(replace(room, instance=None, boxes=()), 0, KEY, 0).boxes) == 0
+
+
 def test_what_has_no_objects_says_so(room):
     bare = replace(room, instance=None)
     with pytest.raises(ShardError, match=r"room/whole: has no instance ids"):
