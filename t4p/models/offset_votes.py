@@ -45,7 +45,13 @@ def vote_loss(
 
 
 def cluster_votes(
-    points: Tensor, offsets: Tensor, label_of_voxel: Tensor, probability: Tensor, radius: float, min_voxels: int
+    points: Tensor,
+    offsets: Tensor,
+    label_of_voxel: Tensor,
+    probability: Tensor,
+    radius: float,
+    min_voxels: int,
+    max_masks: int = 100,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Instances of one sample: per label, shifted voxels that are connected by steps of at most `radius`.
 
@@ -59,9 +65,10 @@ def cluster_votes(
         probability: (V,) of that label, in [0, 1].
         radius: metres.
         min_voxels: smaller clusters are left out.
+        max_masks: so many, the surest, are kept: before anything is learnt there are thousands.
 
     Returns:
-        masks: (P, V) bool, disjoint.
+        masks: (P, V) bool, disjoint, P at most max_masks.
         class_ids: (P,) int64.
         scores: (P,) the mean probability of the mask's voxels, descending; equal ones by label, then by first voxel.
 
@@ -84,7 +91,7 @@ def cluster_votes(
     num_voxels = np.bincount(cluster_of_voxel[clustered], minlength=len(label_of_cluster))
     certain = probability.detach().double().cpu().numpy()
     scores = np.bincount(cluster_of_voxel[clustered], certain[clustered], len(label_of_cluster)) / num_voxels
-    best = np.argsort(-scores, kind="stable")
+    best = np.argsort(-scores, kind="stable")[:max_masks]
     masks = torch.from_numpy(cluster_of_voxel == best[:, None])
     class_ids = torch.tensor(label_of_cluster, dtype=torch.int64)[best]
     return masks.to(device), class_ids.to(device), torch.from_numpy(scores[best]).float().to(device)

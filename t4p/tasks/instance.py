@@ -198,11 +198,16 @@ def find_masks(
         middles = middles_of(voxel_coords, voxel_size)
         for sample in range(num_samples):
             own = samples == sample
-            masks, class_ids, scores = cluster_votes(
-                middles[own], offsets[own], label[own], probability[own], VOTES_RADIUS * voxel_size, FEWEST_VOTES
+            found = cluster_votes(
+                middles[own],
+                offsets[own],
+                label[own],
+                probability[own],
+                VOTES_RADIUS * voxel_size,
+                FEWEST_VOTES,
+                MOST_MASKS,
             )
-            kept = slice(MOST_MASKS)
-            yield FoundMasks(*(found[kept].cpu().numpy() for found in (masks, class_ids, scores)))
+            yield FoundMasks(*(values.cpu().numpy() for values in found))
         return
     groups = pool_groups(decoded, group_of_voxel, len(sample_of_group))
     prediction = by_layer(head(groups, sample_of_group, num_samples, text))[-1]
@@ -376,10 +381,18 @@ def masks_of_points(
 
     Returns:
         (P, N) masks, (P,) rows of the labels, (P,) scores, the surest first.
+
+    Raises:
+        ValueError: groups are given, and the masks of the network are votes.
     """
     config, text = exported.config, exported.label_embeddings
     assert isinstance(config, InstanceConfig)
     num_voxels = len(voxels.voxel_coords)
+    if group_of_point is not None and config.model.masks == "votes":
+        raise ValueError(
+            "groups are given, and this network was trained with model.masks: votes, which are clustered without any; "
+            "leave groups out"
+        )
     if group_of_point is None and config.model.masks == "queries" and config.model.groups != "none":
         group_of_point = group_points(cloud.points, cloud.colors).numpy()
     group_of_voxel = groups_of_voxels(group_of_point, voxels.voxel_of_point, num_voxels)

@@ -153,7 +153,8 @@ class Model:
             scores: (P,) float32 in [0, 1].
 
         Raises:
-            ValueError: as `embed`; groups are not a number for every point; the network is of another task.
+            ValueError: as `embed`; groups are not a number for every point, or the network makes masks of votes,
+                without groups; the network is of another task.
         """
         self._require("masks")
         voxels = self._voxels_of(points, colors)

@@ -83,6 +83,9 @@ def test_small_clusters_are_left_out_and_nothing_gives_nothing():
     points, offsets, labels, probability, _ = chairs(votes=1.0)
     assert len(cluster_votes(points, offsets, labels, probability, 0.05, 51)[0]) == 0
     assert len(cluster_votes(points, offsets, labels, probability, 0.05, 1)[0]) == 3 + 15
+    surest = cluster_votes(points, offsets, labels, probability, 0.05, 10, 2)
+    assert surest[0].shape == (2, 180)
+    assert surest[2].tolist() == pytest.approx([0.9, 0.7])
     masks, class_ids, scores = cluster_votes(points[:0], offsets[:0], labels[:0], probability[:0], 0.05, 1)
     assert (masks.shape, class_ids.shape, scores.shape) == ((0, 0), (0,), (0,))
     assert cluster_votes(points, offsets, labels * 0 + IGNORED, probability, 0.05, 1)[0].shape == (0, 180)
