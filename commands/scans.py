@@ -147,9 +147,8 @@ def _predict_objects(call: ScanCall, model: Model, scan: Scan, folder: Path) -> 
     shown_ids = np.where(of_point == _NO_ID, len(objects.names), of_point)
     palette = np.concatenate([label_colors(objects.names), np.array([NO_LABEL], np.uint8)])
     said = _Said(objects.names, of_point, scores[:, None], palette[shown_ids])
-    _write(
-        call, folder, model, scan, said, features, row_of_point, words, (names, shown_ids, scores), (), objects.boxes
-    )
+    painted = _Painted(names, palette, shown_ids, scores, objects.boxes)
+    _write(call, folder, model, scan, said, features, row_of_point, words, painted, ())
     records = [
         {"label": model.labels[label], "name": name, "score": float(score), "box": box.tolist()}
         for name, label, score, box in zip(objects.names, objects.label_ids, objects.scores, objects.boxes, strict=True)
@@ -159,6 +158,28 @@ def _predict_objects(call: ScanCall, model: Model, scan: Scan, folder: Path) -> 
     typer.echo(f"{len(records)} objects with a score of {SURE_FROM:g} or more ({folder / OBJECTS})")
     for record in records:
         typer.echo(f"  {shown(record['name'])}: {record['score']:.2f}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Painted:
+    """What the page paints points as.
+
+    Attributes:
+        names: of labels, or of objects.
+        colors: (K, 3) uint8, of each.
+        ids: (N,) which each point has.
+        shares: (N,) in [0, 1], how sure that is.
+        boxes: (P, 7) drawn in the colours of the first P names.
+    """
+
+    names: Sequence[str]
+    colors: NDArray[np.uint8]
+    ids: NDArray[np.integer]
+    shares: NDArray[np.float32]
+    boxes: NDArray[np.float64]
+
+
+NO_BOXES = np.zeros((0, 7))
 
 
 def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
@@ -189,8 +210,8 @@ def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
     scale = model.logit_scale if model.scores_are_cosines else 1.0
     shares = _softmax(scores * np.float32(scale))
     said = _Said(names, ids.astype(np.int32), shares, label_colors(names)[ids])
-    best = shares[np.arange(len(ids)), ids]
-    _write(call, folder, model, scan, said, features, row_of_point, words, (names, label_colors(names), ids, best), ())
+    painted = _Painted(names, label_colors(names), ids, shares[np.arange(len(ids)), ids], NO_BOXES)
+    _write(call, folder, model, scan, said, features, row_of_point, words, painted, ())
     _tell_shares(names, ids)
     return folder
 
@@ -220,8 +241,9 @@ def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
     cosines = features @ np.stack([words[label] for label in model.labels]).T
     nearest = cosines.argmax(axis=1)
     share = _softmax(cosines * np.float32(model.logit_scale))[np.arange(len(nearest)), nearest]
-    shown_as = (model.labels, label_colors(model.labels), nearest[row_of_point], share[row_of_point])
-    _write(call, folder, model, scan, said, features, row_of_point, words, shown_as, phrases)
+    colors_of_labels = label_colors(model.labels)
+    painted = _Painted(model.labels, colors_of_labels, nearest[row_of_point], share[row_of_point], NO_BOXES)
+    _write(call, folder, model, scan, said, features, row_of_point, words, painted, phrases)
     typer.echo(model.query_rule)
     for column, phrase in enumerate(phrases):
         above = float((scores[:, column] > ABOVE).mean())
@@ -280,9 +302,8 @@ def _write(
     features: NDArray[np.float32],
     row_of_point: NDArray[np.int64],
     words: dict[str, NDArray[np.float32]],
-    labelled: tuple[Sequence[str], NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
+    painted: _Painted,
     phrases: Sequence[str],
-    boxes: NDArray[np.float64] | None = None,
 ) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -307,7 +328,6 @@ def _write(
             rows=scan.rows,
             offset=scan.offset,
         )
-    names, palette, ids, shares = labelled
     embeddings = np.stack(list(words.values()))
     columns = {word: column for column, word in enumerate(words)}
     about = f"{len(scan.points):,} points" + (
@@ -318,10 +338,10 @@ def _write(
         summary=f"What {Path(call.model).name} says of {about}.",
         points=scan.points,
         colors=scan.colors,
-        labels=names,
-        label_colors=palette,
-        ids=ids,
-        shares=shares,
+        labels=painted.names,
+        label_colors=painted.colors,
+        ids=painted.ids.astype(np.int64),
+        shares=painted.shares,
         row_of_point=row_of_point,
         words=list(words),
         embeddings=embeddings,
@@ -333,11 +353,11 @@ def _write(
         facts=(
             Fact("network", f"{call.model} ({model.task})"),
             *(Fact("scan", remark) for remark in scan.remarks),
-            Fact("labels", ", ".join(names)),
+            Fact("labels", ", ".join(painted.names)),
         ),
         command=call.command,
         again=shlex.join(["t4p", "query", call.model, call.scan, "a word"]),
-        boxes=np.zeros((0, 7)) if boxes is None else boxes,
+        boxes=painted.boxes,
     )
     with write_result(folder / "index.html", call.force) as partial:
         partial.write_text(render_scan(answer), encoding="utf-8")
