@@ -14,9 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.scene import Scene
 from t4p.data.lifting import local_origin
-from t4p.data.tensors import as_tensor
 from t4p.data.transforms import ORIGIN_STEP, voxelize
 
 # Chosen on five procedural rooms of one series: benchmarks/bench_groups.py has the figures of another.
@@ -29,16 +27,6 @@ _BLOCK = 1 << 16  # pairs that are Python's numbers at a time: a million voxels 
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
-
-
-def groups_of_scene(scene: Scene) -> Tensor:
-    """(N,) int64 group of every point: the dataset's own segments where the scene has them, else `group_points`.
-
-    Numbered 0, 1, ... in the order of their first points.
-    """
-    if scene.segments is not None:
-        return torch.from_numpy(_numbered(scene.segments.astype(np.int64)))
-    return group_points(as_tensor(scene.points), as_tensor(scene.rgb).float() / 255)
 
 
 def group_points(points: Tensor, colors: Tensor | None, voxel_size: float = VOXEL_SIZE) -> Tensor:

@@ -199,8 +199,9 @@ class ObjectRecipe:
             ids = _instances_of_frame(stored, cloud) if stored.instance is not None else None
         if ids is None and (self.boxes_of is None or stored.boxes is None):
             raise ShardError(
-                f"{where}: has no instance ids, from which objects are learnt; pack it with labels (or leave it out: "
-                "in training data.max_skip_fraction does)"
+                f"{where}: has no instance ids, from which objects are learnt; pack it with them (frames: instance/ "
+                "beside label/; scenes: `instance` in points.npz), or leave it out (training does, within "
+                "data.max_skip_fraction)"
             )
         return cloud, ids
 

@@ -6,16 +6,18 @@ behind learnable tokens, through the frozen text tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from t4p.config.data import EvaluatedDataConfig
 from t4p.config.network import FinetunedModelConfig
 from t4p.config.tasks import FinetuneConfig, FinetuneLossConfig
 from t4p.data.fetch import Catalogue
+from t4p.data.labelled import LabelRecipe, build_label_recipe
 from t4p.data.labels import require_labels
 from t4p.data.stream import Recipe, ValidationStream
 from t4p.distributed import rank
@@ -27,6 +29,7 @@ from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show, print_line
+from t4p.tasks.evaluate import scored_stream
 from t4p.tasks.job import (
     build_engine,
     build_training_stream,
@@ -145,6 +148,53 @@ def finetune(
 
     task = build_task(config, device, validation)
     run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step, show)
+
+
+def label_recipe(
+    config: FinetuneConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
+) -> LabelRecipe:
+    """How the points of a catalogue get labels and become voxels; only those that are trained on are augmented.
+
+    Args:
+        ignored_labels: instead of those of the configuration.
+
+    Raises:
+        ConfigError: the classes of a dataset are not those of the configuration.
+    """
+    return build_label_recipe(
+        catalogue,
+        config.data,
+        config.model,
+        config.model.label_names,
+        config.data.ignored_labels if ignored_labels is None else ignored_labels,
+        augment=config.data.augment if trains else None,
+        seed=config.run.seed,
+    )
+
+
+def scored_batches(
+    config: Config,
+    scored: EvaluatedDataConfig,
+    build_recipe: Callable[[Config, Catalogue, bool, Sequence[str]], Recipe[Sample, Batch]],
+    on_progress: Callable[[int, int], None],
+) -> Iterator[Batch]:
+    """Every sample of the datasets that an export is scored on, one by one, read as its run read them.
+
+    Args:
+        config: of the export.
+        on_progress: called with (samples done, samples in all).
+
+    Raises:
+        ConfigError: the classes of a dataset are not its labels.
+        ShardError: the data is missing or damaged.
+    """
+    catalogue = Catalogue(scored.shards)
+    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
+    config = config.model_copy(update={"data": config.data.model_copy(update=points)})
+    recipe = build_recipe(config, catalogue, False, scored.ignored_labels)
+    for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
+        yield batch
+        on_progress(done, catalogue.num_samples)
 
 
 def prompt_labels(config: FinetuneConfig, towers: ClipTowers) -> PromptedLabels:

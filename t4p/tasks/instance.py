@@ -21,7 +21,6 @@ from t4p.config.data import EvaluatedDataConfig
 from t4p.config.tasks import InstanceConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.groups import group_points
-from t4p.data.labelled import build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.data.objects import NONE, ObjectBatch, ObjectRecipe, ObjectSample, groups_of_voxels
 from t4p.data.stream import ValidationStream
@@ -38,8 +37,14 @@ from t4p.models.text4point import Text4Point
 from t4p.models.vote_head import VoteHead
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
-from t4p.tasks.evaluate import scored_stream
-from t4p.tasks.finetune import PromptedModule, embed_labels, finetune, prompt_labels
+from t4p.tasks.finetune import (
+    PromptedModule,
+    embed_labels,
+    finetune,
+    label_recipe,
+    prompt_labels,
+    scored_batches,
+)
 from t4p.tasks.scored import ScoreSheet, SheetRow
 
 if TYPE_CHECKING:
@@ -335,25 +340,11 @@ def build_module(config: InstanceConfig, towers: ClipTowers) -> InstanceModule:
 def build_recipe(
     config: InstanceConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
 ) -> ObjectRecipe:
-    """How the samples of a catalogue become those of this job; only those that are trained on are augmented.
-
-    Args:
-        ignored_labels: instead of those of the configuration.
-
-    Raises:
-        ConfigError: the classes of a dataset are not those of the configuration.
-    """
-    labels = config.model.label_names
-    recipe = build_label_recipe(
-        catalogue,
-        config.data,
-        config.model,
-        labels,
-        config.data.ignored_labels if ignored_labels is None else ignored_labels,
-        augment=config.data.augment if trains else None,
-        seed=config.run.seed,
+    """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`."""
+    recipe = label_recipe(config, catalogue, trains, ignored_labels)
+    return ObjectRecipe(
+        recipe, config.model.label_names, groups_of=config.model.groups if config.model.masks == "queries" else None
     )
-    return ObjectRecipe(recipe, labels, groups_of=config.model.groups if config.model.masks == "queries" else None)
 
 
 def problem_of_start(config: InstanceConfig) -> str:
@@ -426,15 +417,10 @@ def score(
     """
     config = exported.config
     assert isinstance(config, InstanceConfig)
-    catalogue = Catalogue(scored.shards)
-    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
-    config = config.model_copy(update={"data": config.data.model_copy(update=points)})
-    recipe = build_recipe(config, catalogue, False, scored.ignored_labels)
     head, text = head_of(exported), exported.label_embeddings
     compared: list[ComparedScene] = []
-    for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
+    for batch in scored_batches(config, scored, build_recipe, on_progress):
         compared += compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
-        on_progress(done, catalogue.num_samples)
     found = scores_of(compared, range(len(exported.labels)))
     if not math.isfinite(found.mean_ap):
         raise DataError(

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from t4p.config.network import SemanticModelConfig
 from t4p.config.tasks import FinetuneLossConfig, SemanticConfig
-from t4p.data.fetch import Catalogue
-from t4p.data.labelled import LabelledBatch, LabelledSample, LabelRecipe, build_label_recipe
+from t4p.data.labelled import LabelledBatch, LabelledSample
 from t4p.data.labels import IGNORED
 from t4p.data.stream import ValidationStream
 from t4p.distributed import all_reduce_sum, rank
@@ -27,7 +26,7 @@ from t4p.models.exported import ExportedNetwork
 from t4p.models.score_map import compare_with_text, score_voxels
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show, print_line
-from t4p.tasks.finetune import PromptedModule, embed_labels, finetune, prompt_labels, weights_as_begun
+from t4p.tasks.finetune import PromptedModule, embed_labels, finetune, label_recipe, prompt_labels, weights_as_begun
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -185,7 +184,7 @@ def run(config: SemanticConfig, on_step: Callable[[StepRecord], None] | None = N
     Args, raises:
         As `t4p.tasks.finetune.finetune`.
     """
-    finetune(config, build_module, build_recipe, build_task, ("net.head",), on_step, show)
+    finetune(config, build_module, label_recipe, build_task, ("net.head",), on_step, show)
 
 
 def build_module(config: SemanticConfig, towers: ClipTowers) -> SemanticModule:
@@ -246,20 +245,3 @@ def voxel_scores(
     expanded, decoded = exported.net(voxel_coords, voxel_features, text)
     score_map = compare_with_text(expanded, text, config.loss.logit_scale)
     return score_voxels(config.model.head, decoded, score_map, bottleneck_of_voxel)
-
-
-def build_recipe(config: SemanticConfig, catalogue: Catalogue, trains: bool) -> LabelRecipe:
-    """How the samples of a catalogue become those of this job; only those that are trained on are augmented.
-
-    Raises:
-        ConfigError: the classes of a dataset are not those of the configuration.
-    """
-    return build_label_recipe(
-        catalogue,
-        config.data,
-        config.model,
-        config.model.label_names,
-        config.data.ignored_labels,
-        augment=config.data.augment if trains else None,
-        seed=config.run.seed,
-    )

@@ -98,6 +98,10 @@ def learn(task: str, scenes: str, run_dir: Path, num_steps: int, *overrides: str
 def test_one_room_is_learnt_by_heart_and_its_objects_are_found_by_the_export(room, tmp_path):
     scene = DatasetReader(room).read_scene(0, 0)
     assert learn("detection", room, tmp_path / "boxes", 40, "train.global_batch_size=1")["ap25"] > 0.9
+    command("predict", str(tmp_path / "boxes" / "exported.safetensors"), f"{room}", "--out", str(tmp_path / "said"))
+    objects = json.loads((tmp_path / "said" / "objects.json").read_text())["objects"]
+    assert {one["label"] for one in objects} <= set(t4p.load(tmp_path / "boxes" / "exported.safetensors").labels)
+    assert objects
     boxes, label_ids, scores = t4p.load(tmp_path / "boxes" / "exported.safetensors").detect(scene.points, scene.rgb)
     best = boxes[np.argmax(scores)]
     near = np.abs(scene.points - best[:3]).max(1) < best[3:6].max() / 2

@@ -180,7 +180,7 @@ def asked_room() -> ScanAnswer:
         facts=(Fact("labels", EVIL),),
         command=EVIL,
         again=EVIL,
-        boxes=np.array([[*points.mean(axis=0), 1.0, 0.5, 0.8, 0.4]]),
+        boxes=np.zeros((0, 7)),
     )
 
 

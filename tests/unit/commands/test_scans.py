@@ -13,6 +13,7 @@ from commands.pages import scan_page
 from commands.scans import FILES, predict_scan, query_scan, scan_call
 from shards.doors.ply import read_ply, write_ply
 from shards.errors import CallError, ShardError
+from t4p.data.boxes import points_inside
 from t4p.tasks.model import load
 
 OLDER = Path(__file__).resolve().parents[2] / "data" / "older"
@@ -107,3 +108,14 @@ def test_what_cannot_be_asked_is_told_and_leaves_no_folder(tmp_path: Path) -> No
     with pytest.raises(ShardError, match="holds no point"):
         predict_scan(call(TUNED, str(bare), out), None)
     assert not out.exists()
+
+
+def test_the_edges_of_a_box_lie_on_it_and_are_its_own_points():
+    box = np.array([1.0, 2.0, 0.5, 2.0, 1.0, 0.6, 0.7])
+    edges = scan_page._edges_of(box)
+    inner, outer = box.copy(), box.copy()
+    inner[3:6] -= 1e-6
+    outer[3:6] += 1e-6
+    assert points_inside(edges, outer).all()
+    assert not points_inside(edges, inner).any()
+    assert len(edges) > 4 * (2.0 + 1.0 + 0.6) / 0.008

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from shards.scene import Scene
 from shards.synthetic.cloud import make_scene
 from t4p.data import groups as groups_module
-from t4p.data.groups import group_points, groups_of_scene, merge_pairs, neighbour_pairs
+from t4p.data.groups import group_points, merge_pairs, neighbour_pairs
 
 STEP = 0.01  # metres between the points of made surfaces
 
@@ -70,7 +69,7 @@ def test_colour_parts_what_is_flat() -> None:
 
 def test_rooms_are_cut_along_their_objects() -> None:
     room = make_scene(7, 0, 12, 160, 120, "synthetic", "room")
-    found = groups_of_scene(room).numpy()
+    found = group_points(torch.from_numpy(room.points), torch.from_numpy(room.rgb).float() / 255).numpy()
     objects = np.unique(np.stack([room.semantic, room.instance]), axis=1, return_inverse=True)[1]
     counts = np.zeros((found.max() + 1, objects.max() + 1), int)
     np.add.at(counts, (found, objects), 1)
@@ -168,14 +167,3 @@ def test_what_is_no_cloud_is_refused() -> None:
         group_points(points, torch.tensor([[0.0, 255, 3]]).expand(4, 3))
     with pytest.raises(ValueError, match=r"span 1e\+06 m"):
         group_points(torch.tensor([[0.0, 0, 0], [1e6, 0, 0]]), None)
-
-
-def test_a_scenes_own_segments_are_its_groups() -> None:
-    scene = Scene(
-        dataset="d",
-        scene_id="s",
-        points=np.zeros((4, 3), np.float32),
-        rgb=np.zeros((4, 3), np.uint8),
-        segments=np.array([900, 2**32 - 1, 900, 0], np.uint32),
-    )
-    assert groups_of_scene(scene).tolist() == [0, 1, 0, 2]

@@ -24,8 +24,9 @@ from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
 from t4p.models.towers import load_towers_from
 from t4p.tasks.evaluate import label_points, predict, score_network
+from t4p.tasks.finetune import label_recipe
 from t4p.tasks.pretrain import PretrainModule, untrained_network
-from t4p.tasks.semantic import SemanticModule, build_recipe
+from t4p.tasks.semantic import SemanticModule
 from t4p.tasks.teacher import score_teacher
 
 
@@ -110,7 +111,7 @@ def finetuning(frames: str, head: str) -> tuple[SemanticConfig, SemanticModule]:
 
 
 def batch_of(config: SemanticConfig, frames: str) -> LabelledBatch:
-    recipe = build_recipe(config, Catalogue([frames]), False)
+    recipe = label_recipe(config, Catalogue([frames]), False)
     return next(ValidationStream(Catalogue([frames]), recipe, 0).batches())
 
 
