@@ -64,6 +64,9 @@ TWINS: dict[tuple[str, str], str | Elsewhere] = {
     ("README.md", "t4p pretrain configs/smoke.yaml"): f"t4p pretrain {OWN} 'data.shards=[DST]' run.dir=runs/mine",
     ("README.md", "t4p shards pack synthetic"): OF_ROOMS,
     ("docs/finetuning.md", "t4p launch pretrain"): "t4p shards info rooms/train",  # README's is the same road
+    ("docs/finetuning.md", "t4p shards pack synthetic-scenes"): Elsewhere(
+        "tests/integration/test_objects.py", ("synthetic-scenes", "rooms_instance.yaml", "rooms_detection.yaml")
+    ),
     ("docs/datasets.md", "t4p shards pack synthetic"): """
 t4p shards pack synthetic seed=1,rooms=1,frames=2 small/train
 t4p shards pack synthetic seed=1,first=200,rooms=1,frames=2 small/validation
