@@ -88,6 +88,7 @@ def evaluate(scenes: Iterable[InstanceScene], class_ids: Sequence[int], min_regi
         ValueError: naming the scene: shapes that differ, masks that are not bool, labels that are no integers, scores
             that are not finite; or class ids that repeat, or a size below 1.
     """
+    _check_call(class_ids, min_region_size)
     compared = []
     for index, scene in enumerate(scenes):
         try:
@@ -106,9 +107,7 @@ def compare(scene: InstanceScene, class_ids: Sequence[int], min_region_size: int
     Raises:
         ValueError: as `evaluate`, without the number of the scene.
     """
-    classes = check_ids(class_ids)
-    if min_region_size < 1:
-        raise ValueError(f"min_region_size is {min_region_size}; wanted at least 1 point (ScanNet's is 100)")
+    classes = _check_call(class_ids, min_region_size)
     return ComparedScene(tuple(_compare(scene, classes, min_region_size)))
 
 
@@ -217,6 +216,12 @@ def _judge(scene: _ClassInScene, percent: int) -> tuple[Scores, Scores]:
     counts = 100 * scene.ignored <= percent * scene.sizes
     wrong.append(scene.scores[~overlaps.any(axis=1) & counts])
     return np.concatenate([scene.scores[:0], *right]), np.concatenate(wrong)
+
+
+def _check_call(class_ids: Sequence[int], min_region_size: int) -> Ids:
+    if min_region_size < 1:
+        raise ValueError(f"min_region_size is {min_region_size}; wanted at least 1 point (ScanNet's is 100)")
+    return check_ids(class_ids)
 
 
 def _check(scene: InstanceScene) -> tuple[Ids, Ids, NDArray[np.bool_], Ids, Scores]:

@@ -105,7 +105,7 @@ def test_both_exports_predict_what_they_did(name, dataset, monkeypatch):
 
 
 # Keys that version 0.1.0 as it was frozen did not have.
-SINCE = {"step_timeout", "save_on_stop", "cache_dir", "cache_bytes"}
+SINCE = {"step_timeout", "save_on_stop", "cache_dir", "cache_bytes", "drop_features"}
 
 
 @pytest.mark.parametrize("run", ["pretrain", "semantic"])
