@@ -26,7 +26,7 @@ from statistics import fmean
 from typing import Annotated, Any
 
 import typer
-from record import REPOSITORY, commit
+from record import REPOSITORY, commit, record
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "transfer.jsonl"
 FILES = {
@@ -202,19 +202,27 @@ class Bench:
         return place
 
     def tell(self, asked: list[tuple[str, int]], seeds: int) -> None:
-        """Means over seeds on the test rooms, for whatever is known of both starts."""
+        """Means over seeds on the test rooms, of whatever is known of both starts; results/transfer_means.jsonl."""
+        figures: dict[str, float] = {}
+        rows = []
         for task, rooms in asked:
             pairs = []
             for seed in range(seeds):
                 jobs = (self.finetuning(task, seed, rooms, start, self.chosen(task, rooms)) for start in STARTS)
-                rows = [self.found[job.name]["test"] for job in jobs if job.name in self.found]
-                pairs += [rows] if len(rows) == len(STARTS) else []
+                known = [self.found[job.name] for job in jobs if job.name in self.found]
+                if len(known) == len(STARTS):
+                    pairs.append([row["test"] for row in known])
+                    rows += known
             for name in pairs[0][0] if pairs else ():
                 scratch, pretrained = (fmean(pair[place][name] or 0.0 for pair in pairs) for place in (0, 1))
-                gain = 100 * (pretrained - scratch)
-                print(
-                    f"{task:10} {rooms:3} rooms {len(pairs)} seeds {name:6} {scratch:.3f} {pretrained:.3f} {gain:+.1f}"
-                )
+                told = f"{task:10} {rooms:3} rooms, {len(pairs)} seeds, {name:6}"
+                print(f"{told} scratch {scratch:.3f} pre-trained {pretrained:.3f} {100 * (pretrained - scratch):+.1f}")
+                figures |= {
+                    f"{task}_{rooms}_rooms_{name}_{start}": value
+                    for start, value in zip(STARTS, (scratch, pretrained), strict=True)
+                }
+        if figures and not self.brief:
+            record("transfer_means", self.steps, figures, rows, ("torch", "deepspeed"))
 
     def _t4p(self, *arguments: str) -> str:
         done = subprocess.run(
