@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +24,17 @@ Members = dict[str, bytes]
 def blank_manifest(kind: SampleKind = "frames", label_names: Sequence[str] = (), dataset: str = "x") -> Manifest:
     """A manifest without counts and hashes."""
     return Manifest(2, 0, 0, 0, tuple(label_names), {"source_format": dataset}, "", kind, datasets=(dataset,))
+
+
+def tar_of(members: Members) -> bytes:
+    """A tar of these members, in their order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def write_samples(

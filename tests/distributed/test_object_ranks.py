@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_worlds, visit_worlds
+from ranks_of_a_loss import StandInPrompts, averaged, difference
 from small_model import TINY_NETWORK
 
 import t4p.losses.detection as detection_losses
@@ -25,8 +26,6 @@ from t4p.config.tasks import DetectionConfig, InstanceConfig
 from t4p.data.labelled import LabelRecipe
 from t4p.data.labels import build_label_table
 from t4p.data.objects import ObjectRecipe, ObjectSample
-from t4p.distributed import all_reduce_sum
-from t4p.models.prompts import PromptedLabels
 from t4p.tasks import detection, instance
 
 pytestmark = pytest.mark.usefixtures("forked_python")
@@ -81,19 +80,6 @@ def make_room(index: int) -> Scene:
     )
 
 
-class StandInPrompts(PromptedLabels):
-    """A text tower in float64: what the real one computes does not matter here, that gradients pass it does."""
-
-    def __init__(self) -> None:
-        self.labels = LABELS
-        self.initial_tokens = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def embed(self, prompt_tokens: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(1)
-        projection = torch.randn(len(LABELS), CLIP_DIM, 10, generator=generator, dtype=torch.float64)
-        return torch.nn.functional.normalize((projection @ prompt_tokens.flatten()).tanh(), dim=-1)
-
-
 def samples_of(case: str, rank: int, world_size: int) -> tuple[ObjectRecipe, list[ObjectSample]]:
     table = build_label_table(NAMES, LABELS, ("*",), "rooms")
     labels = LabelRecipe((table,), 1, 10.0, True, VOXEL_SIZE, 2, ("color", "position"), None, 0)
@@ -113,16 +99,11 @@ def one_step(rank: int, world_size: int, case: str) -> tuple[float, torch.Tensor
         if isinstance(config, InstanceConfig)
         else (detection.DetectionModule, detection.DetectionTask)
     )
-    module = build(config, StandInPrompts(), CLIP_DIM).double()
+    module = build(config, StandInPrompts(LABELS, CLIP_DIM), CLIP_DIM).double()
     recipe, samples = samples_of(case, rank, world_size)
     inputs = task(config, torch.device("cpu"), None).inputs(recipe.join(samples))
     loss, *_ = module(*(value.double() if value.is_floating_point() else value for value in inputs))
-    loss.backward()
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None for parameter in trained), "every rank touches every parameter"
-    gradient = torch.cat([parameter.grad.flatten() for parameter in trained])
-    mean = all_reduce_sum(torch.cat([loss.detach()[None], gradient])) / world_size
-    return float(mean[0]), mean[1:]
+    return averaged(loss, module, world_size)
 
 
 def run_world(rank: int, world_size: int) -> dict[str, SimpleNamespace]:
@@ -136,11 +117,6 @@ def run_world(rank: int, world_size: int) -> dict[str, SimpleNamespace]:
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return run_worlds(__file__, WORLD_SIZES, tmp_path_factory.mktemp("ranks"))
-
-
-def difference(found: tuple[float, torch.Tensor], wanted: tuple[float, torch.Tensor]) -> float:
-    scale = float(wanted[1].abs().max())
-    return max(abs(found[0] - wanted[0]), float((found[1] - wanted[1]).abs().max()) / scale)
 
 
 @pytest.mark.parametrize("case", CASES)

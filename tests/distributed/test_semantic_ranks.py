@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rank_processes import run_worlds, visit_worlds
+from ranks_of_a_loss import StandInPrompts, averaged, difference
 from small_model import TINY_NETWORK
 
 import t4p.losses.segmentation as segmentation
@@ -23,8 +24,6 @@ from t4p.config.tasks import SemanticConfig
 from t4p.data.labelled import LabelledSample, LabelRecipe
 from t4p.data.labels import IGNORED, build_label_table
 from t4p.data.transforms import coarsen, majority_label, voxel_features, voxelize
-from t4p.distributed import all_reduce_sum
-from t4p.models.prompts import PromptedLabels
 from t4p.tasks.semantic import SemanticModule
 
 pytestmark = pytest.mark.usefixtures("forked_python")
@@ -68,19 +67,6 @@ def make_sample(index: int) -> LabelledSample:
     )
 
 
-class StandInPrompts(PromptedLabels):
-    """A text tower in float64: what the real one computes does not matter here, that gradients pass it does."""
-
-    def __init__(self) -> None:
-        self.labels = LABELS
-        self.initial_tokens = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-    def embed(self, prompt_tokens: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(1)
-        projection = torch.randn(len(LABELS), CLIP_DIM, 10, generator=generator, dtype=torch.float64)
-        return torch.nn.functional.normalize((projection @ prompt_tokens.flatten()).tanh(), dim=-1)
-
-
 def one_step(rank: int, world_size: int, head: str) -> tuple[float, torch.Tensor]:
     """The loss and the gradient of all parameters, as DeepSpeed would average them."""
     config = load_config_of(
@@ -96,7 +82,7 @@ def one_step(rank: int, world_size: int, head: str) -> tuple[float, torch.Tensor
         ],
     )
     torch.manual_seed(0)
-    module = SemanticModule(config.model, config.loss, StandInPrompts(), CLIP_DIM).double()
+    module = SemanticModule(config.model, config.loss, StandInPrompts(LABELS, CLIP_DIM), CLIP_DIM).double()
     torch.nn.init.normal_(module.net.head.weight)  # a head of words begins at 0, and nothing would pass it
     table = build_label_table(LABELS, LABELS, (), "clouds")
     recipe = LabelRecipe((table,), 1, 10.0, True, 0.1, 2, ("color", "position"), None, 0)
@@ -108,11 +94,7 @@ def one_step(rank: int, world_size: int, head: str) -> tuple[float, torch.Tensor
         batch.label_of_voxel,
         batch.label_of_bottleneck,
     )
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in module.parameters()), "every rank touches every parameter"
-    gradient = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
-    mean = all_reduce_sum(torch.cat([loss.detach()[None], gradient])) / world_size
-    return float(mean[0]), mean[1:]
+    return averaged(loss, module, world_size)
 
 
 def run_world(rank: int, world_size: int) -> dict[str, SimpleNamespace]:
@@ -126,11 +108,6 @@ def run_world(rank: int, world_size: int) -> dict[str, SimpleNamespace]:
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return run_worlds(__file__, WORLD_SIZES, tmp_path_factory.mktemp("ranks"))
-
-
-def difference(found: tuple[float, torch.Tensor], wanted: tuple[float, torch.Tensor]) -> float:
-    scale = float(wanted[1].abs().max())
-    return max(abs(found[0] - wanted[0]), float((found[1] - wanted[1]).abs().max()) / scale)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_dataset import blank_manifest, write_samples
+from made_dataset import blank_manifest, tar_of, write_samples
 
 from shards.errors import CallError, ShardError
 from shards.manifest import INDEX_NAME, MANIFEST_NAME, TABLE_NAME, VOXELS_NAME, shard_name
@@ -110,9 +108,9 @@ def test_what_cannot_be_indexed_is_named(packed: Path, tmp_path: Path) -> None:
     tars = tmp_path / "tars"
     for content, message in (
         (b"junk" * 999, r"x.tar: (not a tar|holds no samples)"),
-        (_tar({"a/b.color.jpg": b"1"}), r"x.tar, sample a/b|sample a/b: wanted exactly one of depth.png"),
-        (_tar({"flat.color.jpg": b"1"}), r"x.tar: 'flat' is no key SCENE/FRAME"),
-        (_tar({"../../a.color.jpg": b"1"}), r"x.tar: '' is no key SCENE/FRAME"),
+        (tar_of({"a/b.color.jpg": b"1"}), r"x.tar, sample a/b|sample a/b: wanted exactly one of depth.png"),
+        (tar_of({"flat.color.jpg": b"1"}), r"x.tar: 'flat' is no key SCENE/FRAME"),
+        (tar_of({"../../a.color.jpg": b"1"}), r"x.tar: '' is no key SCENE/FRAME"),
     ):
         tars.mkdir(exist_ok=True)
         (tars / "x.tar").write_bytes(content)
@@ -132,13 +130,3 @@ def test_a_manifest_that_names_something_else_than_tars_is_refused(packed: Path,
     write_samples(tmp_path / "other", list(first.items()), tmp_path / "scratch", blank)
     with pytest.raises(ShardError, match="is no name of a tar beside others"):
         DatasetReader(str(tmp_path / "other"))
-
-
-def _tar(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_dataset import tar_of
 from s3_server import S3Server
 
 from shards.errors import CallError, ShardError
@@ -207,13 +208,3 @@ def test_an_image_whose_size_stands_far_behind_is_read_as_far(own_tar: tuple[str
     assert reader.rows(0).table["color_size"][0].tolist() == [320, 240]
     assert manifest.num_samples == len(reader.keys(0))
     assert verify(url).problems == ()
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
