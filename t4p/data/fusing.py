@@ -42,8 +42,7 @@ class Fusion:
                 f"a point lies {float(np.abs(points).max()):g} m from the origin, beyond {self.cell_size * _HALF:g} m"
             )
         rows = np.concatenate([points, colors, np.ones((len(points), 1))], axis=1)
-        keys, sums = _merge(self._keys_of(points), rows)  # of one frame: a half to a tenth is left
-        del keys
+        _, sums = _merge(self._keys_of(points), rows)  # of one frame: a half to a tenth is left
         self._waiting.append(sums)
         self._num_waiting += len(sums)
         if self._num_waiting >= max(_BUFFERED, len(self._keys) // 2):

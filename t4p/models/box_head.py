@@ -51,6 +51,8 @@ class BoxHead(nn.Module):
     labels, and a gradient for every weight also without any voxel: under ZeRO-3 it is a leaf, as Text4Point.
     """
 
+    gathered_whole = True  # at ZeRO 3: see t4p.tasks.job
+
     def __init__(
         self,
         fine_channels: int,

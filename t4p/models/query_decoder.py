@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from t4p.losses.instance import MaskPredictions
 from t4p.models.norm import RowLayerNorm
-from t4p.models.score_map import compare_with_text
+from t4p.models.score_map import compare_with_text_or_none
 
 MLP_RATIO = 4
 
@@ -40,6 +40,8 @@ class QueryDecoder(nn.Module):
     Plain tensors in and out, and every parameter is part of the results, also where there is no group or no sample:
     for ZeRO. No weight depends on the number of labels.
     """
+
+    gathered_whole = True  # at ZeRO 3: see t4p.tasks.job
 
     def __init__(
         self,
@@ -122,10 +124,7 @@ class QueryDecoder(nn.Module):
         with torch.autocast(queries.device.type, enabled=False):
             # Divided as in attention, so that masks begin undecided whatever the width.
             logits = self.to_mask(queries) @ mask_features.mT / math.sqrt(queries.shape[-1])
-            named = self.to_text(queries)
-            cosines = compare_with_text(named.flatten(0, 1), text, 1.0).unflatten(0, named.shape[:2])
-            no_object = self.no_object.expand(*named.shape[:2], 1)
-            class_logits = torch.cat([self.log_logit_scale.exp() * cosines, no_object], dim=-1)
+            class_logits = compare_with_text_or_none(self.to_text(queries), text, self.log_logit_scale, self.no_object)
             scores = self.to_score(queries).squeeze(-1)
         mask_logits = logits.transpose(0, 1).flatten(1).index_select(1, row_of_group)
         return MaskPredictions(class_logits, mask_logits, scores), logits.detach()

@@ -23,6 +23,21 @@ def compare_with_text(expanded: Tensor, text: Tensor, logit_scale: float | Tenso
         return logit_scale * expanded @ text.to(expanded.dtype).T
 
 
+def compare_with_text_or_none(embedded: Tensor, text: Tensor, log_logit_scale: Tensor, no_object: Tensor) -> Tensor:
+    """The logits of a learnt head: of every label, and of none of them, which no text says.
+
+    Args:
+        embedded: (..., d), not normalised.
+        text: (K, d) unit-norm.
+        log_logit_scale, no_object: (1,) learnt: logarithm of 1 / temperature, and the logit of none.
+
+    Returns:
+        (..., K + 1), the last column for none; in float32 at least, whatever the caller's autocast.
+    """
+    cosines = compare_with_text(embedded.flatten(0, -2), text, 1.0).unflatten(0, embedded.shape[:-1])
+    return torch.cat([log_logit_scale.exp() * cosines, no_object.expand(*embedded.shape[:-1], 1)], dim=-1)
+
+
 def score_voxels(head: str, decoded: Tensor, score_map: Tensor, bottleneck_of_voxel: Tensor) -> Tensor:
     """What a fine-tuned head says of every voxel.
 

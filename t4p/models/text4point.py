@@ -29,6 +29,8 @@ class Text4Point(nn.Module):
     Plain tensors in and out, so that ZeRO's hooks see every one of them. No weight depends on the number of labels.
     """
 
+    gathered_whole = True  # at ZeRO 3: see t4p.tasks.job
+
     def __init__(
         self,
         *,

@@ -7,24 +7,23 @@ import math
 import torch
 from torch import Tensor, nn
 
-from t4p.models.score_map import compare_with_text
-
-MULTIPLIER_AT_START = 14.3  # of the cosines: 1 / 0.07
+from t4p.models.score_map import compare_with_text_or_none
 
 
 class VoteHead(nn.Module):
     """z3D to a class against text and an offset (PointGroup's two branches). No weight depends on the labels."""
 
-    def __init__(self, in_channels: int, clip_dim: int) -> None:
+    def __init__(self, in_channels: int, clip_dim: int, logit_scale: float) -> None:
         """
         Args:
             in_channels: C, the width of z3D.
             clip_dim: d, the width of the text.
+            logit_scale: what the multiplier of the cosines begins with; it is learnt.
         """
         super().__init__()
         self.to_text = nn.Sequential(nn.Linear(in_channels, in_channels), nn.ReLU(), nn.Linear(in_channels, clip_dim))
         self.to_offset = nn.Sequential(nn.Linear(in_channels, in_channels), nn.ReLU(), nn.Linear(in_channels, 3))
-        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(MULTIPLIER_AT_START)]))
+        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(logit_scale)]))
         self.no_object = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,6 +39,5 @@ class VoteHead(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.to(torch.promote_types(features.dtype, torch.float32))
-            cosines = compare_with_text(self.to_text(features), text, 1.0)
-            class_logits = torch.cat([self.log_logit_scale.exp() * cosines, self.no_object.expand(len(cosines), 1)], 1)
+            class_logits = compare_with_text_or_none(self.to_text(features), text, self.log_logit_scale, self.no_object)
             return class_logits, self.to_offset(features)

@@ -20,10 +20,8 @@ from t4p.config.data import EvaluatedDataConfig
 from t4p.config.tasks import DetectionConfig
 from t4p.data.boxes import points_inside
 from t4p.data.fetch import Catalogue
-from t4p.data.objects import ObjectBatch, ObjectRecipe, ObjectSample
-from t4p.data.stream import ValidationStream
+from t4p.data.objects import ObjectBatch, ObjectRecipe
 from t4p.data.transforms import VoxelCloud
-from t4p.distributed import all_gather_objects
 from t4p.errors import DataError, RunError
 from t4p.losses.detection import assign_locations, detection_loss
 from t4p.metrics.detection import Boxes, Detections, DetectionScores, evaluate, suppress
@@ -41,6 +39,7 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
+from t4p.tasks.object_task import ObjectTask
 from t4p.tasks.scored import ScoreSheet, SheetRow
 
 if TYPE_CHECKING:
@@ -181,21 +180,10 @@ def compare_batch(
         yield drop_empty(detections, points[sample_of_point == sample]), Boxes(boxes[own], labels[own])
 
 
-class DetectionTask:
+class DetectionTask(ObjectTask[tuple[Detections, Boxes]]):
     """What the module takes of a batch, and the scores of boxes."""
 
     term_names = ("loss", "loss_task", "loss_class", "loss_box", "loss_aux", "boxes")
-
-    def __init__(
-        self,
-        config: DetectionConfig,
-        device: torch.device,
-        validation: ValidationStream[ObjectSample, ObjectBatch] | None,
-    ) -> None:
-        self._labels = config.model.label_names
-        self._voxel_size = config.model.voxel_size
-        self._device = device
-        self._validation = validation
 
     def inputs(self, batch: ObjectBatch) -> tuple[Tensor, ...]:
         """The arguments of DetectionModule."""
@@ -210,21 +198,11 @@ class DetectionTask:
             batch.sample_of_box,
         )
 
-    def check(self, record: StepRecord) -> None:
-        """A batch without a box is no fault: it teaches what is none."""
-
     @torch.no_grad()
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """VoteNet's protocol on the validation data: `ap25`, `ap50`, `ar25`, `ar50`, and `ap25/LABEL`."""
-        if self._validation is None:
+        if (compared := self.compare(module, compare_batch)) is None:
             return {}
-        assert isinstance(module, DetectionModule)
-        module.eval()
-        text = module.embed_labels()
-        own: list[tuple[Detections, Boxes]] = []
-        for batch in self._validation.batches():
-            own += compare_batch(module.net, module.head, text, self._voxel_size, batch.to(self._device))
-        compared = [pair for pairs in all_gather_objects(own) for pair in pairs]
         low, high = scores_at(compared)
         if not math.isfinite(low.map):
             raise RunError(
@@ -318,9 +296,11 @@ def score(
     config = exported.config
     assert isinstance(config, DetectionConfig)
     head, text = head_of(exported), exported.label_embeddings
-    compared: list[tuple[Detections, Boxes]] = []
-    for batch in scored_batches(config, scored, build_recipe, on_progress):
-        compared += compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+    compared = [
+        pair
+        for batch in scored_batches(config, scored, build_recipe, on_progress)
+        for pair in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+    ]
     low, high = scores_at(compared)
     if not math.isfinite(low.map):
         raise DataError(

@@ -22,10 +22,8 @@ from t4p.config.tasks import InstanceConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.groups import group_points
 from t4p.data.labels import IGNORED
-from t4p.data.objects import NONE, ObjectBatch, ObjectRecipe, ObjectSample, groups_of_voxels
-from t4p.data.stream import ValidationStream
+from t4p.data.objects import NONE, ObjectBatch, ObjectRecipe, groups_of_voxels
 from t4p.data.transforms import PointCloud, VoxelCloud
-from t4p.distributed import all_gather_objects
 from t4p.errors import DataError, RunError
 from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.losses.segmentation import balanced_cross_entropy
@@ -45,6 +43,7 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
+from t4p.tasks.object_task import ObjectTask
 from t4p.tasks.scored import ScoreSheet, SheetRow
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def build_head(config: InstanceConfig, clip_dim: int) -> QueryDecoder | VoteHead
     """What stands on the network, with random weights."""
     model, decoder = config.model, config.model.decoder
     if model.masks == "votes":
-        return VoteHead(model.mask_channels, clip_dim)
+        return VoteHead(model.mask_channels, clip_dim, config.loss.logit_scale)
     return QueryDecoder(
         model.mask_channels,
         decoder.dim,
@@ -243,15 +242,21 @@ def compare_batch(
         batch.sample_of_group,
         len(batch.corners),
     )
-    samples = labelled.voxel_coords[:, 0].cpu()
-    sample_of_point = samples[labelled.voxel_of_point.cpu()]
+    sample_of_voxel, voxel_of_point, label_of_point, instance_of_point = (
+        tensor.cpu().numpy()
+        for tensor in (
+            labelled.voxel_coords[:, 0],
+            labelled.voxel_of_point,
+            labelled.label_of_point,
+            batch.instance_of_point,
+        )
+    )
     for sample, masks in enumerate(found):
-        own = (sample_of_point == sample).numpy()
-        first_voxel = int((samples < sample).sum())
-        rows = labelled.voxel_of_point.cpu().numpy()[own] - first_voxel
+        own = sample_of_voxel[voxel_of_point] == sample
+        rows = voxel_of_point[own] - np.count_nonzero(sample_of_voxel < sample)
         scene = InstanceScene(
-            semantic=labelled.label_of_point.cpu().numpy()[own],
-            instance=batch.instance_of_point.cpu().numpy()[own] + 1,
+            semantic=label_of_point[own],
+            instance=instance_of_point[own] + 1,
             masks=masks.masks[:, rows],
             class_ids=masks.class_ids,
             scores=masks.scores,
@@ -259,21 +264,10 @@ def compare_batch(
         yield compare(scene, range(len(text)), MIN_REGION)
 
 
-class InstanceTask:
+class InstanceTask(ObjectTask[ComparedScene]):
     """What the module takes of a batch, and the scores on points."""
 
     term_names = ("loss", "loss_task", "loss_class", "loss_mask", "loss_score", "loss_aux", "instances")
-
-    def __init__(
-        self,
-        config: InstanceConfig,
-        device: torch.device,
-        validation: ValidationStream[ObjectSample, ObjectBatch] | None,
-    ) -> None:
-        self._labels = config.model.label_names
-        self._voxel_size = config.model.voxel_size
-        self._device = device
-        self._validation = validation
 
     def inputs(self, batch: ObjectBatch) -> tuple[Tensor, ...]:
         """The arguments of InstanceModule."""
@@ -293,21 +287,12 @@ class InstanceTask:
             batch.corners,
         )
 
-    def check(self, record: StepRecord) -> None:
-        """A batch without an object is no fault: it teaches what is none."""
-
     @torch.no_grad()
     def validate(self, module: nn.Module) -> Mapping[str, float]:
         """ScanNet's protocol on the points of the validation data: `ap`, `ap50`, `ap25`, and `ap50/LABEL`."""
-        if self._validation is None:
+        if (compared := self.compare(module, compare_batch)) is None:
             return {}
-        assert isinstance(module, InstanceModule)
-        module.eval()
-        text = module.embed_labels()
-        own: list[ComparedScene] = []
-        for batch in self._validation.batches():
-            own += compare_batch(module.net, module.head, text, self._voxel_size, batch.to(self._device))
-        found = scores_of([scene for scenes in all_gather_objects(own) for scene in scenes], range(len(self._labels)))
+        found = scores_of(compared, range(len(self._labels)))
         if not math.isfinite(found.mean_ap):
             raise RunError(
                 f"validation: no object of model.labels with {MIN_REGION} points in data.validation_shards; look at a "
@@ -418,9 +403,11 @@ def score(
     config = exported.config
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
-    compared: list[ComparedScene] = []
-    for batch in scored_batches(config, scored, build_recipe, on_progress):
-        compared += compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+    compared = [
+        scene
+        for batch in scored_batches(config, scored, build_recipe, on_progress)
+        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+    ]
     found = scores_of(compared, range(len(exported.labels)))
     if not math.isfinite(found.mean_ap):
         raise DataError(

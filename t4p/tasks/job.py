@@ -25,9 +25,6 @@ from t4p.data.stream import Recipe, StreamSettings, TrainingStream, ValidationSt
 from t4p.distributed import all_gather_ints, broadcast_object, nodes_of_ranks, rank, world_size
 from t4p.errors import ConfigError, RunError
 from t4p.heartbeat import beat, title_process
-from t4p.models.box_head import BoxHead
-from t4p.models.query_decoder import QueryDecoder
-from t4p.models.text4point import Text4Point
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import PlainLines, Show, print_line
 from t4p.runs.universal import is_universal
@@ -37,9 +34,9 @@ if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
     from t4p.train.engine import Engine
 
 SMALL_BLOCK = 64 << 10  # bytes: less than one frame
-# Gathered as a whole at ZeRO 3: between their modules travel objects that DeepSpeed's hooks do not see, or ranks with
-# other numbers of samples would call other modules.
-LEAVES = (Text4Point, QueryDecoder, BoxHead)
+# A class of modules that has this attribute is gathered as a whole at ZeRO 3: between its modules travel objects that
+# DeepSpeed's hooks do not see, or ranks with other numbers of samples would call other modules of it.
+GATHERED_WHOLE = "gathered_whole"
 NUM_LOOKS = 8  # frames that are looked at before a training
 
 Sample = TypeVar("Sample")
@@ -196,7 +193,7 @@ def build_engine(
     fast_scale: float = 1.0,
     undecayed: tuple[str, ...] = (),
 ) -> Engine:
-    """The module of a task under DeepSpeed; its 3D network is a leaf at ZeRO 3. Collective.
+    """The module of a task under DeepSpeed; parts that say GATHERED_WHOLE are leaves at ZeRO 3. Collective.
 
     Args:
         checkpoint: what it will load, if anything.
@@ -215,7 +212,8 @@ def build_engine(
         undecayed=undecayed,
     )
     universal = checkpoint is not None and is_universal(checkpoint)
-    return Engine(module, settings, world_size(), leaf_classes=LEAVES, load_universal=universal)
+    leaves = tuple(dict.fromkeys(type(part) for part in module.modules() if getattr(part, GATHERED_WHOLE, False)))
+    return Engine(module, settings, world_size(), leaf_classes=leaves, load_universal=universal)
 
 
 def run_training(

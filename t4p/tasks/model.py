@@ -157,8 +157,8 @@ class Model:
                 without groups; the network is of another task.
         """
         self._require("masks")
-        voxels = self._voxels_of(points, colors)
         cloud = self._cloud_of(points, colors)
+        voxels = self._voxelize(cloud, has_color=colors is not None)
         of_point = None if groups is None else _checked_groups(groups, len(cloud.points))
         return task_named(self.task).load().masks_of_points(self._exported, cloud, voxels, of_point)
 
@@ -272,9 +272,11 @@ class Model:
         return PointCloud(as_tensor(xyz), as_tensor(rgb))
 
     def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
+        return self._voxelize(self._cloud_of(points, colors), has_color=colors is not None)
+
+    def _voxelize(self, cloud: PointCloud, *, has_color: bool) -> VoxelCloud:
         model = self._exported.config.model
-        cloud = self._cloud_of(points, colors)
-        placement = replace(AS_RECORDED, dropped=("color",)) if colors is None else AS_RECORDED
+        placement = AS_RECORDED if has_color else replace(AS_RECORDED, dropped=("color",))
         return voxelize_cloud(cloud, model.voxel_size, model.unet.num_strides, model.point_features, placement)
 
     def _tensors(self, voxels: VoxelCloud) -> tuple[Tensor, Tensor]:
