@@ -28,7 +28,10 @@ from typing import Annotated, Any
 import typer
 from record import REPOSITORY, commit, record
 
+from t4p.config.files import resolve
+
 RESULTS = REPOSITORY / "benchmarks" / "results" / "transfer.jsonl"
+PRETRAIN_FILES = ("configs/pretrain/rooms.yaml",)
 FILES = {
     "semantic": ("configs/finetune/rooms.yaml",),
     "instance": ("configs/finetune/rooms.yaml", "configs/finetune/rooms_instance.yaml"),
@@ -74,10 +77,12 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What tells it apart: the hash of all of it, and of the files that its keys come from."""
-        files = FILES.get(self.task, ("configs/pretrain/rooms.yaml",))
-        texts = [(REPOSITORY / file).read_text(encoding="utf-8") for file in files]
-        return hashlib.sha256(json.dumps([asdict(self), texts], sort_keys=True).encode()).hexdigest()[:16]
+        """What tells it apart: the hash of all of it, and of every key of its files that is not as by default."""
+        command, files = ("finetune", FILES[self.task]) if self.task in FILES else ("pretrain", PRETRAIN_FILES)
+        keys = resolve(command, [REPOSITORY / file for file in files]).config.model_dump(
+            mode="json", exclude_defaults=True
+        )
+        return hashlib.sha256(json.dumps([asdict(self), keys], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def main(
@@ -162,7 +167,7 @@ class Bench:
         ]
         row: dict[str, Any] = {}
         if job.task == "pretrain":
-            self._t4p("pretrain", "configs/pretrain/rooms.yaml", f"data.shards=[{self.shards('frames')}]", *common)
+            self._t4p("pretrain", *PRETRAIN_FILES, f"data.shards=[{self.shards('frames')}]", *common)
             self._t4p("checkpoint", "export", str(folder), str(folder / "network.safetensors"), "--force")
         else:
             labelled = self._labelled(job.rooms, job.seed)
