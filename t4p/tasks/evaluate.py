@@ -26,7 +26,7 @@ from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.data.read_ahead import plan_read_ahead
 from t4p.data.stream import Recipe, ValidationStream
-from t4p.errors import DataError
+from t4p.errors import ConfigError, DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 from t4p.tasks.scored import ScoreSheet
@@ -72,11 +72,21 @@ def evaluate(
 
     Raises:
         CheckpointError: the file is no export, or is damaged.
+        ConfigError: `model.finds` is not what the network can find.
         ConfigError, ShardError, DataError: as `score_network`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
     task = task_named(exported.config.task)
+    if config.model.finds not in (None, task.finds):
+        if task.finds != "labels":
+            raise ConfigError(
+                f"model.finds is {config.model.finds}, and {config.model.exported} finds {task.finds} "
+                f"(task: {task.name}); leave model.finds out, or name a network that labels points"
+            )
+        from t4p.tasks.named_groups import score_named_groups  # which needs this module
+
+        return exported, score_named_groups(exported, config.data, on_progress)
     if task.finds != "labels":
         return exported, task.load().score(exported, config.data, on_progress)
     return exported, score_network(exported, config.data, on_progress, on_sample)

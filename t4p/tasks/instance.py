@@ -7,7 +7,7 @@ shows is said against the embeddings of the labels, so that no weight depends on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,7 @@ from t4p.data.transforms import PointCloud, VoxelCloud
 from t4p.errors import DataError, RunError
 from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.losses.segmentation import balanced_cross_entropy
-from t4p.metrics.instance import ComparedScene, InstanceScene, InstanceScores, compare, scores_of
+from t4p.metrics.instance import ComparedScene, InstanceScene, compare, scores_of
 from t4p.models.exported import ExportedNetwork
 from t4p.models.offset_votes import cluster_votes, vote_loss
 from t4p.models.query_decoder import QueryDecoder, pool_groups
@@ -242,6 +242,12 @@ def compare_batch(
         batch.sample_of_group,
         len(batch.corners),
     )
+    return compare_found(found, batch, len(text))
+
+
+def compare_found(found: Iterable[FoundMasks], batch: ObjectBatch, num_labels: int) -> Iterator[ComparedScene]:
+    """The masks of every sample of a batch beside its true instances, point by point."""
+    labelled = batch.labelled
     sample_of_voxel, voxel_of_point, label_of_point, instance_of_point = (
         tensor.cpu().numpy()
         for tensor in (
@@ -261,7 +267,7 @@ def compare_batch(
             class_ids=masks.class_ids,
             scores=masks.scores,
         )
-        yield compare(scene, range(len(text)), MIN_REGION)
+        yield compare(scene, range(num_labels), MIN_REGION)
 
 
 class InstanceTask(ObjectTask[ComparedScene]):
@@ -408,17 +414,24 @@ def score(
         for batch in scored_batches(config, scored, build_recipe, on_progress)
         for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
     ]
-    found = scores_of(compared, range(len(exported.labels)))
+    return sheet_of(exported.labels, compared, scored.shards)
+
+
+def sheet_of(labels: Sequence[str], compared: Iterable[ComparedScene], urls: Sequence[str]) -> ScoreSheet:
+    """The scores of scenes as a table.
+
+    Args:
+        urls: places of the datasets, for messages.
+
+    Raises:
+        DataError: they hold no object.
+    """
+    found = scores_of(compared, range(len(labels)))
     if not math.isfinite(found.mean_ap):
         raise DataError(
-            f"{', '.join(scored.shards)}: no object of the network's labels with {MIN_REGION} points; look at a sample "
-            "with `t4p shards show`"
+            f"{', '.join(urls)}: no object of the network's labels with {MIN_REGION} points; look at a sample with "
+            "`t4p shards show`"
         )
-    return sheet_of(exported.labels, found)
-
-
-def sheet_of(labels: Sequence[str], found: InstanceScores) -> ScoreSheet:
-    """The scores as a table."""
     return ScoreSheet(
         protocol="ScanNet's protocol on points",
         columns=("AP", "AP50", "AP25"),
