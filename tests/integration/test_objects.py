@@ -66,7 +66,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def command(*arguments: str) -> str:
     """Run `t4p`; its output."""
-    done = run_python(["-m", "commands.main", *arguments], os.environ | {"DS_ACCELERATOR": "cpu"}, timeout=420)
+    done = run_python(["-m", "commands.main", *arguments], os.environ | {"DS_ACCELERATOR": "cpu"}, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
