@@ -335,7 +335,7 @@ def be_teacher(out: Path) -> dict[str, Any]:
     config = pretrain_config(out, 0, 20, True)
     found = score_teacher(config, held_out("test"))
     return {
-        "test": as_dict(found, config.model.labels),
+        "test": as_dict(found, config.model.label_names),
         "trivial_miou": best_trivial_miou(found.support.values()),
     }
 
@@ -345,7 +345,7 @@ def be_untrained(out: Path) -> dict[str, Any]:
     from t4p.tasks.pretrain import untrained_network
 
     config = pretrain_config(out, 0, 20, True)
-    return {"test": as_dict(score_network(untrained_network(config), held_out("test")), config.model.labels)}
+    return {"test": as_dict(score_network(untrained_network(config), held_out("test")), config.model.label_names)}
 
 
 JOBS = {"pretrain": be_pretraining, "finetune": be_finetuning, "teacher": be_teacher, "untrained": be_untrained}
@@ -361,7 +361,7 @@ def export_and_score(config: Any, finetuned_share: float = 1.0) -> dict[str, Any
     from commands.quickstart.rooms import export_last, score
 
     exported = export_last(config, finetuned_share)
-    return {scored: as_dict(score(exported, held_out(scored)), config.model.labels) for scored in SCORED}
+    return {scored: as_dict(score(exported, held_out(scored)), config.model.label_names) for scored in SCORED}
 
 
 def as_dict(found: Any, labels: Sequence[str]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None, show
 
 
 def embed_labels(config: PlanesConfig, towers: Any, weights: Mapping[str, Tensor]) -> Tensor:
-    return towers.encode_labels(config.model.label_names, config.model.text_query.template)
+    return towers.encode_synonyms(config.model.label_words, config.model.text_query.template)
 
 
 def problem_of_start(config: PlanesConfig) -> str:

@@ -129,7 +129,7 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         pretraining=collect_pretraining(config),
         sections=stages.sections,
         scores=RoomScores(
-            labels=tuple(config.model.labels),
+            labels=config.model.label_names,
             untrained=untrained,
             zero_shot=scores["zero-shot"],
             teacher=teacher,

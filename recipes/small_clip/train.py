@@ -26,10 +26,10 @@ from recipes.small_clip.objective import words_learnt
 from recipes.small_clip.rooms import TRAINING_ROOMS, RoomFrames, RoomSet, render_rooms
 from recipes.small_clip.score import TEMPLATES, score_dense, score_one_answer, score_retrieval
 from recipes.small_clip.trainer import OUTPUT_STRIDE, Recipe, Trainer, write_weights
+from t4p.config.clip_models import WORDS_SUFFIX
 from t4p.config.packaged import find_packaged
 from t4p.errors import RunError
 from t4p.models.clip import load_towers
-from t4p.models.towers import WORDS_SUFFIX
 
 MAX_BYTES = 5_000_000  # of the weights, which every installation carries
 ALIGNMENT = (

@@ -6,9 +6,9 @@ CLIP model that it names and the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from t4p.config.clip_models import ClipModel, problem_of_reading, read_clip_model
+from t4p.config.clip_models import ClipModel, problem_of_reading, read_clip_model, words_not_learnt
 from t4p.config.data import DataConfig
 from t4p.config.network import NetworkConfig
 from t4p.config.section import Problem, Section, sections_in
@@ -67,8 +67,22 @@ def _problems_with_clip(config: JobConfig) -> Iterator[Problem]:
         if reading is not None:
             yield Problem(("model.clip.dense" if found.kind == "resnet" else "model.clip.output_stride",), reading)
     yield from problems_of_text_query(model, found.embed_dim)
+    yield from _problems_of_words(model)
     if isinstance(config.data, DataConfig):
         yield from _problems_of_image_size(config.data, model, found)
+
+
+def _problems_of_words(model: NetworkConfig) -> Iterator[Problem]:
+    """Synonyms that a text tower of few words has never read. A name alone may be anything: a head can learn it."""
+    if not isinstance(model.labels, Mapping):
+        return
+    synonyms = [word for words in model.labels.values() for word in words]
+    if strange := words_not_learnt(model.clip, synonyms):
+        yield Problem(
+            ("model.labels",),
+            f"the text tower of {model.clip.name} was never trained with {', '.join(strange)}, so what it says of "
+            "them is noise; take these synonyms out, or name a CLIP of the whole language",
+        )
 
 
 def problems_of_text_query(model: NetworkConfig, clip_dim: int) -> Iterator[Problem]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +20,7 @@ OutputStride = Literal[32, 16, 8]
 DEFAULT_OUTPUT_STRIDE: OutputStride = 32
 TowerKind = Literal["resnet", "vit"]
 
+WORDS_SUFFIX = ".words.json"  # beside a model's JSON: {"words": [...]}, all that its text tower was trained with
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
 
 
@@ -79,6 +82,23 @@ def read_clip_model(clip: ClipConfig) -> ClipModel | None:
             f"model.clip.name is {clip.name!r}, whose model configuration is malformed ({type(error).__name__}: "
             f"{error}); give an open_clip model configuration"
         ) from error
+
+
+def words_not_learnt(clip: ClipConfig, phrases: Sequence[str]) -> tuple[str, ...]:
+    """The words of some phrases that a text tower of few words was never trained with: its answer is noise.
+
+    Only towers with a list of their words beside their JSON have any; that which ships for the rooms is one.
+    """
+    try:
+        name = find_packaged(clip.name) if clip.name.endswith(".json") else Path(clip.name)
+    except ConfigError:
+        return ()  # whoever loads the tower is told that it is not there
+    listed = name.with_name(f"{name.stem}{WORDS_SUFFIX}")
+    if name.suffix != ".json" or not listed.is_file():
+        return ()
+    learnt = set(parse_json(read_file(listed))["words"])
+    asked = (word for phrase in phrases for word in re.findall(r"[^\W_]+", phrase.lower()) or [phrase])
+    return tuple(word for word in dict.fromkeys(asked) if word not in learnt)
 
 
 def unknown_name(name: str, known: list[str]) -> ClipError:

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from shards.doors.files import read_file
 from t4p.config.check import check
 from t4p.config.kinds import TASKS, schemas, task_named
+from t4p.config.labels import read_labels
 from t4p.config.packaged import find_packaged
 from t4p.config.run import ClusterConfig
 from t4p.config.section import RULES_LATER, Problem, Section
@@ -27,6 +27,7 @@ from t4p.config.yaml_text import MAX_CHARACTERS, YamlError, parse_yaml
 from t4p.errors import ConfigError
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
+_LABELS = "model.labels"  # its value may be a mapping, whose keys are no keys of the configuration and have an order
 # How many workers there will be, of a valid `cluster` section.
 World = Callable[[ClusterConfig], int]
 
@@ -183,7 +184,8 @@ def _resolved(schema: type[Section], given: _Given, world: World | None, about: 
     lines, config, repaired = _gather(schema, given)
     if isinstance(config, JobConfig):
         try:
-            labels = _read_labels(config.model.labels)
+            labels = config.model.labels
+            labels = read_labels(labels) if isinstance(labels, str) else labels
         except ConfigError as error:
             lines.append(f"model.labels: {error}{given.origin(('model', 'labels'))}")
         else:
@@ -295,10 +297,14 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     """Where two dumped configurations differ, in the order of `old`."""
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if _are_sections(before, after, f"{prefix}{key}"):
             yield from changed_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
+        elif before != after or (isinstance(before, Mapping) and list(before) != list(after)):
             yield ChangedKey(f"{prefix}{key}", before, after)
+
+
+def _are_sections(before: Any, after: Any, key: str) -> bool:
+    return isinstance(before, Mapping) and isinstance(after, Mapping) and key != _LABELS
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -325,6 +331,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     parts = key.split(".")
     if not separator or len(parts) < 2 or not all(parts):
         raise ConfigError(f"{override!r}: an override reads section.key=value, for example train.learning_rate=1e-4")
+    if key.startswith(f"{_LABELS}."):
+        raise ConfigError(f"{override!r}: labels are set as a whole, for example {_LABELS}={{chair: [chair, seat]}}")
     try:
         value: Any = parse_yaml(text)
     except YamlError as error:
@@ -346,23 +354,12 @@ def _merge(
             raise ConfigError(f"the key {key!r} is no text [{origin}]; put quotes around it")
         here = (*path, key)
         origins[here] = origin
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+        if ".".join(here) == _LABELS:  # a mapping of labels replaces another, as a list does
+            into[key] = value
+        elif isinstance(value, Mapping) and isinstance(into.get(key), dict):
             _merge(into[key], value, origins, origin, here)
         elif isinstance(value, Mapping):
             into[key] = {}
             _merge(into[key], value, origins, origin, here)
         else:
             into[key] = value
-
-
-def _read_labels(labels: tuple[str, ...] | str) -> tuple[str, ...]:
-    if not isinstance(labels, str):
-        return labels
-    path = find_packaged(labels)
-    try:
-        text = read_file(path, MAX_CHARACTERS).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); wanted a UTF-8 text file with one label per line"
-        ) from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -166,6 +166,8 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
             least = any(isinstance(item, MinLen) and item.min_length for item in metadata)
             return f"list{' (not empty)' if least else ''} of: {_in_words(arguments[0], [])}"
         return f"list of {len(arguments)}: {', '.join(_in_words(part, []) for part in arguments)}"
+    if origin is dict:
+        return f"mapping of {' to '.join(_in_words(part, []) for part in arguments)}"
     bounds = [
         f"{words} {getattr(item, name):g}"
         for item in metadata

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from t4p.config.labels import SCANNET_LABELS, Labels, labels_with_synonyms, problems_of_labels, words_of
 from t4p.config.plans import PLANS, build_plan
 from t4p.config.section import PositiveFloat, PositiveInt, Problem, Section
-
-# The 20 classes of ScanNet's semantic benchmark, in the order of its evaluation script.
-SCANNET_LABELS = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
-    "picture", "counter", "desk", "curtain", "refrigerator", "shower curtain", "toilet", "sink", "bathtub",
-    "other furniture",
-)  # fmt: skip
 
 
 class ClipConfig(Section):
@@ -86,16 +80,30 @@ class NetworkConfig(Section):
         min_length=1,
         description="Inputs of a voxel: a constant, its mean colour, its place, its z alone (metres).",
     )
-    labels: tuple[str, ...] | str = Field(SCANNET_LABELS, description="A list, or a file with one label per line.")
+    labels: Labels | str = Field(
+        SCANNET_LABELS,
+        description="A list; or labels with their synonyms, {chair: [chair, armchair]}, whose mean embedding is the "
+        "label's; or a file: one label per line, or such a mapping in .yaml.",
+    )
     clip: ClipConfig = ClipConfig()
     unet: UNetConfig = UNetConfig()
     text_query: TextQueryConfig = TextQueryConfig()
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _with_synonyms(cls, labels: Any) -> Any:
+        return labels_with_synonyms(labels) if isinstance(labels, Mapping) else labels
+
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The labels of a configuration that was loaded: where they are in a file, it has been read."""
-        assert isinstance(self.labels, tuple)
-        return self.labels
+        """The names of the labels, in order."""
+        return tuple(self.label_words)
+
+    @property
+    def label_words(self) -> dict[str, tuple[str, ...]]:
+        """The synonyms of every label; of a configuration that was loaded, which has read a file of them."""
+        assert not isinstance(self.labels, str)
+        return words_of(self.labels)
 
     def rules(self) -> Iterator[Problem]:
         if len(set(self.point_features)) != len(self.point_features):
@@ -106,20 +114,6 @@ class NetworkConfig(Section):
                 f"norm_group_size is for norm sync_batch, not for {self.norm}; leave it out",
             )
         yield from problems_of_labels(self.labels)
-
-
-def problems_of_labels(labels: tuple[str, ...] | str) -> Iterator[Problem]:
-    """What is wrong with a list of labels; a file of them is read by the loader."""
-    if isinstance(labels, str):
-        if not labels.strip():
-            yield Problem(("labels",), "the name of the file is empty; give a list, or a file with one label per line")
-        return
-    if not labels:
-        yield Problem(("labels",), "the list is empty; at least one label is wanted")
-    if any(not label.strip() for label in labels):
-        yield Problem(("labels",), f"a label is empty in {list(labels)}; take it out, or give it a name")
-    if doubles := sorted({label for label in labels if labels.count(label) > 1}):
-        yield Problem(("labels",), f"named twice: {', '.join(doubles)}")
 
 
 class ModelConfig(NetworkConfig):

@@ -17,6 +17,7 @@ KeyPath = tuple[str, ...]
 
 _WANTED = {
     "bool": "true or false",
+    "dict": "a mapping, such as {a: [b, c]}",
     "float": "a number",
     "int": "a whole number",
     "list": "a list, such as [a, b]",

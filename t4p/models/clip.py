@@ -6,7 +6,7 @@ Towers stay outside the trained module and its checkpoints; a checkpoint records
 import copy
 import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +188,24 @@ class ClipTowers(nn.Module):
                 embeddings.append(F.normalize(self.model.encode_text(tokens).float(), dim=-1))
         return torch.cat(embeddings)
 
+    def encode_synonyms(
+        self, words_of_label: Mapping[str, Sequence[str]], template: str = "point cloud of a {}"
+    ) -> Tensor:
+        """Embed labels that have synonyms: the mean of what `encode_labels` makes of each, of unit length again.
+
+        Args:
+            words_of_label: the synonyms of K' labels, at least one each.
+            template: as for `encode_labels`, around every synonym.
+
+        Returns:
+            (K', d) float32, unit-norm, in the labels' order.
+
+        Raises:
+            ClipError: as `encode_labels`.
+        """
+        embeddings = self.encode_labels([word for words in words_of_label.values() for word in words], template)
+        return mean_of_synonyms(embeddings, [len(words) for words in words_of_label.values()])
+
     def check_prompt_fits(self, prompt: str) -> None:
         """Refuse what the tokenizer would cut without a word: two long labels could become one.
 
@@ -201,6 +219,24 @@ class ClipTowers(nn.Module):
                     f"prompt {prompt!r} has {num_tokens} tokens and the text tower of {self.name} reads "
                     f"{self.tokenizer.context_length}; shorten the label or the template"
                 )
+
+
+def mean_of_synonyms(embeddings: Tensor, counts: Sequence[int]) -> Tensor:
+    """The mean direction of each label's synonyms.
+
+    Args:
+        embeddings: (S, d) unit-norm, the synonyms label after label.
+        counts: of synonyms for each of K' labels, at least 1; S in all.
+
+    Returns:
+        (K', d) unit-norm; a label of one synonym keeps the very bits of its row.
+    """
+    if len(embeddings) == len(counts):
+        return embeddings
+    means = [
+        rows[0] if len(rows) == 1 else F.normalize(rows.mean(dim=0), dim=0) for rows in embeddings.split(list(counts))
+    ]
+    return torch.stack(means)
 
 
 def load_towers(

@@ -48,9 +48,9 @@ class ExportedNetwork:
         step: optimizer steps taken.
         net: the 3D network, in eval mode. After fine-tuning its second output has one channel per label:
             the scores, or for a head of words what `t4p.models.score_map.score_voxels` adds to the score map.
-        labels: K' names, and
-        label_embeddings: (K', d) what the text tower made of them (behind the learnt prompt tokens, after fine-tuning):
-            the third argument of `net`.
+        labels: K' names (`config` has their synonyms), and
+        label_embeddings: (K', d) what the text tower made of them, or the mean of their synonyms (behind the learnt
+            prompt tokens, after fine-tuning): the third argument of `net`.
         towers_sha256: hash of the CLIP towers that it was trained against.
         versions: versions of Python and the packages that trained it.
         finetuned_share: share of the weights, between 0 and 1; the rest are those that the fine-tuning began with.
@@ -108,7 +108,7 @@ def write_exported(
 
     Args:
         weights: parameters and buffers of the trained module.
-        label_embeddings: (K', d) of `config.model.labels`.
+        label_embeddings: (K', d) of `config.model.label_words`.
         finetuned_share: as for `t4p.tasks.export.export_checkpoint`; it stands in the header.
         force: replace a file that is there.
         neutral: (d,) of words that fit anything, by word.
@@ -121,7 +121,7 @@ def write_exported(
         "format": FORMAT,
         "config": json.dumps(config.model_dump(mode="json")),
         "step": json.dumps(step),
-        "labels": json.dumps(config.model.labels),
+        "labels": json.dumps(config.model.label_names),
         "towers_sha256": json.dumps(towers_sha256),
         "versions": json.dumps(dict(versions)),
         "finetuned_share": json.dumps(finetuned_share),

@@ -5,7 +5,7 @@ The tokens belong to whoever trains them and come in as an argument; the tower s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t4p.errors import ClipError
-from t4p.models.clip import ClipTowers
+from t4p.models.clip import ClipTowers, mean_of_synonyms
 from t4p.models.clip_package import SimpleTokenizer
 
 PLACEHOLDER = "x"  # one token of CLIP's vocabulary; its embedding is replaced
@@ -24,13 +24,16 @@ class PromptedLabels:
     """The labels of a run, ready to be put behind any prompt tokens.
 
     Attributes:
-        labels: K' names.
+        labels: K' names, each with its synonyms.
         initial_tokens: (N, width) float32, where learning starts.
     """
 
-    def __init__(self, towers: ClipTowers, labels: Sequence[str], template: str, num_tokens: int | None) -> None:
+    def __init__(
+        self, towers: ClipTowers, labels: Mapping[str, Sequence[str]], template: str, num_tokens: int | None
+    ) -> None:
         """
         Args:
+            labels: K' names, and the synonyms that stand for each behind the tokens.
             template: as for `ClipTowers.encode_labels`; what follows the label in it stays.
             num_tokens: N, drawn from torch's generator; None takes the words before the label in the template and
                 their embeddings, so that learning starts from the features of the template itself.
@@ -55,9 +58,10 @@ class PromptedLabels:
                 "model.prompt_tokens to a number of tokens"
             )
         self.labels = tuple(labels)
+        self._counts = [len(words) for words in labels.values()]
         self._towers = towers
         num = len(words) if num_tokens is None else num_tokens
-        prompts = [f"{' '.join([PLACEHOLDER] * num)} {label}{after}" for label in labels]
+        prompts = [f"{' '.join([PLACEHOLDER] * num)} {word}{after}" for words in labels.values() for word in words]
         for prompt in prompts:
             towers.check_prompt_fits(prompt)
         self._tokens = tokenizer(prompts)
@@ -68,7 +72,7 @@ class PromptedLabels:
             self.initial_tokens = torch.randn(num, embedding.embedding_dim) * RANDOM_STD
 
     def embed(self, prompt_tokens: Tensor) -> Tensor:
-        """Embed every label behind the tokens, in float32 whatever the caller's autocast.
+        """Embed every label behind the tokens (the mean of its synonyms), in float32 whatever the caller's autocast.
 
         Args:
             prompt_tokens: (N, width), of `initial_tokens`' shape.
@@ -79,7 +83,7 @@ class PromptedLabels:
         device = prompt_tokens.device
         with torch.autocast(device.type, enabled=False), _replaced_tokens(self._towers, prompt_tokens.float()):
             embeddings = self._towers.model.encode_text(self._tokens.to(device))
-        return F.normalize(embeddings.float(), dim=-1)
+        return mean_of_synonyms(F.normalize(embeddings.float(), dim=-1), self._counts)
 
 
 def _token_embedding(towers: ClipTowers) -> nn.Embedding:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shards.doors.files import read_file
-from shards.doors.json_text import parse_json
+from t4p.config.clip_models import words_not_learnt
 from t4p.config.network import ClipConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
-from t4p.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,29 +17,12 @@ if TYPE_CHECKING:
 # the later ones are for the small one of the rooms, which knows little else.
 NEUTRAL_WORDS = ("object", "thing", "stuff", "texture", "room", "view", "picture", "photo")
 NUM_NEUTRAL = 4
-WORDS_SUFFIX = ".words.json"  # beside a model's JSON: {"words": [...]}, all that its text tower was trained with
-
-
-def words_not_learnt(clip: ClipConfig, phrases: Sequence[str]) -> tuple[str, ...]:
-    """The words of some phrases that a text tower of few words was never trained with: its answer is noise.
-
-    Only towers with a list of their words beside their JSON have any; that which ships for the rooms is one.
-    """
-    try:
-        name = Path(_name_of(clip))
-    except ConfigError:
-        return ()  # whoever loads the tower is told that it is not there
-    listed = name.with_name(f"{name.stem}{WORDS_SUFFIX}")
-    if name.suffix != ".json" or not listed.is_file():
-        return ()
-    learnt = set(parse_json(read_file(listed))["words"])
-    asked = (word for phrase in phrases for word in re.findall(r"[^\W_]+", phrase.lower()))
-    return tuple(word for word in dict.fromkeys(asked) if word not in learnt)
 
 
 def neutral_words(model: NetworkConfig, towers: ClipTowers) -> dict[str, Tensor]:
-    """(d,) embeddings of NUM_NEUTRAL words that fit any point and are no labels, by word."""
-    unknown = {*words_not_learnt(model.clip, NEUTRAL_WORDS), *model.label_names}
+    """(d,) embeddings of NUM_NEUTRAL words that fit any point and are no labels nor their synonyms, by word."""
+    synonyms = (word for words in model.label_words.values() for word in words)
+    unknown = {*words_not_learnt(model.clip, NEUTRAL_WORDS), *model.label_names, *synonyms}
     words = [word for word in NEUTRAL_WORDS if word not in unknown][:NUM_NEUTRAL]
     return dict(zip(words, towers.encode_labels(words, model.text_query.template), strict=True))
 

@@ -206,7 +206,7 @@ def prompt_labels(config: FinetuneConfig, towers: ClipTowers) -> PromptedLabels:
     from t4p.models.prompts import PromptedLabels  # open_clip, which reading an export must not need
 
     model = config.model
-    return PromptedLabels(towers, model.label_names, model.text_query.template, model.prompt_tokens)
+    return PromptedLabels(towers, model.label_words, model.text_query.template, model.prompt_tokens)
 
 
 def load_pretrained(module: PromptedModule, config: FinetuneConfig, towers_sha256: str) -> tuple[str, ...]:

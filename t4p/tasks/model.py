@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from t4p.config.clip_models import words_not_learnt
 from t4p.config.kinds import task_named
 from t4p.data.placement import AS_RECORDED
 from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
 from t4p.errors import CheckpointError
 from t4p.models.exported import ExportedNetwork, load_exported_network
-from t4p.models.towers import load_towers_from, words_not_learnt
+from t4p.models.towers import load_towers_from
 from t4p.runs.checkpoint import newest_of_run
 from t4p.tasks.evaluate import voxel_scores
 from t4p.tasks.query import query_scores, rule_of_scores
@@ -58,6 +59,11 @@ class Model:
     def labels(self) -> tuple[str, ...]:
         """The K words that `classify` asks by default."""
         return self._exported.labels
+
+    @property
+    def synonyms(self) -> dict[str, tuple[str, ...]]:
+        """The words whose mean embedding is that of each label; a label without any has its own name."""
+        return self._exported.config.model.label_words
 
     @torch.inference_mode()
     def embed(self, points: Points, colors: Points | None = None) -> NDArray[np.float32]:
@@ -397,6 +403,8 @@ def _checked_words(words: Sequence[str], what: str) -> tuple[str, ...]:
         raise ValueError(f"{what} is {words!r}, wanted a list of words such as ['chair', 'table']")
     if not words:
         raise ValueError(f"{what} is empty, wanted at least one word")
+    if any(not word.strip() for word in words):
+        raise ValueError(f"{what} is {list(words)}, of which one is empty; take it out")
     if doubles := sorted({word for word in words if list(words).count(word) > 1}):
         raise ValueError(f"{what} names twice: {', '.join(doubles)}")
     return tuple(words)

@@ -158,7 +158,7 @@ class PretrainTask:
         self._towers = towers.to(device)
         self._device = device
         self._validation = validation
-        self._text = towers.encode_labels(model.labels, model.text_query.template).to(device)
+        self._text = towers.encode_synonyms(model.label_words, model.text_query.template).to(device)
 
     def inputs(self, batch: Batch | PreparedBatch) -> tuple[Tensor, ...]:
         """What PretrainModule takes: the batch with its images seen through the frozen image tower."""
@@ -249,7 +249,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
 
 def embed_labels(config: PretrainConfig, towers: ClipTowers, weights: Mapping[str, Tensor]) -> Tensor:
     """(K', d) what the words of a run are to its network: the label embeddings of its export."""
-    return towers.encode_labels(config.model.label_names, config.model.text_query.template)
+    return towers.encode_synonyms(config.model.label_words, config.model.text_query.template)
 
 
 def problem_of_start(config: PretrainConfig) -> str:

@@ -74,7 +74,7 @@ def score_teacher(
     model = config.model
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     towers = load_towers_from(model.clip, config.run.seed).to(device)
-    text = towers.encode_labels(model.label_names, model.text_query.template).to(device)
+    text = towers.encode_synonyms(model.label_words, model.text_query.template).to(device)
     catalogue = Catalogue(scored.shards)
     catalogue.require_frames()
     recipe = SeenRecipe(

@@ -142,7 +142,10 @@ def test_a_value_that_is_wrong_is_not_taken_for_a_second_mistake() -> None:
         ("data.image_size=[480]", "data.image_size: wanted more of them, got [480]"),
         ("data.image_size=[480, 640, 3]", "data.image_size: wanted at most 2 of them, got [480, 640, 3]"),
         ("run.dir=''", "run.dir: wanted text that is not empty, got ''"),
-        ("model.labels=5", "model.labels: wanted a list, such as [a, b] or text, got 5"),
+        (
+            "model.labels=5",
+            "model.labels: wanted a list, such as [a, b] or a mapping, such as {a: [b, c]} or text, got 5",
+        ),
         (
             "model.point_features=[red]",
             "model.point_features: wanted 'one', 'color', 'position' or 'height', got red",

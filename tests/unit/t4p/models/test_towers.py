@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from t4p.config.clip_models import words_not_learnt
 from t4p.config.network import ClipConfig, NetworkConfig
-from t4p.models.towers import NEUTRAL_WORDS, load_towers_from, neutral_words, words_not_learnt
+from t4p.models.towers import NEUTRAL_WORDS, load_towers_from, neutral_words
 
 ROOMS = ClipConfig(name="configs/clip/small-rooms.json", pretrained="configs/clip/small-rooms.safetensors")
 
@@ -11,6 +12,7 @@ ROOMS = ClipConfig(name="configs/clip/small-rooms.json", pretrained="configs/cli
 def test_words_that_the_tower_of_the_rooms_was_never_trained_with_are_named_once() -> None:
     assert words_not_learnt(ROOMS, ["a chair", "two Sofas", "bookshelves"]) == ()
     assert words_not_learnt(ROOMS, ["a red chair", "dog-house, red"]) == ("red", "dog", "house")
+    assert words_not_learnt(ROOMS, ["?", "a chair!"]) == ("?",), "a phrase without a word is none that it has read"
     assert words_not_learnt(ClipConfig(), ["whatever"]) == (), "a CLIP of the whole language has no list"
 
 

@@ -119,7 +119,7 @@ def finetuning(frames: str, head: str) -> tuple[SemanticConfig, SemanticModule]:
     overrides = [f"data.shards={json.dumps([frames])}", "run.dir=unused", f"model.head={head}"]
     config = load_config_of(SemanticConfig, ["configs/finetune/rooms.yaml"], overrides)
     towers = load_towers_from(config.model.clip, 0)
-    prompted = PromptedLabels(towers, config.model.labels, config.model.text_query.template, None)
+    prompted = PromptedLabels(towers, config.model.label_words, config.model.text_query.template, None)
     torch.manual_seed(config.run.seed)
     return config, SemanticModule(config.model, config.loss, prompted, towers.embed_dim).eval()
 
