@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from commands.arguments import Force
-from shards.results import check_result
+from commands.card import CARD_SUFFIX, model_card
+from shards.results import check_result, write_result
 from t4p.errors import CheckpointError, ConfigError
 from t4p.runs.checkpoint import as_checkpoint, check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.runs.retention import DELETED
@@ -125,10 +126,19 @@ def export_command(
             "with. With few labels less than 1 is better: try 0.3 to 0.6 on validation data.",
         ),
     ] = 1.0,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card", help="Write a model card beside it (OUT.md): what it is, how it was trained, data and licences."
+        ),
+    ] = False,
     force: Force = False,
 ) -> None:
     """Write the trained weights, the configuration and the label embeddings into one file; no DeepSpeed to read it."""
     check_result(out, force)
+    card_path = out.with_suffix(CARD_SUFFIX)
+    if card:
+        check_result(card_path, force)
     checkpoint = as_checkpoint(checkpoint, typer.echo)
     check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte
     from t4p.tasks.export import export_checkpoint
@@ -138,6 +148,14 @@ def export_command(
         f"{out}: {out.stat().st_size / 1e6:,.1f} MB; read it in Python with t4p.load({str(out)!r}), score it on "
         f"a dataset with labels with `t4p evaluate model.exported={out} data.shards=[DST]`"
     )
+    if card:
+        from t4p.models.exported import load_exported_network
+
+        with write_result(card_path, force) as partial:
+            partial.write_text(model_card(load_exported_network(out), out.stem), encoding="utf-8")
+        typer.echo(
+            f"{card_path}: the model card; README.md of a repository of the Hugging Face hub, {out.name} beside it"
+        )
 
 
 def list_checkpoints(run_dir: Path) -> list[Listed]:

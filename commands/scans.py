@@ -23,6 +23,7 @@ from shards.doors.text import shown
 from shards.errors import CallError, ResultError
 from shards.results import check_result, write_result
 from t4p.data.upright import METRES, UP_AXES, Unit, UpAxis
+from t4p.models.hub import SCHEME, spelt_out
 
 if TYPE_CHECKING:  # both load torch
     from t4p.data.scan import Scan
@@ -255,9 +256,10 @@ def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
 
 def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
     """The network, the scan, and a folder that takes the results; the quick checks first."""
-    if not Path(call.model).exists():
+    if not spelt_out(call.model).startswith(SCHEME) and not Path(call.model).exists():
         raise CallError(
-            f"{shown(call.model)}: no such file or folder; wanted what `t4p checkpoint export` wrote, or a run folder"
+            f"{shown(call.model)}: no such file or folder; wanted what `t4p checkpoint export` wrote, a run "
+            f"folder, or {SCHEME}OWNER/NAME of the Hugging Face hub"
         )
     from t4p.data.scan import read_scan
 

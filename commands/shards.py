@@ -128,6 +128,10 @@ def pack_command(
     depth_codec: Annotated[
         DepthCodec, typer.Option(help="depth as PNG, the bytes as found, or as zstd, which decodes six times faster")
     ] = "png",
+    license: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="terms of the data, in a line; by default what is known of the format"),
+    ] = None,
 ) -> None:
     """Pack raw frames into a dataset. Stopped in the middle, the same call again resumes."""
     with _user_errors("stopped; what is finished is kept, and the same call again resumes") as stops:
@@ -148,6 +152,7 @@ def pack_command(
                 depth_scale=depth_scale,
                 check=check,
                 depth_codec=depth_codec,
+                licence=license,
                 on_progress=stops.heard_at(on_progress),
             )
         kept = f" ({report.num_kept_shards} kept from before)" if report.num_kept_shards else ""
@@ -276,6 +281,7 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
         from shards.reader import DatasetReader
         from shards.stores.store import take_faults
         from shards.summary import summarise
+        from shards.terms import NOT_STATED
 
         dataset = DatasetReader(url)
         manifest, summary = dataset.manifest, summarise(dataset)
@@ -300,7 +306,7 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
         if as_json:
             _echo_json({**facts, "summary": asdict(summary), "storage_faults": faults})
         else:
-            facts["licence"] = shown(manifest.licence) or "not stated"
+            facts["licence"] = shown(manifest.licence) or NOT_STATED
             facts["up_axis"] = manifest.up_axis or "not known"
             for name in ("voxels_counted", "checksums"):
                 facts[name] = "yes" if facts[name] else "no"

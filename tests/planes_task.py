@@ -76,7 +76,7 @@ def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None, show
     def wrap(checkpoint: Path | None) -> Any:
         return build_engine(module, config.train, checkpoint)
 
-    run_training(config, wrap, PlanesTask(), stream, catalogue.shards_sha256, towers.sha256, on_step, show)
+    run_training(config, wrap, PlanesTask(), stream, catalogue, towers.sha256, on_step, show)
 
 
 def embed_labels(config: PlanesConfig, towers: Any, weights: Mapping[str, Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from shards.errors import CallError
 from shards.reader import DatasetReader, spread
 from shards.results import check_result, write_result
 from shards.sample import Sample, check_sample
+from shards.terms import NOT_STATED
 
 PAGE_SUFFIX = ".html"
 
@@ -62,7 +63,7 @@ def draw_samples(samples: Sequence[Sample], dataset: DatasetReader, as_page: boo
     facts = {
         "dataset": dataset.url,
         "samples": f"{dataset.num_samples:,} {kind} in {dataset.manifest.num_shards:,} shard(s)",
-        "terms": str(dataset.manifest.provenance.get("licence", "")),
+        "terms": dataset.manifest.licence or NOT_STATED,
     }
     if one:
         (only,) = galleries

@@ -129,5 +129,6 @@ def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         before, now = ({**value, **value["options"], **value["versions"]} for value in (found, wanted))
     except (KeyError, TypeError):
         return f"{PACKING_NAME} cannot be read"
-    names = [name for name in now if name not in ("options", "versions") and before.get(name) != now[name]]
-    return ", ".join(f"{name} was {before.get(name)!r}, now {now[name]!r}" for name in names)
+    groups = ("owner", "options", "versions")
+    names = [name for name in {**now, **before} if name not in groups and before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shards.doors.text import has_control
 from shards.errors import CallError, ShardError
 from shards.manifest import (
     INDEX_NAME,
@@ -50,7 +51,7 @@ class PackReport:
         num_kept_shards: those of them that were finished by an earlier, interrupted run.
         size_bytes: bytes of all tars.
         seconds: this run took.
-        licence: one line on the terms of the raw data.
+        licence: one line on the terms of the raw data, as the manifest has it.
         storage_faults: what storage did wrong on the way and was put right by asking again, by cause.
     """
 
@@ -76,6 +77,7 @@ def pack(
     depth_scale: float | None = None,
     check: Check = "headers",
     depth_codec: DepthCodec = "png",
+    licence: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
     """Pack the frames of a raw dataset. An interrupted call leaves no manifest; the same call again resumes.
@@ -92,6 +94,7 @@ def pack(
         check: "full" decodes every image once and counts the voxels of every frame; "headers" holds sizes, kinds and
             checksums against the numbers, which costs a tenth.
         depth_codec: "png" keeps the bytes of what is one; "zstd" decodes in a sixth of a PNG's time, and counts voxels.
+        licence: terms of the data, in a line; None takes what is known of the format.
         on_progress: called with (frames done, frames in all).
 
     Raises:
@@ -100,7 +103,7 @@ def pack(
         StoreError: storage refused or failed.
     """
     start = time.monotonic()
-    _check_call(num_workers, shard_size_bytes, every, depth_scale)
+    _check_call(num_workers, shard_size_bytes, every, depth_scale, licence)
     chosen = find_format(source_format)
     root = Path(src)
     refs = chosen.scan(root, SourceOptions(depth_scale))
@@ -119,6 +122,8 @@ def pack(
         "check": check,
         "depth_codec": depth_codec,
     }
+    if licence is not None:
+        options["licence"] = licence
     provenance = _provenance(chosen, root, options)
     store = open_store(dst)
     manifest = published_before(store, provenance)
@@ -137,7 +142,7 @@ def pack(
             with closing(rest):  # ends the workers before anything else happens
                 for piece in rest:
                     gathered.add(piece)
-            blank = _blank_manifest(chosen, label_names, provenance)
+            blank = _blank_manifest(chosen, label_names, provenance, licence)
             manifest = _publish(ours, gathered, blank, shard_size_bytes)
     release(store)
     return PackReport(
@@ -147,7 +152,7 @@ def pack(
         num_kept_shards=num_kept,
         size_bytes=manifest.size_bytes,
         seconds=time.monotonic() - start,
-        licence=chosen.licence,
+        licence=manifest.licence,
         storage_faults=Counter(store.faults),
     )
 
@@ -158,13 +163,17 @@ def _spelt(frames: slice | None) -> str:
     return ":".join("" if end is None else str(end) for end in ends)
 
 
-def _check_call(num_workers: int, shard_size_bytes: int, every: int, depth_scale: float | None) -> None:
+def _check_call(
+    num_workers: int, shard_size_bytes: int, every: int, depth_scale: float | None, licence: str | None
+) -> None:
     if num_workers < 1 or every < 1:
         raise CallError(f"workers and every must be at least 1, found {num_workers} and {every}")
     if not 1 <= shard_size_bytes <= MAX_SHARD_SIZE_BYTES:
         raise CallError(f"shard size is {shard_size_bytes} bytes, wanted 1 to {MAX_SHARD_SIZE_BYTES}")
     if depth_scale is not None and not depth_scale > 0:
         raise CallError(f"depth scale is {depth_scale}, wanted units per metre, above 0")
+    if licence is not None and (not licence.strip() or has_control(licence)):
+        raise CallError(f"the licence is {licence!r}, wanted one line of text, such as 'CC BY 4.0'")
 
 
 def _provenance(source_format: SourceFormat, root: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def _provenance(source_format: SourceFormat, root: Path, options: Mapping[str, A
 
 
 def _blank_manifest(
-    source_format: SourceFormat, label_names: tuple[str, ...], provenance: Mapping[str, Any]
+    source_format: SourceFormat, label_names: tuple[str, ...], provenance: Mapping[str, Any], licence: str | None
 ) -> Manifest:
     """A manifest without the counts and hashes of what it is of."""
     return Manifest(
@@ -193,7 +202,7 @@ def _blank_manifest(
         provenance=provenance,
         shards_sha256="",
         sample_kind=source_format.sample_kind,
-        licence=source_format.licence,
+        licence=source_format.licence if licence is None else licence,
         up_axis=source_format.up_axis,
         datasets=(source_format.name,),
     )

@@ -11,6 +11,7 @@ from shards.manifest import SampleKind
 from shards.sample import Sample
 from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
 from shards.sources.raw_files import SourceOptions
+from shards.terms import NO_TERMS
 
 
 class FrameRef(Protocol):
@@ -89,7 +90,7 @@ GENERATORS = (
     SourceFormat(
         synthetic.NAME,
         "procedural rooms, nothing to download: SRC is seed=1,rooms=20 and any of first, frames, width, height",
-        "made by this program: no terms",
+        NO_TERMS,
         synthetic.scan,
         synthetic.read,
         synthetic.label_names,
@@ -98,7 +99,7 @@ GENERATORS = (
     SourceFormat(
         synthetic_scenes.NAME,
         "the same rooms as whole point clouds with labels and boxes, one sample a room",
-        "made by this program: no terms",
+        NO_TERMS,
         synthetic_scenes.scan,
         synthetic_scenes.read,
         synthetic_scenes.label_names,

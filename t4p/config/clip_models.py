@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from shards.doors.files import read_file
 from shards.doors.json_text import MAX_BYTES, parse_json
+from shards.terms import NOT_STATED
 from t4p.config.network import ClipConfig
 from t4p.config.packaged import find_packaged
 from t4p.errors import ClipError, ConfigError
@@ -20,6 +21,8 @@ OutputStride = Literal[32, 16, 8]
 DEFAULT_OUTPUT_STRIDE: OutputStride = 32
 TowerKind = Literal["resnet", "vit"]
 
+OUR_TOWERS = "Apache-2.0, made with Text4Point from its own procedural rooms"
+RANDOM_TOWERS = "random weights, no terms"
 WORDS_SUFFIX = ".words.json"  # beside a model's JSON: {"words": [...]}, all that its text tower was trained with
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy", ".ckpt")
 
@@ -82,6 +85,15 @@ def read_clip_model(clip: ClipConfig) -> ClipModel | None:
             f"model.clip.name is {clip.name!r}, whose model configuration is malformed ({type(error).__name__}: "
             f"{error}); give an open_clip model configuration"
         ) from error
+
+
+def terms_of_towers(clip: ClipConfig) -> str:
+    """The licence of the towers that a configuration names, in a line: of those made here; open_clip states none."""
+    if clip.pretrained == "random":
+        return RANDOM_TOWERS
+    if clip.pretrained.startswith("configs/"):
+        return OUR_TOWERS
+    return NOT_STATED
 
 
 def words_not_learnt(clip: ClipConfig, phrases: Sequence[str]) -> tuple[str, ...]:

@@ -139,7 +139,8 @@ class FinetunedModelConfig(NetworkConfig):
 
     pretrained: str | None = Field(
         None,
-        description="Checkpoint or run folder of a pre-training, or its `t4p checkpoint export`; none is from scratch.",
+        description="Checkpoint or run folder of a pre-training, or its `t4p checkpoint export`, also on the Hugging "
+        "Face hub (hf://OWNER/NAME); none is from scratch.",
     )
     frozen: tuple[Literal["encoder", "decoder"], ...] = Field(
         (),
@@ -198,7 +199,7 @@ class DetectionModelConfig(FinetunedModelConfig):
 
 
 class EvaluatedModelConfig(Section):
-    exported: str = Field(min_length=1, description="A file that `t4p checkpoint export` wrote.")
+    exported: str = Field(min_length=1, description="A file that `t4p checkpoint export` wrote; or hf://OWNER/NAME.")
     finds: Literal["masks"] | None = Field(
         None,
         description="What is scored: by default what its task finds. masks: of a network that labels points, the "

@@ -14,6 +14,7 @@ from shards.reader import DatasetReader, spread
 from shards.sample import Sample
 from shards.stores.patient import PatientStore
 from shards.stores.store import take_faults
+from shards.terms import DatasetTerms
 from t4p.data.course import Pool
 from t4p.data.shelf import Ahead, Shelf
 
@@ -29,6 +30,7 @@ class Catalogue:
         num_samples: their sum.
         urls: places of the datasets.
         label_names: for each dataset, the names of its class ids, by id; empty without labels.
+        terms: for each dataset, what it was made of and its licence.
         voxels_sha256: for each dataset, the hash of its voxel counts; None where nobody has counted.
         shards_sha256: for each dataset, the hash of its shard table, or of the one before checksums were filled in.
     """
@@ -56,6 +58,7 @@ class Catalogue:
         self.num_samples = int(self.samples_per_shard.sum())
         self.urls = tuple(reader.url for reader in self._readers)
         self.label_names = tuple(reader.manifest.label_names for reader in self._readers)
+        self.terms = tuple(DatasetTerms.of(reader.url, reader.manifest) for reader in self._readers)
         self.voxels_sha256 = tuple(reader.manifest.voxels_sha256 for reader in self._readers)
         self.shards_sha256 = tuple(reader.manifest.identity for reader in self._readers)
 

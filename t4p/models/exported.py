@@ -30,6 +30,7 @@ from t4p.errors import CheckpointError, ConfigError
 from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.text4point import Text4Point, build_text4point
+from t4p.runs.terms import UNKNOWN, Terms
 
 FORMAT = "text4point-export-1"
 CONTENT_HASH = "content_sha256"  # entry of the header; files of version 0.1.0 have none
@@ -57,6 +58,7 @@ class ExportedNetwork:
         beside: the weights that are no part of `net`, by their names in the trained module.
         logit_scale: multiplier of cosines with words: what it was trained with, by the end of it.
         neutral: (d,) what the text tower made of words that fit anything, by word; empty in older files.
+        terms: what it was trained on, with the licences; of older files, the names of its datasets.
     """
 
     config: JobConfig
@@ -70,6 +72,7 @@ class ExportedNetwork:
     beside: Mapping[str, Tensor]
     logit_scale: float = field(default=LossConfig().logit_scale_init, kw_only=True)
     neutral: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    terms: Terms = field(default=UNKNOWN, kw_only=True)
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The weights of a part beside `net`, by their names in that part."""
@@ -103,6 +106,7 @@ def write_exported(
     finetuned_share: float = 1.0,
     force: bool = False,
     neutral: Mapping[str, Tensor] | None = None,
+    terms: Terms = UNKNOWN,
 ) -> None:
     """Write the file, whole or not at all.
 
@@ -112,6 +116,7 @@ def write_exported(
         finetuned_share: as for `t4p.tasks.export.export_checkpoint`; it stands in the header.
         force: replace a file that is there.
         neutral: (d,) of words that fit anything, by word.
+        terms: what the weights were made of.
 
     Raises:
         CallError: a file is there, or the folder is not.
@@ -126,6 +131,7 @@ def write_exported(
         "versions": json.dumps(dict(versions)),
         "finetuned_share": json.dumps(finetuned_share),
         "neutral_words": json.dumps(list(neutral or ())),
+        "terms": json.dumps(terms.to_json()),
     }
     # Copies: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in weights.items()}
@@ -187,6 +193,7 @@ def load_exported_network(path: Path | str, device: torch.device | str = "cpu") 
         towers_sha256, versions = str(header["towers_sha256"]), dict(header["versions"])
         finetuned_share = float(header.get("finetuned_share", 1.0))  # older files have none
         neutral = _neutral(header.get("neutral_words", []), tensors)
+        terms = Terms.parse(header.get("terms", {})).naming(header["config"])
     # A ValidationError is a ValueError.
     except (ConfigError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise _damaged(path, error) from error
@@ -207,7 +214,21 @@ def load_exported_network(path: Path | str, device: torch.device | str = "cpu") 
         tensors,
         logit_scale=_logit_scale(config, tensors),
         neutral=neutral,
+        terms=terms,
     )
+
+
+def read_terms(path: Path | str) -> Terms:
+    """What the weights of an export were made of.
+
+    Raises:
+        CheckpointError: the file is not an export, or is damaged.
+    """
+    _, header = _read(Path(path), "cpu")
+    try:
+        return Terms.parse(header.get("terms", {})).naming(header["config"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
 
 
 def _neutral(words: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

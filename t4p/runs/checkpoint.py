@@ -24,6 +24,7 @@ from shards.doors.files import open_file, read_file
 from shards.doors.json_text import MAX_BYTES, parse_json
 from t4p.errors import CheckpointError
 from t4p.runs.not_finite import dead_ends
+from t4p.runs.terms import UNKNOWN, Terms
 
 MARKER = "COMPLETE.json"
 STATE = "state.json"
@@ -49,6 +50,7 @@ class CheckpointState:
         order: version of the order of samples.
         towers_sha256: hash of the frozen towers' weights, which are not in the checkpoint; the config has their names.
         versions: versions of Python and the packages that made it.
+        terms: what it was trained on, and under which terms.
     """
 
     step: int
@@ -58,6 +60,7 @@ class CheckpointState:
     towers_sha256: str
     versions: Mapping[str, str]
     order: int = 1  # version 0.1.0 did not say
+    terms: Terms = UNKNOWN  # nor these
 
 
 def checkpoint_name(step: int) -> str:
@@ -84,7 +87,8 @@ def read_state(directory: Path) -> CheckpointState:
     path = directory / STATE
     try:
         fields = parse_json(read_file(path, MAX_BYTES))
-        state = CheckpointState(**{**fields, "shards_sha256": tuple(fields["shards_sha256"])})
+        fields = {**fields, "shards_sha256": tuple(fields["shards_sha256"])}
+        state = CheckpointState(**{**fields, "terms": Terms.parse(fields.get("terms", {}))})
         _check_kinds(state)
         return state
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

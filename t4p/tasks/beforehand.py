@@ -17,6 +17,7 @@ from t4p.data.course import check_pools
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import build_label_table, require_labels
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
+from t4p.models.hub import fetched
 from t4p.runs.checkpoint import MARKER, as_checkpoint, check_sizes, checkpoints_in
 from t4p.runs.lock import describe_taken, is_locked
 
@@ -53,7 +54,7 @@ def look_beforehand(config: JobConfig) -> None:
     resumes = any((directory / MARKER).exists() for directory in checkpoints_in(run_dir / "checkpoints"))
     with looks.at("model.pretrained"):
         if not resumes and isinstance(config.model, FinetunedModelConfig) and config.model.pretrained is not None:
-            _look_at_weights("model.pretrained", Path(config.model.pretrained))
+            _look_at_weights("model.pretrained", fetched(config.model.pretrained))
     looks.tell()
 
 
@@ -66,7 +67,7 @@ def look_before_evaluation(config: EvaluateConfig) -> None:
     """
     looks = _Looks()
     with looks.at("model.exported"):
-        _look_at_export(Path(config.model.exported))
+        _look_at_export(fetched(config.model.exported))
     with looks.at("data.shards"):
         Catalogue(config.data.shards)
     looks.tell()

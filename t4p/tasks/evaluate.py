@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
@@ -29,6 +28,7 @@ from t4p.data.stream import Recipe, ValidationStream
 from t4p.errors import ConfigError, DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.models.hub import fetched
 from t4p.tasks.scored import ScoreSheet
 
 Sample = TypeVar("Sample")
@@ -76,7 +76,7 @@ def evaluate(
         ConfigError, ShardError, DataError: as `score_network`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    exported = load_exported_network(Path(config.model.exported), device)
+    exported = load_exported_network(fetched(config.model.exported), device)
     task = task_named(exported.config.task)
     if config.model.finds not in (None, task.finds):
         if task.finds != "labels":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 from torch import Tensor
 
 from shards.results import check_result
+from t4p.config.clip_models import terms_of_towers
 from t4p.config.kinds import config_of_task, task_named
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
@@ -87,6 +89,7 @@ def export_checkpoint(
         finetuned_share,
         force,
         neutral_words(config.model, towers),
+        replace(state.terms.naming(state.config), towers=terms_of_towers(config.model.clip)),
     )
 
 

@@ -7,6 +7,7 @@ behind learnable tokens, through the frozen text tower.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,7 @@ from t4p.distributed import rank
 from t4p.errors import CheckpointError, ConfigError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.models.exported import for_one_process
+from t4p.models.hub import fetched
 from t4p.models.score_map import compare_with_text
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
@@ -38,7 +40,7 @@ from t4p.tasks.job import (
     start_worker,
     tell_missing_poses,
 )
-from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights
+from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights, terms_of_beginning
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -147,7 +149,8 @@ def finetune(
         )
 
     task = build_task(config, device, validation)
-    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step, show)
+    began_with = partial(terms_of_beginning, config)
+    run_training(config, wrap, task, stream, catalogue, towers.sha256, on_step, show, began_with)
 
 
 def label_recipe(
@@ -220,7 +223,7 @@ def load_pretrained(module: PromptedModule, config: FinetuneConfig, towers_sha25
         ConfigError: they do not fit.
     """
     assert config.model.pretrained is not None
-    start = read_starting_weights(Path(config.model.pretrained))
+    start = read_starting_weights(fetched(config.model.pretrained))
     return load_starting_weights(module.net, start, config, towers_sha256)
 
 

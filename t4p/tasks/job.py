@@ -14,6 +14,7 @@ from torch import nn
 from shards.errors import ShardError
 from shards.schema import Frame
 from shards.stores.store import StoreError
+from shards.terms import DatasetTerms
 from t4p.config.data import USUAL_BLOCK, PointDataConfig
 from t4p.config.kinds import task_named
 from t4p.config.run import TrainConfig
@@ -221,10 +222,11 @@ def run_training(
     wrap: Callable[[Path | None], Engine],
     task: Any,
     stream: TrainingStream[Any, Any],
-    shards_sha256: tuple[str, ...],
+    catalogue: Catalogue,
     towers_sha256: str,
     on_step: Callable[[StepRecord], None] | None,
     show: Show | None = None,
+    began_with: Callable[[], tuple[DatasetTerms, ...]] = tuple,
 ) -> None:
     """Train from the newest checkpoint of the run folder, or from the beginning, to the last step. Collective.
 
@@ -232,10 +234,11 @@ def run_training(
         wrap: the task's module under DeepSpeed, given the checkpoint that will be loaded.
         task: what the loop asks of it, `t4p.train.loop.Task`.
         stream: batches of the training data.
-        shards_sha256: hashes of the shard tables that it is read from.
+        catalogue: the datasets that it is read from.
         towers_sha256: hash of the frozen towers' weights.
         on_step: called on every rank after every step.
         show: told on rank 0 how it goes; by default plain lines are printed.
+        began_with: of a run that begins, the datasets that its first weights were trained on.
     """
     from t4p.train.loop import train
     from t4p.train.run_folder import open_run
@@ -245,5 +248,6 @@ def run_training(
     if rank() == 0 and (sentence := random_towers(config)) is not None:
         print_line(sentence)
     show = show or PlainLines(print_line)
-    with open_run(config, wrap, shards_sha256, towers_sha256, on_step, show) as (engine, settings, log):
+    samples = (catalogue.shards_sha256, towers_sha256, catalogue.terms, began_with)
+    with open_run(config, wrap, *samples, on_step, show) as (engine, settings, log):
         train(engine, task, stream, config.train, settings, log)

@@ -22,8 +22,10 @@ from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
 from t4p.errors import CheckpointError
 from t4p.models.exported import ExportedNetwork, load_exported_network
+from t4p.models.hub import fetched, spelt_out
 from t4p.models.towers import load_towers_from
 from t4p.runs.checkpoint import newest_of_run
+from t4p.runs.terms import Terms
 from t4p.tasks.evaluate import voxel_scores
 from t4p.tasks.query import query_scores, rule_of_scores
 
@@ -64,6 +66,11 @@ class Model:
     def synonyms(self) -> dict[str, tuple[str, ...]]:
         """The words whose mean embedding is that of each label; a label without any has its own name."""
         return self._exported.config.model.label_words
+
+    @property
+    def terms(self) -> Terms:
+        """What it was trained on, and under which licences."""
+        return self._exported.terms
 
     @torch.inference_mode()
     def embed(self, points: Points, colors: Points | None = None) -> NDArray[np.float32]:
@@ -328,15 +335,17 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
 
     Args:
         path: a file that `t4p checkpoint export` wrote, of any task; or a run folder (its newest whole checkpoint) or
-            one checkpoint in it, for which the extra `train` and the run's CLIP weights must be there.
+            one checkpoint in it, for which the extra `train` and the run's CLIP weights must be there; or the name of
+            an export on the Hugging Face hub, `hf://OWNER/NAME`, `hf://OWNER/NAME@REVISION`, or OWNER/NAME where no
+            path here begins with OWNER (the extra `hub`).
         device: where it computes.
 
     Raises:
-        CheckpointError: it is none of these, or is damaged.
+        CheckpointError: it is none of these, is damaged, or the hub cannot be asked.
         ConfigError: its configuration needs something that is not here.
-        MissingExtraError: of a checkpoint: DeepSpeed or open_clip is not installed.
+        MissingExtraError: of a checkpoint: DeepSpeed or open_clip is not installed; of the hub: huggingface_hub.
     """
-    path = Path(path)
+    path = fetched(spelt_out(path))
     return Model(_export_of_run(path, device) if path.is_dir() else load_exported_network(path, device))
 
 

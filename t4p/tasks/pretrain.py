@@ -244,7 +244,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
         return build_engine(module, config.train, checkpoint, undecayed=module.untrained)
 
     task = PretrainTask(towers, config.model, device, validation, config.train.precision)
-    run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step, show)
+    run_training(config, wrap, task, stream, catalogue, towers.sha256, on_step, show)
 
 
 def embed_labels(config: PretrainConfig, towers: ClipTowers, weights: Mapping[str, Tensor]) -> Tensor:

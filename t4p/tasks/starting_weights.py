@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shards.terms import DatasetTerms
 from t4p.config.files import changed_keys
 from t4p.config.tasks import FinetuneConfig
 from t4p.distributed import broadcast_object, rank
 from t4p.errors import CheckpointError, ConfigError
-from t4p.models.exported import load_exported_network
+from t4p.models.exported import load_exported_network, read_terms
+from t4p.models.hub import SCHEME, fetched
 from t4p.runs.checkpoint import as_checkpoint, check_sizes, newest_checkpoint, read_state, verify_marker
 from t4p.runs.universal import is_universal
 
@@ -60,7 +62,7 @@ def name_beginning(config: Config, say: Callable[[str], None]) -> Config:
         CheckpointError: the run folder has no whole checkpoint.
     """
     pretrained = config.model.pretrained
-    if pretrained is None:
+    if pretrained is None or pretrained.startswith(SCHEME):
         return config
     problem: CheckpointError | None = None
     if rank() == 0:
@@ -101,6 +103,21 @@ def read_starting_weights(path: Path) -> StartingWeights:
         return StartingWeights(weights, state.config, state.towers_sha256)
     exported = load_exported_network(path)
     return StartingWeights(exported.net.state_dict(), exported.config.model_dump(mode="json"), exported.towers_sha256)
+
+
+def terms_of_beginning(config: FinetuneConfig) -> tuple[DatasetTerms, ...]:
+    """The datasets that `model.pretrained` was trained on; none without it.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if config.model.pretrained is None:
+        return ()
+    path = fetched(config.model.pretrained)
+    if not path.is_dir():
+        return read_terms(path).all_datasets
+    state = read_state(path)
+    return state.terms.naming(state.config).all_datasets
 
 
 def load_starting_weights(

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 import torch
 
+from shards.terms import DatasetTerms
 from t4p.config.files import dump_config
 from t4p.config.kinds import task_named
 from t4p.config.tasks import JobConfig
@@ -36,6 +38,7 @@ from t4p.runs.lock import describe_taken, take_lock
 from t4p.runs.logs import RunLog, StepRecord
 from t4p.runs.not_finite import note_changes
 from t4p.runs.progress import Show, Tracker, print_line
+from t4p.runs.terms import Terms
 from t4p.runs.universal import is_universal, made_from, make_universal, universal_of
 from t4p.train.engine import Engine, convert_to_universal, local_device
 from t4p.train.loop import LoopSettings
@@ -49,6 +52,8 @@ def open_run(
     build_engine: Callable[[Path | None], Engine],
     shards_sha256: tuple[str, ...],
     towers_sha256: str,
+    datasets: tuple[DatasetTerms, ...],
+    began_with: Callable[[], tuple[DatasetTerms, ...]],
     on_step: Callable[[StepRecord], None] | None,
     show: Show,
 ) -> Iterator[tuple[Engine, LoopSettings, RunLog | None]]:
@@ -56,6 +61,8 @@ def open_run(
 
     Args:
         build_engine: given the checkpoint that the engine will load; None begins.
+        datasets: those that are trained on.
+        began_with: of a run that begins, those that its first weights were trained on.
         show: told on rank 0 how the training goes.
 
     Yields:
@@ -75,15 +82,19 @@ def open_run(
     with beating_while_files_move("looking for a checkpoint"):
         checkpoint = choose_checkpoint(config.train.resume, checkpoints)
     changes: tuple[str, ...] = ()
+    terms = Terms(datasets)
 
     def describe(step: int) -> CheckpointState:
-        return CheckpointState(step, world_size(), dumped, shards_sha256, towers_sha256, versions, ORDER_VERSION)
+        hashes = (shards_sha256, towers_sha256)
+        return CheckpointState(step, world_size(), dumped, *hashes, versions, ORDER_VERSION, terms)
 
     if checkpoint is None:
         engine, start_step = build_engine(None), 0
+        terms = replace(terms, began_with=began_with())
     else:
         saved = read_state(checkpoint)
         freed = freed_keys({run_dir, checkpoint.absolute().parent.parent}, saved.step)
+        terms = replace(terms, began_with=saved.terms.began_with)
         changes = refuse_changes(saved, describe(saved.step), checkpoint, freed)
         loadable = fit_to_world(checkpoint, saved)
         engine, start_step = build_engine(loadable), saved.step

@@ -30,6 +30,7 @@ IMPORTERS = {
     "boto3": {"shards/stores/s3.py"},
     "botocore": {"shards/stores/s3.py"},
     "deepspeed": {"t4p/train/engine.py"},
+    "huggingface_hub": {"t4p/models/hub.py"},
     "obstore": {"shards/stores/object_store.py"},
     "open_clip": {"t4p/models/clip_package.py"},
     "psutil": {"launch/processes/caretaker.py"},

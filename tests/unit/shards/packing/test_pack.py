@@ -475,6 +475,8 @@ def test_colliding_keys_name_both_frames(tmp_path: Path, make_scene: Callable[..
         ({"every": 0}, "workers and every must be at least 1"),
         ({"depth_scale": -1.0}, "depth scale is -1.0"),
         ({"depth_scale": float("nan")}, "depth scale is nan"),
+        ({"licence": " "}, "the licence is ' ', wanted one line of text"),
+        ({"licence": "CC\nBY"}, "wanted one line of text, such as 'CC BY 4.0'"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(
@@ -493,6 +495,24 @@ def test_the_manifest_tells_where_the_data_came_from(source: Path, tmp_path: Pat
     assert manifest["provenance"]["source"] == "kitchen"
     assert manifest["provenance"]["options"]["depth_scale"] == 500.0
     assert DatasetReader(str(tmp_path / "x")).read_frame(0, 0).depth_scale == 500.0
+
+
+def test_a_licence_that_is_stated_replaces_what_is_known_of_the_format(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def licence_of(folder: str, **options: object) -> object:
+        return json.loads(packed(source, tmp_path / folder, **options)[MANIFEST_NAME])["licence"]
+
+    assert "non-commercial research" in str(licence_of("usual"))
+    assert licence_of("stated", licence="CC BY-SA 4.0") == "CC BY-SA 4.0"
+    assert DatasetReader(str(tmp_path / "stated")).manifest.licence == "CC BY-SA 4.0"
+    with monkeypatch.context() as patched:
+        interrupt_before(patched, INDEX_NAME)
+        with pytest.raises(Interrupted):
+            packed(source, tmp_path / "half", licence="mine")
+    with pytest.raises(ShardError, match=r"other options \(licence was 'mine', now None\)"):
+        packed(source, tmp_path / "half")
+    assert licence_of("half", licence="mine") == "mine"
 
 
 def test_progress_counts_to_the_end(source: Path, tmp_path: Path) -> None:

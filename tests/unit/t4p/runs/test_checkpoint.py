@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -229,7 +230,7 @@ def test_a_marker_without_end_is_none(tmp_path):
 )
 def test_a_value_that_no_state_has_is_named(tmp_path, field, value):
     directory = make_checkpoint(tmp_path, 3)
-    (directory / "state.json").write_text(json.dumps(vars(STATE) | {field: value}))
+    (directory / "state.json").write_text(json.dumps(asdict(STATE) | {field: value}))
     with pytest.raises(CheckpointError, match=rf"state\.json: cannot be read \({field} is "):
         read_state(directory)
 
