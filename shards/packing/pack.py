@@ -114,7 +114,7 @@ def pack(
         )
     tasks = unique_tasks(selected)
     label_names = chosen.label_names(root)
-    options = {
+    options: dict[str, Any] = {
         "shard_size_bytes": shard_size_bytes,
         "frames": None if frames is None else [frames.start, frames.stop],
         "every": every,

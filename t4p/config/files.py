@@ -297,14 +297,16 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     """Where two dumped configurations differ, in the order of `old`."""
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
-        if _are_sections(before, after, f"{prefix}{key}"):
-            yield from changed_keys(before, after, f"{prefix}{key}.")
-        elif before != after or (isinstance(before, Mapping) and list(before) != list(after)):
-            yield ChangedKey(f"{prefix}{key}", before, after)
+        name = f"{prefix}{key}"
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and name != _LABELS:
+            yield from changed_keys(before, after, f"{name}.")
+        elif before != after or _order_of(before) != _order_of(after):
+            yield ChangedKey(name, before, after)
 
 
-def _are_sections(before: Any, after: Any, key: str) -> bool:
-    return isinstance(before, Mapping) and isinstance(after, Mapping) and key != _LABELS
+def _order_of(value: Any) -> list[Any]:
+    """The names of labels, whose order a comparison of mappings does not see."""
+    return list(value) if isinstance(value, Mapping) else []
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -54,9 +54,11 @@ class Terms:
         shards = config.get("data", {}).get("shards", ())
         places = [str(place["url"] if isinstance(place, Mapping) else place) for place in shards]
         pretrained = config.get("model", {}).get("pretrained")
-        beginnings = [str(pretrained)] if pretrained else []
-        named = [tuple(DatasetTerms(name_of_place(each)) for each in names) for names in (places, beginnings)]
-        return Terms(*named, self.towers)
+        return Terms(
+            tuple(DatasetTerms(name_of_place(place)) for place in places),
+            (DatasetTerms(name_of_place(str(pretrained))),) if pretrained else (),
+            self.towers,
+        )
 
 
 UNKNOWN = Terms()  # of what versions wrote that noted none

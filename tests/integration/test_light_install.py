@@ -20,7 +20,17 @@ ROOT = Path(__file__).resolve().parents[2]
 OLDER = ROOT / "tests" / "data" / "older"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NOT_ON_WINDOWS = {"fcntl", "resource"}
-OPTIONAL = {"boto3", "deepspeed", "open_clip", "psutil", "ray", "tensorboard", "torchvision", "webdataset"}
+OPTIONAL = {
+    "boto3",
+    "deepspeed",
+    "huggingface_hub",
+    "open_clip",
+    "psutil",
+    "ray",
+    "tensorboard",
+    "torchvision",
+    "webdataset",
+}
 
 # Runs each call as the command line would, and asks the door likewise. Prints [status or error, said] of each.
 SCRIPT = """
@@ -109,6 +119,7 @@ MISSES: dict[str, tuple[str, list[str] | str]] = {
     "other words": ("train", f"{MODEL}.classify({BATCH}.points, {BATCH}.colors, labels=['dog'])"),
     "a query of other words": ("train", f"{MODEL}.query({BATCH}.points, {BATCH}.colors, ['dog'])"),
     "a run folder": ("train", f"t4p.load({str(OLDER / 'runs/pretrain')!r})"),
+    "a name of the hub": ("hub", "t4p.load('hf://someone/chairs')"),
 }
 
 
