@@ -138,6 +138,8 @@ def export_command(
     check_result(out, force)
     card_path = out.with_suffix(CARD_SUFFIX)
     if card:
+        if card_path == out:
+            raise ConfigError(f"{out}: its card would have the same name; name the export {out.stem}.safetensors")
         check_result(card_path, force)
     checkpoint = as_checkpoint(checkpoint, typer.echo)
     check_sizes(checkpoint)  # quick, before torch is loaded; the export itself reads every byte

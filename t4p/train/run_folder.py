@@ -94,7 +94,7 @@ def open_run(
     else:
         saved = read_state(checkpoint)
         freed = freed_keys({run_dir, checkpoint.absolute().parent.parent}, saved.step)
-        terms = replace(terms, began_with=saved.terms.began_with)
+        terms = replace(terms, began_with=saved.terms.naming(saved.config).began_with)
         changes = refuse_changes(saved, describe(saved.step), checkpoint, freed)
         loadable = fit_to_world(checkpoint, saved)
         engine, start_step = build_engine(loadable), saved.step

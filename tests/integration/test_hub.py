@@ -111,14 +111,32 @@ print(json.dumps(told))
 
 CLASSIFY = """
 import sys, numpy as np, t4p
-from t4p.errors import CheckpointError
+from pathlib import Path
+from commands.scans import predict_scan, scan_call
 from shards.reader import DatasetReader
+from t4p.config.files import load_for_command
+from t4p.errors import CheckpointError
+from t4p.tasks.beforehand import look_before_evaluation, look_beforehand
+from t4p.tasks.evaluate import evaluate
+from t4p.tasks.starting_weights import name_beginning, terms_of_beginning
 scene = DatasetReader(sys.argv[1]).read_scene(0, 0)
 np.save("scores.npy", t4p.load(sys.argv[2]).classify(scene.points, scene.rgb)[1])
 try:
     t4p.load(sys.argv[3])
 except CheckpointError as error:
     print(error)
+
+predict_scan(scan_call("someone/chairs", sys.argv[1], Path("said"), None, None, False), None)
+data = [f"data.shards=[{sys.argv[1]}]", "data.ignored_labels=['*']", "data.num_workers=0"]
+config = load_for_command("evaluate", [], ["model.exported=hf://someone/chairs", *data])
+look_before_evaluation(config)
+print(f"scored {evaluate(config)[1].miou:.6f}")
+tuning = [*data, "run.dir=tuned", "model.labels=[wall, floor]", "train.global_batch_size=1"]
+tuning.append(f"model.pretrained={sys.argv[2]}")
+config = load_for_command("finetune", [], tuning)
+look_beforehand(config)
+assert name_beginning(config, print) == config
+print("began with", *terms_of_beginning(config))
 """
 
 
@@ -129,6 +147,9 @@ def test_an_export_of_the_hub_is_the_file_and_is_fetched_once(hub: str, tmp_path
     scene = DatasetReader(str(OLDER / "scenes")).read_scene(0, 0)
     _, scores = load(OLDER / "pretrain.safetensors").classify(scene.points, scene.rgb)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), scores)
+    assert np.load(tmp_path / "said" / "points.npz")["labels"].shape == scores.shape[:1]
+    assert re.search(r"^scored 0\.\d+$", said, re.MULTILINE)
+    assert "began with frames: not stated" in said
     gets = files_given()
     wanted = [f"GET /{name.removeprefix('hf://')}/resolve/main/model.safetensors" for name in names]
     assert gets == wanted, "one file of each, and no other"
