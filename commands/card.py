@@ -44,13 +44,14 @@ def _head(exported: ExportedNetwork) -> dict[str, object]:
     terms = exported.terms
     ours = terms.towers in (OUR_TOWERS, RANDOM_TOWERS) and all(each.licence == NO_TERMS for each in terms.all_datasets)
     door, _ = _DOORS[task_named(exported.config.task).finds]
-    names = [re.sub(r"[^\w.-]+", "-", each.source_format or each.name) for each in terms.all_datasets]
+    formats = [re.sub(r"[^\w.-]+", "-", each.source_format) for each in terms.all_datasets if each.source_format]
     licence = {"license": "apache-2.0"} if ours else {"license": "other", "license_name": "see-data-and-licences"}
+    datasets = {"datasets": list(dict.fromkeys(formats))} if formats else {}
     return {
         **licence,
         "library_name": "text4point",
         "tags": ["point-cloud", "3d", "clip", "open-vocabulary", door],
-        "datasets": list(dict.fromkeys(names)),
+        **datasets,
     }
 
 
@@ -72,7 +73,7 @@ def _body(exported: ExportedNetwork, title: str) -> Iterator[str]:
     yield from ("", "## How it was trained", "")
     yield f"- {exported.step:,} steps of {train.global_batch_size} samples, learning rate {train.learning_rate:g}"
     yield f"- inputs of a point: {', '.join(model.point_features)}"
-    yield f"- against the CLIP towers {shown(model.clip.name)} with {shown(model.clip.pretrained)}"
+    yield f"- against the CLIP towers {shown(model.clip.name)}, weights: {shown(model.clip.pretrained)}"
     if isinstance(model, FinetunedModelConfig):
         beginning = "from random weights" if model.pretrained is None else "from a pre-training"
         share = "" if exported.finetuned_share == 1 else f"; {exported.finetuned_share:g} of the weights are fine-tuned"
