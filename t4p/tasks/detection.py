@@ -78,6 +78,8 @@ def build_head(config: DetectionConfig, net: Text4Point, clip_dim: int) -> BoxHe
 class DetectionModule(PromptedModule):
     """The 3D network, the prompt tokens and a head that makes boxes; the decoder beyond what the head reads rests."""
 
+    read = "levels"
+
     def __init__(self, config: DetectionConfig, prompted: PromptedLabels, clip_dim: int) -> None:
         super().__init__(config.model, config.loss, prompted, clip_dim, OUT_DIM)
         self.net.freeze((*config.model.frozen, "fine"))
@@ -103,7 +105,7 @@ class DetectionModule(PromptedModule):
             boxes: of this rank.
         """
         text = self.embed_labels()
-        expanded, coarse, coarse_coords, fine, fine_coords = self.net(voxel_coords, voxel_features, text, read="levels")
+        expanded, coarse, coarse_coords, fine, fine_coords = self.net(voxel_coords, voxel_features, text, self.read)
         located = self.head(coarse_coords, coarse, fine_coords, fine, text)
         fine_voxel_size = self.head.coarse_voxel_size / 2
         box_of_location = assign_locations(

@@ -25,7 +25,7 @@ from t4p.errors import CheckpointError, ConfigError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.models.exported import for_one_process
 from t4p.models.score_map import compare_with_text
-from t4p.models.text4point import build_text4point
+from t4p.models.text4point import Reading, build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show, print_line
@@ -39,6 +39,7 @@ from t4p.tasks.job import (
     tell_missing_poses,
 )
 from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights
+from t4p.train.parameter_groups import GroupSettings, slow_parts_of
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -51,7 +52,13 @@ Config = TypeVar("Config", bound=FinetuneConfig)
 
 
 class PromptedModule(nn.Module):
-    """The 3D network and the prompt tokens. `model.frozen` does not train."""
+    """The 3D network and the prompt tokens. `model.frozen` does not train.
+
+    Attributes:
+        read: how far the decoder goes for the head.
+    """
+
+    read: Reading = "voxels"
 
     def __init__(
         self,
@@ -69,13 +76,22 @@ class PromptedModule(nn.Module):
         super().__init__()
         self.net = build_text4point(model, clip_dim, out_dim)
         self.net.freeze(model.frozen)
-        self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
+        self.prompt_tokens: Tensor
+        if "text_query" in model.frozen:  # as the parts that the network freezes: buffers, which checkpoints restore
+            self.register_buffer("prompt_tokens", prompted.initial_tokens.clone())
+        else:
+            self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
         self._prompted = prompted  # holds the frozen text tower: no part of this module, of ZeRO, or of a checkpoint
         self._score_map = loss
 
     def embed_labels(self) -> Tensor:
         """(K, d) the labels behind the prompt tokens, unit-norm: what the network asks."""
         return self._prompted.embed(self.prompt_tokens)
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the parts of each stage, from the stem to the last before the head, the prompts in the middle."""
+        of_net = (tuple(f"net.{part}" for part in parts) for parts in self.net.stages(self.read))
+        return tuple((*parts, "prompt_tokens") if "net.text_query" in parts else parts for parts in of_net)
 
     def score_map(self, expanded: Tensor, text: Tensor) -> Tensor:
         """(Vb, K) s = h3D_hat . t: cosines of bottleneck voxels (Vb, d) and labels (K, d), over the temperature."""
@@ -141,9 +157,12 @@ def finetune(
             module,
             config.train,
             checkpoint,
-            fast_parts=fast_parts,
-            fast_scale=config.train.head_learning_rate_scale,
-            undecayed=("prompt_tokens",),
+            GroupSettings(
+                fast_parts=fast_parts,
+                fast_scale=config.train.head_learning_rate_scale,
+                undecayed=("prompt_tokens",),
+                slow_parts=slow_parts_of(module.stages(), config.train.layer_decay),
+            ),
         )
 
     task = build_task(config, device, validation)
