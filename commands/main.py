@@ -136,6 +136,14 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the scores and a few samples as a page, too.")
     ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write what was said of every point of whole scenes, as ScanNet's benchmark takes it; the scenes need "
+            "no labels then. A folder that is not there yet.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Score an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning."""
@@ -146,7 +154,7 @@ def evaluate(
 
     config = load_for_command("evaluate", *split_arguments(arguments))
     assert isinstance(config, EvaluateConfig)
-    look_before_evaluation(config)
+    look_before_evaluation(config, submission)
     if page is not None:
         check_result(page, force)
     from commands.evaluate import ShownSamples, page_of, print_scores, scores_as_dict
@@ -155,7 +163,9 @@ def evaluate(
 
     shown = ShownSamples()
     with progress_bar("evaluating") as on_progress:
-        exported, scores = run_evaluation(config, on_progress, None if page is None else shown.take)
+        exported, scores = run_evaluation(config, on_progress, None if page is None else shown.take, submission)
+    if submission is not None:
+        typer.echo(f"wrote {submission}: zip what is in it, and hand that in", err=True)
     if page is not None:
         with write_result(page, force) as partial:
             partial.write_text(render_page(page_of(config, exported, scores, shown)), encoding="utf-8")

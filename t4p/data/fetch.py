@@ -91,6 +91,15 @@ class Catalogue:
                     "dataset of frames in data.shards (scenes are for t4p finetune)"
                 )
 
+    def require_scenes(self, purpose: str) -> None:
+        """Raise CallError unless every dataset holds whole scenes, which the purpose needs: `a submission`."""
+        for reader in self._readers:
+            if reader.manifest.sample_kind != "scenes":
+                raise CallError(
+                    f"{reader.url}: holds {reader.manifest.sample_kind}, and {purpose} is of whole scenes; name a "
+                    "dataset of scenes in data.shards"
+                )
+
     def fetch(self, shard_index: int, sample_index: int) -> Sample:
         """Read one sample by its index entry, length and crc32c checked.
 

@@ -22,7 +22,7 @@ from t4p.data import transforms
 from t4p.data.decode import decode_frame
 from t4p.data.draws import draw_key, sample_seed
 from t4p.data.fetch import Catalogue
-from t4p.data.labels import LabelTable, build_label_table
+from t4p.data.labels import IGNORED, LabelTable, build_label_table
 from t4p.data.placement import Placement, draw_placement
 from t4p.data.tensors import as_tensor, moved
 
@@ -216,14 +216,18 @@ def build_label_recipe(
     *,
     augment: AugmentConfig | None,
     seed: int = 0,
+    unlabelled: bool = False,
 ) -> LabelRecipe:
     """How the samples of a catalogue become labelled points for a network.
+
+    Args:
+        unlabelled: take datasets without labels: all points of theirs are IGNORED.
 
     Raises:
         ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
     """
     return LabelRecipe(
-        tables=build_label_tables(catalogue, labels, ignored_labels),
+        tables=build_label_tables(catalogue, labels, ignored_labels, unlabelled=unlabelled),
         pixel_stride=data.pixel_stride,
         max_depth=data.max_depth,
         in_world=data.frame == "world",
@@ -237,7 +241,7 @@ def build_label_recipe(
 
 
 def build_label_tables(
-    catalogue: Catalogue, labels: Sequence[str], ignored_labels: Sequence[str]
+    catalogue: Catalogue, labels: Sequence[str], ignored_labels: Sequence[str], *, unlabelled: bool = False
 ) -> tuple[LabelTable, ...]:
     """What the class ids of each dataset of a catalogue mean.
 
@@ -245,7 +249,7 @@ def build_label_tables(
         ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
     """
     return tuple(
-        build_label_table(names, labels, ignored_labels, url)
+        build_label_table(names, labels, ignored_labels, url, unlabelled=unlabelled)
         for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
     )
 
@@ -317,13 +321,14 @@ def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:
         ShardError: the scene has no semantic labels.
         ValueError: a class id has no name.
     """
-    if scene.semantic is None:
+    if scene.semantic is None and not table.knows_nothing:
         raise ShardError(
             f"scene {scene.scene_id}: has no semantic labels; pack it with labels (or leave it out: in training "
             "data.max_skip_fraction does)"
         )
+    labels = np.full(len(scene.points), IGNORED) if scene.semantic is None else table.look_up(scene.semantic)
     return LabelledCloud(
         points=as_tensor(scene.points),
         colors=as_tensor(scene.rgb).float() / 255,
-        label_of_point=torch.from_numpy(table.look_up(scene.semantic)),
+        label_of_point=torch.from_numpy(labels),
     )

@@ -20,7 +20,7 @@ class LabelTable:
     """What the class ids of one dataset mean in a run.
 
     Attributes:
-        names: names of the dataset's class ids, by id.
+        names: names of the dataset's class ids, by id; empty without labels.
         label_of_id: (num_ids,) int64, the index in the run's labels, or IGNORED.
         num_labels: labels of the run.
     """
@@ -28,6 +28,11 @@ class LabelTable:
     names: tuple[str, ...]
     label_of_id: NDArray[np.int64]
     num_labels: int
+
+    @property
+    def knows_nothing(self) -> bool:
+        """Whether the dataset has no labels: those of all its points are IGNORED."""
+        return not self.names
 
     def look_up(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
         """Labels of class ids, any shape.
@@ -43,7 +48,9 @@ class LabelTable:
         return self.label_of_id[ids]
 
 
-def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequence[str], url: str) -> LabelTable:
+def build_label_table(
+    names: Sequence[str], labels: Sequence[str], ignored: Sequence[str], url: str, *, unlabelled: bool = False
+) -> LabelTable:
     """Match the class names of a dataset with the labels of a run.
 
     Args:
@@ -51,13 +58,14 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
         labels: labels of the run, all different.
         ignored: names that are not asked for; "*" stands for every other one.
         url: place of the dataset, for messages.
+        unlabelled: take a dataset without labels, as one of which nothing is known.
 
     Raises:
         ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or a name is both.
     """
     if both := [name for name in ignored if name in labels]:
         raise ConfigError(f"{_listed(both)} stand in model.labels and in data.ignored_labels; take them out of one")
-    if not names:
+    if not names and not unlabelled:
         raise ConfigError(
             f"{url}: has no class labels (its manifest names none), and this task needs them; give a dataset with "
             "semantic labels"

@@ -197,7 +197,7 @@ class ObjectRecipe:
         else:
             cloud = lift_labelled(stored, table, recipe.pixel_stride, recipe.max_depth, recipe.in_world)
             ids = _instances_of_frame(stored, cloud) if stored.instance is not None else None
-        if ids is None and (self.boxes_of is None or stored.boxes is None):
+        if ids is None and not table.knows_nothing and (self.boxes_of is None or stored.boxes is None):
             raise ShardError(
                 f"{where}: has no instance ids, from which objects are learnt; pack it with them (frames: instance/ "
                 "beside label/; scenes: `instance` in points.npz), or leave it out (training does, within "

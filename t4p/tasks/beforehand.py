@@ -19,6 +19,7 @@ from t4p.data.labels import build_label_table, require_labels
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
 from t4p.runs.checkpoint import MARKER, as_checkpoint, check_sizes, checkpoints_in
 from t4p.runs.lock import describe_taken, is_locked
+from t4p.tasks.submission import check_folder
 
 
 def look_beforehand(config: JobConfig) -> None:
@@ -57,18 +58,29 @@ def look_beforehand(config: JobConfig) -> None:
     looks.tell()
 
 
-def look_before_evaluation(config: EvaluateConfig) -> None:
+def look_before_evaluation(config: EvaluateConfig, submission: Path | None = None) -> None:
     """Refuse an evaluation whose file or datasets are not there.
 
+    Args:
+        submission: folder for predictions; None writes none.
+
     Raises:
-        ConfigError: the file or datasets are not there: all of them, each with its key.
+        ConfigError: the file or datasets are not there, have no labels to score by, or no scenes to submit: all of
+            them, each with its key.
         ShardError: a dataset is damaged or unreachable.
     """
     looks = _Looks()
     with looks.at("model.exported"):
         _look_at_export(Path(config.model.exported))
     with looks.at("data.shards"):
-        Catalogue(config.data.shards)
+        catalogue = Catalogue(config.data.shards)
+        if submission is not None:
+            catalogue.require_scenes("a submission")
+        for url, names in zip(catalogue.urls, catalogue.label_names, strict=True):
+            build_label_table(names, names, (), url, unlabelled=submission is not None)
+    with looks.at("--submission"):
+        if submission is not None:
+            check_folder(submission)
     looks.tell()
 
 

@@ -30,6 +30,7 @@ from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 from t4p.tasks.scored import ScoreSheet
+from t4p.tasks.submission import write_submission
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -60,26 +61,35 @@ def evaluate(
     config: EvaluateConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
+    submission: Path | None = None,
 ) -> tuple[ExportedNetwork, SemanticScores | ScoreSheet]:
     """Score an exported network by the protocol of its task, on every sample of the datasets.
 
     Args:
         on_progress: called with (samples done, samples in all).
         on_sample: told what was said of each sample, where the network gives every voxel a label.
+        submission: folder that becomes the predictions in ScanNet's layout. Without a label in the data, as in a test
+            split, the scores are nan then.
 
     Returns:
         The network as read, and its scores; class ids are the rows of its labels.
 
     Raises:
         CheckpointError: the file is no export, or is damaged.
+        CallError, ConfigError, ResultError: as `write_submission`.
         ConfigError, ShardError, DataError: as `score_network`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
     task = task_named(exported.config.task)
-    if task.finds != "labels":
-        return exported, task.load().score(exported, config.data, on_progress)
-    return exported, score_network(exported, config.data, on_progress, on_sample)
+    if submission is None:
+        if task.finds != "labels":
+            return exported, task.load().score(exported, config.data, on_progress)
+        return exported, score_network(exported, config.data, on_progress, on_sample)
+    with write_submission(submission, exported.labels, task.finds) as written:
+        if task.finds == "masks":
+            return exported, task.load().score(exported, config.data, on_progress, written.add_masks)
+        return exported, score_network(exported, config.data, on_progress, on_sample, written.add_labels)
 
 
 def score_network(
@@ -87,6 +97,7 @@ def score_network(
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
+    on_labels: Callable[[str, NDArray[np.int64]], None] | None = None,
 ) -> SemanticScores:
     """Score a network on every point of the datasets.
 
@@ -94,22 +105,26 @@ def score_network(
 
     Args:
         on_progress, on_sample: as for `evaluate`.
+        on_labels: called with the key of each sample and the label of each of its points. Then no point needs a true
+            one, and without any the scores are nan.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
         ShardError, DataError: the data is missing or damaged, or holds no labelled point.
     """
-    return score_points(label_points(exported, scored, on_progress, on_sample), len(exported.labels), scored.shards)
+    samples = label_points(exported, scored, on_progress, on_sample, on_labels)
+    return score_points(samples, len(exported.labels), scored.shards, unlabelled=on_labels is not None)
 
 
 def score_points(
-    samples: Iterable[tuple[ArrayLike, ArrayLike]], num_labels: int, urls: Sequence[str]
+    samples: Iterable[tuple[ArrayLike, ArrayLike]], num_labels: int, urls: Sequence[str], *, unlabelled: bool = False
 ) -> SemanticScores:
     """Read the scores off all samples.
 
     Args:
         samples: for each, what was said of its points and what is true: indices of labels, the truth may be IGNORED.
         urls: places of the datasets, for messages.
+        unlabelled: the scores are nan where no point has a label.
 
     Raises:
         DataError: not one point has a label.
@@ -118,7 +133,7 @@ def score_points(
     counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)
     for predicted, target in samples:
         counts += confusion(predicted, target, class_ids, (IGNORED,))
-    if not counts.sum():
+    if not (counts.sum() or unlabelled):
         raise DataError(
             f"{', '.join(urls)}: not one of the points has a label; look at a sample with `t4p shards show`"
         )
@@ -130,6 +145,7 @@ def label_points(
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
+    on_labels: Callable[[str, NDArray[np.int64]], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What a network says of every point, and what is true: sample by sample, in the order of the datasets.
 
@@ -142,7 +158,9 @@ def label_points(
     catalogue = Catalogue(scored.shards)
     points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
     data, model = exported.config.data.model_copy(update=points), exported.config.model
-    recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
+    recipe = build_label_recipe(
+        catalogue, data, model, exported.labels, scored.ignored_labels, augment=None, unlabelled=on_labels is not None
+    )
     batches = scored_stream(scored, catalogue, recipe).batches()
     for done, batch in enumerate(batches, start=1):
         predicted = predict(exported, batch)
@@ -150,7 +168,10 @@ def label_points(
             middles = (batch.voxel_coords[:, 1:].numpy().astype(np.float32) + 0.5) * np.float32(model.voxel_size)
             truth = batch.label_of_voxel.numpy()
             on_sample(ScoredSample(batch.keys[0], done - 1, catalogue.num_samples, middles, predicted.numpy(), truth))
-        yield predicted[batch.voxel_of_point], batch.label_of_point
+        of_points = predicted[batch.voxel_of_point]
+        if on_labels is not None:
+            on_labels(batch.keys[0], of_points.numpy())
+        yield of_points, batch.label_of_point
         on_progress(done, catalogue.num_samples)
 
 

@@ -175,7 +175,7 @@ def label_recipe(
     """How the points of a catalogue get labels and become voxels; only those that are trained on are augmented.
 
     Args:
-        ignored_labels: instead of those of the configuration.
+        ignored_labels: instead of those of the configuration, to score; datasets without labels are taken then.
 
     Raises:
         ConfigError: the classes of a dataset are not those of the configuration.
@@ -188,6 +188,7 @@ def label_recipe(
         config.data.ignored_labels if ignored_labels is None else ignored_labels,
         augment=config.data.augment if trains else None,
         seed=config.run.seed,
+        unlabelled=ignored_labels is not None,
     )
 
 

@@ -57,6 +57,9 @@ MOST_MASKS = 100  # of a sample
 VOTES_RADIUS = 2.0  # voxels: votes that lie nearer are of one object
 FEWEST_VOTES = 8  # voxels of the smallest object that votes make
 
+# Told of a sample: its key, (P, N) masks, (P,) rows of the labels and (P,) scores.
+OnMasks = Callable[[str, NDArray[np.bool_], NDArray[np.int64], NDArray[np.floating]], None]
+
 
 @dataclass(frozen=True, eq=False)
 class FoundMasks:
@@ -225,7 +228,15 @@ def find_masks(
 def compare_batch(
     net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
 ) -> Iterator[ComparedScene]:
-    """What was found in every sample of a batch beside what is there, point by point.
+    """What was found in every sample of a batch beside what is there: arguments of `scenes_of_batch`."""
+    for scene in scenes_of_batch(net, head, text, voxel_size, batch):
+        yield compare(scene, range(len(text)), MIN_REGION)
+
+
+def scenes_of_batch(
+    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
+) -> Iterator[InstanceScene]:
+    """What was found in every sample of a batch and what is there, point by point.
 
     Args:
         batch: on the network's device.
@@ -254,14 +265,13 @@ def compare_batch(
     for sample, masks in enumerate(found):
         own = sample_of_voxel[voxel_of_point] == sample
         rows = voxel_of_point[own] - np.count_nonzero(sample_of_voxel < sample)
-        scene = InstanceScene(
+        yield InstanceScene(
             semantic=label_of_point[own],
             instance=instance_of_point[own] + 1,
             masks=masks.masks[:, rows],
             class_ids=masks.class_ids,
             scores=masks.scores,
         )
-        yield compare(scene, range(len(text)), MIN_REGION)
 
 
 class InstanceTask(ObjectTask[ComparedScene]):
@@ -389,12 +399,17 @@ def masks_of_points(
 
 
 def score(
-    exported: ExportedNetwork, scored: EvaluatedDataConfig, on_progress: Callable[[int, int], None]
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None],
+    on_masks: OnMasks | None = None,
 ) -> ScoreSheet:
     """Average precision on every point of the datasets, by ScanNet's protocol.
 
     Args:
         on_progress: called with (samples done, samples in all).
+        on_masks: called with the key of each sample and the masks, class ids and scores of its objects. Then no point
+            needs a true object, and without any the scores are nan.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
@@ -403,13 +418,15 @@ def score(
     config = exported.config
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
-    compared = [
-        scene
-        for batch in scored_batches(config, scored, build_recipe, on_progress)
-        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
-    ]
+    compared = []
+    for batch in scored_batches(config, scored, build_recipe, on_progress):
+        scenes = scenes_of_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+        for key, scene in zip(batch.labelled.keys, scenes, strict=True):
+            if on_masks is not None:
+                on_masks(key, *(np.asarray(of_mask) for of_mask in (scene.masks, scene.class_ids, scene.scores)))
+            compared.append(compare(scene, range(len(text)), MIN_REGION))
     found = scores_of(compared, range(len(exported.labels)))
-    if not math.isfinite(found.mean_ap):
+    if not (math.isfinite(found.mean_ap) or on_masks is not None):
         raise DataError(
             f"{', '.join(scored.shards)}: no object of the network's labels with {MIN_REGION} points; look at a sample "
             "with `t4p shards show`"
