@@ -29,11 +29,6 @@ class LabelTable:
     label_of_id: NDArray[np.int64]
     num_labels: int
 
-    @property
-    def knows_nothing(self) -> bool:
-        """Whether the dataset has no labels: those of all its points are IGNORED."""
-        return not self.names
-
     def look_up(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
         """Labels of class ids, any shape.
 
@@ -58,7 +53,7 @@ def build_label_table(
         labels: labels of the run, all different.
         ignored: names that are not asked for; "*" stands for every other one.
         url: place of the dataset, for messages.
-        unlabelled: take a dataset without labels, as one of which nothing is known.
+        unlabelled: take a dataset without labels, too.
 
     Raises:
         ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or a name is both.
@@ -85,11 +80,13 @@ def build_label_table(
 
 
 def require_labels(names_of_datasets: Sequence[Sequence[str]], labels: Sequence[str], urls: Sequence[str]) -> None:
-    """Refuse to learn a label that no dataset has a class for.
+    """Refuse to learn a label that no dataset has a class for; one without labels has its words in its boxes.
 
     Raises:
         ConfigError: names it.
     """
+    if not all(names_of_datasets):
+        return
     known = list(dict.fromkeys(name for names in names_of_datasets for name in names))
     if missing := [label for label in labels if label not in known]:
         near = difflib.get_close_matches(missing[0], known, n=1)

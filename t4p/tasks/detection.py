@@ -243,8 +243,11 @@ def build_module(config: DetectionConfig, towers: ClipTowers) -> DetectionModule
 def build_recipe(
     config: DetectionConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
 ) -> ObjectRecipe:
-    """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`."""
-    recipe = label_recipe(config, catalogue, trains, ignored_labels)
+    """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`.
+
+    Boxes are enough: points without labels leave the score map without a loss.
+    """
+    recipe = label_recipe(config, catalogue, trains, ignored_labels, unlabelled=True)
     return ObjectRecipe(recipe, config.model.label_names, boxes_of=config.model.boxes)
 
 

@@ -141,6 +141,9 @@ def finetune(
     require_labels(catalogue.label_names, model.label_names, catalogue.urls)
     tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, True))
+    if rank() == 0 and not all(catalogue.label_names):
+        bare = (url for url, names in zip(catalogue.urls, catalogue.label_names, strict=True) if not names)
+        print_line(f"{', '.join(bare)}: no labels of points, so the loss of the score map (loss.weight_aux) is 0 there")
     validation = None
     if config.data.validation_shards:
         held_out = Catalogue(config.data.validation_shards)
@@ -170,12 +173,18 @@ def finetune(
 
 
 def label_recipe(
-    config: FinetuneConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
+    config: FinetuneConfig,
+    catalogue: Catalogue,
+    trains: bool,
+    ignored_labels: Sequence[str] | None = None,
+    *,
+    unlabelled: bool = False,
 ) -> LabelRecipe:
     """How the points of a catalogue get labels and become voxels; only those that are trained on are augmented.
 
     Args:
-        ignored_labels: instead of those of the configuration, to score; datasets without labels are taken then.
+        ignored_labels: instead of those of the configuration.
+        unlabelled: take samples without labels, too.
 
     Raises:
         ConfigError: the classes of a dataset are not those of the configuration.
@@ -188,7 +197,7 @@ def label_recipe(
         config.data.ignored_labels if ignored_labels is None else ignored_labels,
         augment=config.data.augment if trains else None,
         seed=config.run.seed,
-        unlabelled=ignored_labels is not None,
+        unlabelled=unlabelled,
     )
 
 

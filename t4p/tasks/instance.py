@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -333,10 +334,15 @@ def build_module(config: InstanceConfig, towers: ClipTowers) -> InstanceModule:
 
 
 def build_recipe(
-    config: InstanceConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
+    config: InstanceConfig,
+    catalogue: Catalogue,
+    trains: bool,
+    ignored_labels: Sequence[str] | None = None,
+    *,
+    unlabelled: bool = False,
 ) -> ObjectRecipe:
     """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`."""
-    recipe = label_recipe(config, catalogue, trains, ignored_labels)
+    recipe = label_recipe(config, catalogue, trains, ignored_labels, unlabelled=unlabelled)
     return ObjectRecipe(
         recipe, config.model.label_names, groups_of=config.model.groups if config.model.masks == "queries" else None
     )
@@ -419,7 +425,8 @@ def score(
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
     compared = []
-    for batch in scored_batches(config, scored, build_recipe, on_progress):
+    make_recipe = partial(build_recipe, unlabelled=on_masks is not None)
+    for batch in scored_batches(config, scored, make_recipe, on_progress):
         scenes = scenes_of_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
         for key, scene in zip(batch.labelled.keys, scenes, strict=True):
             if on_masks is not None:
