@@ -241,7 +241,7 @@ def plan(
 ) -> None:
     """Will it fit? Memory, network, storage and checkpoints of a run at each ZeRO stage, before a node is paid for."""
     from t4p.config.files import command_of, load_for_command
-    from t4p.config.tasks import PretrainConfig
+    from t4p.config.tasks import FinetuneConfig, PretrainConfig
     from t4p.errors import ConfigError
 
     def nodes_of(cluster: ClusterConfig) -> tuple[int, int]:
@@ -255,14 +255,19 @@ def plan(
         num_nodes, num_gpus = nodes_of(cluster)
         return num_nodes * max(1, num_gpus)
 
-    if (command := command_of(*split_arguments(arguments))) != "pretrain":
-        raise ConfigError(f"this is a configuration of `t4p {command}`, and `t4p plan` sizes pre-trainings only")
-    config = load_for_command("pretrain", *split_arguments(arguments), world)
-    assert isinstance(config, PretrainConfig)
-    from t4p.plan.job import plan_job
-
+    config = load_for_command(command_of(*split_arguments(arguments)), *split_arguments(arguments), world)
+    if not isinstance(config, PretrainConfig | FinetuneConfig):
+        raise ConfigError("`t4p plan` sizes trainings, and this configuration is of none; name one of `t4p pretrain`")
     num_nodes, num_gpus = nodes_of(config.cluster)
-    job = plan_job(config, num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
+    machine = (num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
+    if isinstance(config, PretrainConfig):
+        from t4p.plan.job import plan_job
+
+        job = plan_job(config, *machine)
+    else:
+        from t4p.plan.finetuning import plan_finetuning
+
+        job = plan_finetuning(config, *machine)
     if as_json:
         typer.echo(json.dumps(job.to_json()))
         return

@@ -79,6 +79,7 @@ class DetectionModule(PromptedModule):
     """The 3D network, the prompt tokens and a head that makes boxes; the decoder beyond what the head reads rests."""
 
     read = "levels"
+    head_parts = ("head",)
 
     def __init__(self, config: DetectionConfig, prompted: PromptedLabels, clip_dim: int) -> None:
         super().__init__(config.model, config.loss, prompted, clip_dim, OUT_DIM)
@@ -221,13 +222,16 @@ def scores_at(compared: Sequence[tuple[Detections, Boxes]]) -> tuple[DetectionSc
     return found[low], found[high]
 
 
+build_task = DetectionTask
+
+
 def run(config: DetectionConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
     """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
 
     Args, raises:
         As `t4p.tasks.finetune.finetune`.
     """
-    finetune(config, build_module, build_recipe, DetectionTask, ("head",), on_step, show)
+    finetune(config, build_module, build_recipe, build_task, on_step, show)
 
 
 def build_module(config: DetectionConfig, towers: ClipTowers) -> DetectionModule:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.network import FinetunedModelConfig
+from t4p.config.run import FinetuneTrainConfig
 from t4p.config.tasks import FinetuneConfig, FinetuneLossConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelRecipe, build_label_recipe
@@ -56,9 +57,11 @@ class PromptedModule(nn.Module):
 
     Attributes:
         read: how far the decoder goes for the head.
+        head_parts: what learns at `train.head_learning_rate_scale`.
     """
 
     read: Reading = "voxels"
+    head_parts: tuple[str, ...] = ("net.head",)
 
     def __init__(
         self,
@@ -93,6 +96,15 @@ class PromptedModule(nn.Module):
         of_net = (tuple(f"net.{part}" for part in parts) for parts in self.net.stages(self.read))
         return tuple((*parts, "prompt_tokens") if "net.text_query" in parts else parts for parts in of_net)
 
+    def groups(self, train: FinetuneTrainConfig) -> GroupSettings:
+        """How the optimizer groups the parameters."""
+        return GroupSettings(
+            fast_parts=self.head_parts,
+            fast_scale=train.head_learning_rate_scale,
+            undecayed=("prompt_tokens",),
+            slow_parts=slow_parts_of(self.stages(), train.layer_decay),
+        )
+
     def score_map(self, expanded: Tensor, text: Tensor) -> Tensor:
         """(Vb, K) s = h3D_hat . t: cosines of bottleneck voxels (Vb, d) and labels (K, d), over the temperature."""
         return compare_with_text(expanded, text, self._score_map.logit_scale)
@@ -115,7 +127,6 @@ def finetune(
     build_module: Callable[[Config, ClipTowers], PromptedModule],
     build_recipe: Callable[[Config, Catalogue, bool], Recipe[Sample, Batch]],
     build_task: Callable[[Config, torch.device, ValidationStream[Sample, Batch] | None], Any],
-    fast_parts: tuple[str, ...],
     on_step: Callable[[StepRecord], None] | None,
     show: Show | None,
 ) -> None:
@@ -125,7 +136,6 @@ def finetune(
         build_module: random weights, the same in every process.
         build_recipe: how the samples of a catalogue become those of this job; whether they are trained on.
         build_task: what the loop asks of it, `t4p.train.loop.Task`.
-        fast_parts: of the module, what learns at `train.head_learning_rate_scale`.
         on_step: called on every rank after every step.
         show: told on rank 0 how it goes; by default plain lines are printed.
 
@@ -156,17 +166,7 @@ def finetune(
             if rank() == 0:
                 for line in differing:
                     print_line(f"model.pretrained was trained otherwise: {line}")
-        return build_engine(
-            module,
-            config.train,
-            checkpoint,
-            GroupSettings(
-                fast_parts=fast_parts,
-                fast_scale=config.train.head_learning_rate_scale,
-                undecayed=("prompt_tokens",),
-                slow_parts=slow_parts_of(module.stages(), config.train.layer_decay),
-            ),
-        )
+        return build_engine(module, config.train, checkpoint, module.groups(config.train))
 
     task = build_task(config, device, validation)
     run_training(config, wrap, task, stream, catalogue.shards_sha256, towers.sha256, on_step, show)

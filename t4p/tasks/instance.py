@@ -96,6 +96,8 @@ def build_head(config: InstanceConfig, clip_dim: int) -> QueryDecoder | VoteHead
 class InstanceModule(PromptedModule):
     """The 3D network, the prompt tokens and a head that makes masks."""
 
+    head_parts = ("net.head", "head")
+
     def __init__(self, config: InstanceConfig, prompted: PromptedLabels, clip_dim: int) -> None:
         super().__init__(config.model, config.loss, prompted, clip_dim, config.model.mask_channels)
         self.head = build_head(config, clip_dim)
@@ -314,13 +316,16 @@ class InstanceTask(ObjectTask[ComparedScene]):
         return {name: value for name, value in named.items() if math.isfinite(value)}  # nan: absent from the data
 
 
+build_task = InstanceTask
+
+
 def run(config: InstanceConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
     """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
 
     Args, raises:
         As `t4p.tasks.finetune.finetune`.
     """
-    finetune(config, build_module, build_recipe, InstanceTask, ("net.head", "head"), on_step, show)
+    finetune(config, build_module, build_recipe, build_task, on_step, show)
 
 
 def build_module(config: InstanceConfig, towers: ClipTowers) -> InstanceModule:
