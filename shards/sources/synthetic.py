@@ -13,8 +13,16 @@ from shards.synthetic.furniture import LABEL_NAMES
 from shards.synthetic.view import MAX_FRAMES, frame_of_view, make_view
 
 NAME = "synthetic"
-_LEAST = {"rooms": 1, "frames": 1, "width": 16, "height": 12}
-_MOST = {"seed": MAX_NUMBER, "first": MAX_NUMBER, "rooms": 10**7, "frames": MAX_FRAMES, "width": 4096, "height": 4096}
+_LEAST = {"rooms": 1, "frames": 1, "width": 16, "height": 12, "furniture": 50}
+_MOST = {
+    "seed": MAX_NUMBER,
+    "first": MAX_NUMBER,
+    "rooms": 10**7,
+    "frames": MAX_FRAMES,
+    "width": 4096,
+    "height": 4096,
+    "furniture": 110,  # a wardrobe reaches the ceiling
+}
 _REQUIRED = ("seed", "rooms")
 
 
@@ -29,6 +37,7 @@ class RoomSeries:
         frames: frames of each room, along the path of its camera; each turns by 9 to 15 degrees on its round.
         width: width of the images, pixels.
         height: height of the images, pixels.
+        furniture: size of the pieces, per cent of what is usual: rooms that no series has seen.
     """
 
     seed: int
@@ -37,6 +46,7 @@ class RoomSeries:
     frames: int = 8
     width: int = 160
     height: int = 120
+    furniture: int = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,7 @@ class SyntheticRef:
     frame_index: int
     width: int
     height: int
+    furniture: int
 
     @property
     def origin(self) -> str:
@@ -66,13 +77,14 @@ def scan(root: Path, options: SourceOptions) -> tuple[SyntheticRef, ...]:
     series = parse_series(root, options, NAME)
     return tuple(
         SyntheticRef(
-            scene_id=scene_name(series.seed, room_index),
+            scene_id=scene_name(series, room_index),
             frame_id=f"{frame_index:04d}",
             seed=series.seed,
             room_index=room_index,
             frame_index=frame_index,
             width=series.width,
             height=series.height,
+            furniture=series.furniture,
         )
         for room_index in range(series.first, series.first + series.rooms)
         for frame_index in range(series.frames)
@@ -81,7 +93,7 @@ def scan(root: Path, options: SourceOptions) -> tuple[SyntheticRef, ...]:
 
 def read(ref: SyntheticRef) -> Frame:
     """Make one frame."""
-    view = make_view(ref.seed, ref.room_index, ref.frame_index, ref.width, ref.height)
+    view = make_view(ref.seed, ref.room_index, ref.frame_index, ref.width, ref.height, furniture=ref.furniture)
     return frame_of_view(view, NAME, ref.scene_id, ref.frame_id)
 
 
@@ -90,9 +102,10 @@ def label_names(root: Path) -> tuple[str, ...]:
     return LABEL_NAMES
 
 
-def scene_name(seed: int, room_index: int) -> str:
+def scene_name(series: RoomSeries, room_index: int) -> str:
     """The name of a room: unique among all series."""
-    return f"room-{seed}-{room_index:05d}"
+    resized = "" if series.furniture == 100 else f"-{series.furniture}"
+    return f"room-{series.seed}-{room_index:05d}{resized}"
 
 
 def parse_series(root: Path, options: SourceOptions, format_name: str, default_frames: int = 8) -> RoomSeries:

@@ -25,6 +25,7 @@ class SyntheticSceneRef:
     num_frames: int
     width: int
     height: int
+    furniture: int
 
     @property
     def origin(self) -> str:
@@ -41,13 +42,14 @@ def scan(root: Path, options: SourceOptions) -> tuple[SyntheticSceneRef, ...]:
     series = parse_series(root, options, NAME, _DEFAULT_FRAMES)
     return tuple(
         SyntheticSceneRef(
-            scene_id=scene_name(series.seed, room_index),
+            scene_id=scene_name(series, room_index),
             frame_id=WHOLE,
             seed=series.seed,
             room_index=room_index,
             num_frames=series.frames,
             width=series.width,
             height=series.height,
+            furniture=series.furniture,
         )
         for room_index in range(series.first, series.first + series.rooms)
     )
@@ -55,4 +57,5 @@ def scan(root: Path, options: SourceOptions) -> tuple[SyntheticSceneRef, ...]:
 
 def read(ref: SyntheticSceneRef) -> Scene:
     """Make one room."""
-    return make_scene(ref.seed, ref.room_index, ref.num_frames, ref.width, ref.height, NAME, ref.scene_id)
+    size = (ref.num_frames, ref.width, ref.height)
+    return make_scene(ref.seed, ref.room_index, *size, NAME, ref.scene_id, ref.furniture)

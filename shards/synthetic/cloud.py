@@ -17,14 +17,21 @@ _STRIDE = 2  # of the steps along a path: neighbours overlap by half and more ev
 
 
 def make_scene(
-    seed: int, room_index: int, num_frames: int, width: int, height: int, dataset: str, scene_id: str
+    seed: int,
+    room_index: int,
+    num_frames: int,
+    width: int,
+    height: int,
+    dataset: str,
+    scene_id: str,
+    furniture: int = 100,
 ) -> Scene:
     """Fuse `num_frames` views of a room, shared out among NUM_TOURS paths of the camera.
 
     Boxes are those of the objects that have points, in the order of their instance ids.
     """
     views = [
-        make_view(seed, room_index, _STRIDE * frame, width, height, tour)
+        make_view(seed, room_index, _STRIDE * frame, width, height, tour, furniture)
         for tour in range(NUM_TOURS)
         for frame in range((num_frames + NUM_TOURS - 1 - tour) // NUM_TOURS)
     ]
@@ -43,7 +50,7 @@ def make_scene(
         instance=instance,
         boxes=tuple(
             SceneBox(one.label, one.world_from_box, one.size)
-            for one in build_stage(seed, room_index).room.objects
+            for one in build_stage(seed, room_index, furniture=furniture).room.objects
             if one.instance_id in present
         ),
     )

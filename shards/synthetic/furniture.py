@@ -57,14 +57,21 @@ class Piece:
     size: Vector
 
 
-def build_piece(name: str, rng: np.random.Generator) -> Piece:
-    """Draw a piece of the class `name`, one of FURNITURE_NAMES."""
+def build_piece(name: str, rng: np.random.Generator, percent: int = 100) -> Piece:
+    """Draw a piece of the class `name`, one of FURNITURE_NAMES, and give it so much of the size that was drawn."""
     parts = list(_BUILDERS[name](rng))
+    if percent != 100:
+        parts = [_resized(part, percent / 100) for part in parts]
     low = np.min([np.subtract(part.center, part.half_size) for part in parts], axis=0)
     high = np.max([np.add(part.center, part.half_size) for part in parts], axis=0)
     shift = np.array([*(-(low + high)[:2] / 2), -low[2]])
     centered = tuple(replace(part, center=_vector(np.add(part.center, shift).round(DECIMALS))) for part in parts)
     return Piece(name, centered, _vector(high - low))
+
+
+def _resized(part: Part, factor: float) -> Part:
+    center, half_size = np.multiply(part.center, factor), np.multiply(part.half_size, factor)
+    return replace(part, center=_vector(center), half_size=_vector(half_size.round(DECIMALS)))
 
 
 def _vector(array: np.ndarray) -> Vector:

@@ -113,8 +113,12 @@ class Room:
     slot_of_surface: NDArray[np.int64]
 
 
-def build_room(seed: int, room_index: int) -> Room:
-    """The room that (seed, room_index) stands for: always the same one."""
+def build_room(seed: int, room_index: int, furniture: int = 100) -> Room:
+    """The room that (seed, room_index) stands for: always the same one.
+
+    Args:
+        furniture: size of the pieces, per cent of what is usual; another size is another room.
+    """
     rng = generator(seed, room_index, Purpose.LAYOUT)
     half_x, half_y = rng.uniform(1.6, 2.5), rng.uniform(1.6, 2.3)
     height = rng.uniform(2.4, 2.8)
@@ -122,7 +126,7 @@ def build_room(seed: int, room_index: int) -> Room:
     free_spot = (rng.uniform(margin - half_x, half_x - margin), rng.uniform(margin - half_y, half_y - margin))
     # Every class is as likely as any other to be tried, and none is tried a third time.
     names = [FURNITURE_NAMES[i] for _ in range(2) for i in rng.permutation(len(FURNITURE_NAMES))]
-    pieces = [build_piece(name, rng) for name in names]
+    pieces = [build_piece(name, rng, furniture) for name in names]
     num_pieces = int(rng.integers(*_NUM_PIECES))
     # Large ones tend to go first: in any order two of three beds find no room, strictly by size they fill the views.
     pieces[:num_pieces] = sorted(

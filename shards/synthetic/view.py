@@ -58,20 +58,24 @@ class View:
 
 
 @lru_cache(maxsize=_MAX_CACHED_ROOMS)
-def build_stage(seed: int, room_index: int, tour: int = 0) -> Stage:
-    """The room of (seed, room_index), ready to be looked at; the last few are kept."""
-    room = build_room(seed, room_index)
+def build_stage(seed: int, room_index: int, tour: int = 0, furniture: int = 100) -> Stage:
+    """The room of (seed, room_index, furniture), ready to be looked at; the last few are kept."""
+    room = build_room(seed, room_index, furniture)
     return Stage(room, draw_appearance(room), plan_path(room, tour))
 
 
-def exact_view(seed: int, room_index: int, frame_index: int, width: int, height: int, tour: int = 0) -> Render:
+def exact_view(
+    seed: int, room_index: int, frame_index: int, width: int, height: int, tour: int = 0, furniture: int = 100
+) -> Render:
     """The noise-free geometry and labels of a frame; arguments as those of `make_view`."""
-    stage = build_stage(seed, room_index, tour)
+    stage = build_stage(seed, room_index, tour, furniture)
     pose = stage.path.world_from_camera(frame_index)
     return render(stage.room, intrinsics_of_size(width, height), width, height, pose)
 
 
-def make_view(seed: int, room_index: int, frame_index: int, width: int, height: int, tour: int = 0) -> View:
+def make_view(
+    seed: int, room_index: int, frame_index: int, width: int, height: int, tour: int = 0, furniture: int = 100
+) -> View:
     """Make one frame.
 
     Args:
@@ -81,9 +85,10 @@ def make_view(seed: int, room_index: int, frame_index: int, width: int, height: 
         width: width of the images, pixels.
         height: height of the images, pixels.
         tour: which of the paths through the room, 0 to 1000; packed frames are of tour 0.
+        furniture: size of the pieces, per cent of what is usual.
     """
-    stage = build_stage(seed, room_index, tour)
-    exact = exact_view(seed, room_index, frame_index, width, height, tour)
+    stage = build_stage(seed, room_index, tour, furniture)
+    exact = exact_view(seed, room_index, frame_index, width, height, tour, furniture)
     draw = tour * MAX_FRAMES + frame_index  # no two pictures of a room share their noise
     seen = set(np.unique(exact.instance).tolist())
     return View(

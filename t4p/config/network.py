@@ -212,3 +212,8 @@ class DetectionModelConfig(FinetunedModelConfig):
 
 class EvaluatedModelConfig(Section):
     exported: str = Field(min_length=1, description="A file that `t4p checkpoint export` wrote.")
+    finds: Literal["masks"] | None = Field(
+        None,
+        description="What is scored: by default what its task finds. masks: of a network that labels points, the "
+        "instances that its labels come to without a head for them: neighbouring groups of one label.",
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.data.read_ahead import plan_read_ahead
 from t4p.data.stream import Recipe, ValidationStream
-from t4p.errors import DataError
+from t4p.errors import ConfigError, DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 from t4p.tasks.scored import ScoreSheet
@@ -77,19 +78,28 @@ def evaluate(
     Raises:
         CheckpointError: the file is no export, or is damaged.
         CallError, ConfigError, ResultError: as `write_submission`.
+        ConfigError: `model.finds` is not what the network can find.
         ConfigError, ShardError, DataError: as `score_network`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
     task = task_named(exported.config.task)
-    if submission is None:
-        if task.finds != "labels":
-            return exported, task.load().score(exported, config.data, on_progress)
-        return exported, score_network(exported, config.data, on_progress, on_sample)
-    with write_submission(submission, exported.labels, task.finds) as written:
-        if task.finds == "masks":
-            return exported, task.load().score(exported, config.data, on_progress, written.add_masks)
-        return exported, score_network(exported, config.data, on_progress, on_sample, written.add_labels)
+    finds = config.model.finds or task.finds
+    if finds != task.finds and task.finds != "labels":
+        raise ConfigError(
+            f"model.finds is {config.model.finds}, and {config.model.exported} finds {task.finds} "
+            f"(task: {task.name}); leave model.finds out, or name a network that labels points"
+        )
+    with nullcontext() if submission is None else write_submission(submission, exported.labels, finds) as written:
+        on_masks = () if written is None else (written.add_masks,)
+        if finds != task.finds:
+            from t4p.tasks.named_groups import score_named_groups  # which needs this module
+
+            return exported, score_named_groups(exported, config.data, on_progress, *on_masks)
+        if finds != "labels":
+            return exported, task.load().score(exported, config.data, on_progress, *on_masks)
+        on_labels = None if written is None else written.add_labels
+        return exported, score_network(exported, config.data, on_progress, on_sample, on_labels)
 
 
 def score_network(

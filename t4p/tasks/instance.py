@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,10 +24,10 @@ from t4p.data.groups import group_points
 from t4p.data.labels import IGNORED
 from t4p.data.objects import NONE, ObjectBatch, ObjectRecipe, groups_of_voxels
 from t4p.data.transforms import PointCloud, VoxelCloud
-from t4p.errors import DataError, RunError
+from t4p.errors import RunError
 from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.losses.segmentation import balanced_cross_entropy
-from t4p.metrics.instance import ComparedScene, InstanceScene, InstanceScores, compare, scores_of
+from t4p.metrics.instance import ComparedScene, scores_of
 from t4p.models.exported import ExportedNetwork
 from t4p.models.offset_votes import cluster_votes, vote_loss
 from t4p.models.query_decoder import QueryDecoder, pool_groups
@@ -44,8 +43,9 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
+from t4p.tasks.found_masks import MIN_REGION, MOST_MASKS, FoundMasks, OnMasks, compare_found, sheet_of
 from t4p.tasks.object_task import ObjectTask
-from t4p.tasks.scored import ScoreSheet, SheetRow
+from t4p.tasks.scored import ScoreSheet
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -53,28 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["embed_labels", "masks_of_points", "problem_of_start", "run", "score"]
 
-MIN_REGION = 100  # points of the smallest instance that is scored, ScanNet's
-MOST_MASKS = 100  # of a sample
 VOTES_RADIUS = 2.0  # voxels: votes that lie nearer are of one object
 FEWEST_VOTES = 8  # voxels of the smallest object that votes make
-
-# Told of a sample: its key, (P, N) masks, (P,) rows of the labels and (P,) scores.
-OnMasks = Callable[[str, NDArray[np.bool_], NDArray[np.int64], NDArray[np.floating]], None]
-
-
-@dataclass(frozen=True, eq=False)
-class FoundMasks:
-    """The objects of one sample.
-
-    Attributes:
-        masks: (P, V) bool over its voxels.
-        class_ids: (P,) int64 rows of the labels.
-        scores: (P,) float in [0, 1], the surest first.
-    """
-
-    masks: NDArray[np.bool_]
-    class_ids: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
 
 def build_head(config: InstanceConfig, clip_dim: int) -> QueryDecoder | VoteHead:
@@ -229,20 +209,18 @@ def find_masks(
 
 
 def compare_batch(
-    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
+    net: Text4Point,
+    head: QueryDecoder | VoteHead,
+    text: Tensor,
+    voxel_size: float,
+    batch: ObjectBatch,
+    on_masks: OnMasks | None = None,
 ) -> Iterator[ComparedScene]:
-    """What was found in every sample of a batch beside what is there: arguments of `scenes_of_batch`."""
-    for scene in scenes_of_batch(net, head, text, voxel_size, batch):
-        yield compare(scene, range(len(text)), MIN_REGION)
-
-
-def scenes_of_batch(
-    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
-) -> Iterator[InstanceScene]:
-    """What was found in every sample of a batch and what is there, point by point.
+    """What was found in every sample of a batch beside what is there, point by point.
 
     Args:
         batch: on the network's device.
+        on_masks: told of the masks of each sample.
     """
     labelled = batch.labelled
     found = find_masks(
@@ -256,25 +234,7 @@ def scenes_of_batch(
         batch.sample_of_group,
         len(batch.corners),
     )
-    sample_of_voxel, voxel_of_point, label_of_point, instance_of_point = (
-        tensor.cpu().numpy()
-        for tensor in (
-            labelled.voxel_coords[:, 0],
-            labelled.voxel_of_point,
-            labelled.label_of_point,
-            batch.instance_of_point,
-        )
-    )
-    for sample, masks in enumerate(found):
-        own = sample_of_voxel[voxel_of_point] == sample
-        rows = voxel_of_point[own] - np.count_nonzero(sample_of_voxel < sample)
-        yield InstanceScene(
-            semantic=label_of_point[own],
-            instance=instance_of_point[own] + 1,
-            masks=masks.masks[:, rows],
-            class_ids=masks.class_ids,
-            scores=masks.scores,
-        )
+    return compare_found(found, batch, len(text), on_masks)
 
 
 class InstanceTask(ObjectTask[ComparedScene]):
@@ -429,31 +389,10 @@ def score(
     config = exported.config
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
-    compared = []
     make_recipe = partial(build_recipe, unlabelled=on_masks is not None)
-    for batch in scored_batches(config, scored, make_recipe, on_progress):
-        scenes = scenes_of_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
-        for key, scene in zip(batch.labelled.keys, scenes, strict=True):
-            if on_masks is not None:
-                on_masks(key, *(np.asarray(of_mask) for of_mask in (scene.masks, scene.class_ids, scene.scores)))
-            compared.append(compare(scene, range(len(text)), MIN_REGION))
-    found = scores_of(compared, range(len(exported.labels)))
-    if not (math.isfinite(found.mean_ap) or on_masks is not None):
-        raise DataError(
-            f"{', '.join(scored.shards)}: no object of the network's labels with {MIN_REGION} points; look at a sample "
-            "with `t4p shards show`"
-        )
-    return sheet_of(exported.labels, found)
-
-
-def sheet_of(labels: Sequence[str], found: InstanceScores) -> ScoreSheet:
-    """The scores as a table."""
-    return ScoreSheet(
-        protocol="ScanNet's protocol on points",
-        columns=("AP", "AP50", "AP25"),
-        rows=tuple(
-            SheetRow(label, (found.ap[index], found.ap50[index], found.ap25[index]))
-            for index, label in enumerate(labels)
-        ),
-        means=(found.mean_ap, found.mean_ap50, found.mean_ap25),
-    )
+    compared = [
+        scene
+        for batch in scored_batches(config, scored, make_recipe, on_progress)
+        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device), on_masks)
+    ]
+    return sheet_of(exported.labels, compared, scored.shards, unlabelled=on_masks is not None)

@@ -81,6 +81,17 @@ def test_a_piece_stands_centred_on_the_floor_and_its_size_is_tight(name: str) ->
         assert size[2] < 2.4  # below the lowest ceiling
 
 
+def test_furniture_of_another_size_is_the_same_furniture_resized() -> None:
+    for name in FURNITURE_NAMES:
+        usual, small = (build_piece(name, generator(3, 7, Purpose.LAYOUT), percent) for percent in (100, 75))
+        np.testing.assert_allclose(small.size, 0.75 * np.array(usual.size), atol=2e-4)
+        for whole, part in zip(usual.parts, small.parts, strict=True):
+            assert (part.shape, part.slot) == (whole.shape, whole.slot)
+            np.testing.assert_allclose(part.center, 0.75 * np.array(whole.center), atol=2e-4)
+    room = build_room(5, 3, 75)
+    assert geometry_hash(room) != geometry_hash(build_room(5, 3))
+
+
 def test_boxes_are_tight_around_the_solids_of_their_object(rooms: list[Room]) -> None:
     for room in rooms[:20]:
         for one in room.objects:

@@ -23,8 +23,10 @@ from t4p.metrics.semantic import best_trivial_miou
 from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
 from t4p.models.towers import load_towers_from
+from t4p.tasks import named_groups
 from t4p.tasks.evaluate import label_points, predict, score_network
 from t4p.tasks.finetune import label_recipe
+from t4p.tasks.named_groups import score_named_groups
 from t4p.tasks.pretrain import PretrainModule, untrained_network
 from t4p.tasks.semantic import SemanticModule
 from t4p.tasks.teacher import score_teacher
@@ -93,6 +95,18 @@ def test_points_of_a_scene_are_labelled_in_its_order(config, scenes):
     scene = DatasetReader(scenes).read_scene(0, 0)
     assert predicted.shape == target.shape == (len(scene.points),)
     np.testing.assert_array_equal(target.numpy(), scene.semantic.astype(np.int64) - 1)  # 0 is unlabelled
+
+
+def test_labels_that_are_right_come_to_instances(config, scenes, monkeypatch):
+    network = untrained_network(config)
+    recipe = label_recipe(finetuning(scenes, "linear")[0], Catalogue([scenes]), False)
+    truth = next(ValidationStream(Catalogue([scenes]), recipe, 0).batches()).label_of_voxel
+    right = torch.nn.functional.one_hot(truth.clamp(min=0), len(network.labels)).float()
+    poor = score_named_groups(network, scored_on(scenes), lambda *_: None)
+    monkeypatch.setattr(named_groups, "voxel_scores", lambda *_: right)
+    good = score_named_groups(network, scored_on(scenes), lambda *_: None)
+    assert good.columns == ("AP", "AP50", "AP25")
+    assert good.means[1] > 0.6 > 2 * poor.means[1]  # not 1: chairs that touch are one
 
 
 def test_a_tower_sees_no_scenes(config, scenes):
