@@ -136,6 +136,14 @@ def evaluate(
     page: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write the scores and a few samples as a page, too.")
     ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write what was said of every point of whole scenes, as ScanNet's benchmark takes it; the scenes need "
+            "no labels then. A folder that is not there yet.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Score an exported network on labelled points: zero-shot after pre-training, its head's after fine-tuning."""
@@ -146,7 +154,7 @@ def evaluate(
 
     config = load_for_command("evaluate", *split_arguments(arguments))
     assert isinstance(config, EvaluateConfig)
-    look_before_evaluation(config)
+    look_before_evaluation(config, submission)
     if page is not None:
         check_result(page, force)
     from commands.evaluate import ShownSamples, page_of, print_scores, scores_as_dict
@@ -155,7 +163,9 @@ def evaluate(
 
     shown = ShownSamples()
     with progress_bar("evaluating") as on_progress:
-        exported, scores = run_evaluation(config, on_progress, None if page is None else shown.take)
+        exported, scores = run_evaluation(config, on_progress, None if page is None else shown.take, submission)
+    if submission is not None:
+        typer.echo(f"wrote {submission}: zip what is in it, and hand that in", err=True)
     if page is not None:
         with write_result(page, force) as partial:
             partial.write_text(render_page(page_of(config, exported, scores, shown)), encoding="utf-8")
@@ -231,7 +241,7 @@ def plan(
 ) -> None:
     """Will it fit? Memory, network, storage and checkpoints of a run at each ZeRO stage, before a node is paid for."""
     from t4p.config.files import command_of, load_for_command
-    from t4p.config.tasks import PretrainConfig
+    from t4p.config.tasks import FinetuneConfig, PretrainConfig
     from t4p.errors import ConfigError
 
     def nodes_of(cluster: ClusterConfig) -> tuple[int, int]:
@@ -245,14 +255,19 @@ def plan(
         num_nodes, num_gpus = nodes_of(cluster)
         return num_nodes * max(1, num_gpus)
 
-    if (command := command_of(*split_arguments(arguments))) != "pretrain":
-        raise ConfigError(f"this is a configuration of `t4p {command}`, and `t4p plan` sizes pre-trainings only")
-    config = load_for_command("pretrain", *split_arguments(arguments), world)
-    assert isinstance(config, PretrainConfig)
-    from t4p.plan.job import plan_job
-
+    config = load_for_command(command_of(*split_arguments(arguments)), *split_arguments(arguments), world)
+    if not isinstance(config, PretrainConfig | FinetuneConfig):
+        raise ConfigError("`t4p plan` sizes trainings, and this configuration is of none; name one of `t4p pretrain`")
     num_nodes, num_gpus = nodes_of(config.cluster)
-    job = plan_job(config, num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
+    machine = (num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
+    if isinstance(config, PretrainConfig):
+        from t4p.plan.job import plan_job
+
+        job = plan_job(config, *machine)
+    else:
+        from t4p.plan.finetuning import plan_finetuning
+
+        job = plan_finetuning(config, *machine)
     if as_json:
         typer.echo(json.dumps(job.to_json()))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -61,7 +61,7 @@ def _heading(plan: JobPlan) -> str:
     world, train = plan.world, plan.config.train
     kind = "workers on the CPU" if world.cpu else "GPUs"
     frames = plan.frames
-    voxels = len(frames.largest.voxel_coords)
+    voxels = frames.largest_voxels
     average = f" in the largest, {frames.mean_voxels:,.0f} on average" if frames.num_samples else ""
     ranks = (
         f"{world.size} {kind} ({world.num_nodes} nodes x {world.ranks_per_node}), {train.global_batch_size} frames in "
@@ -78,7 +78,6 @@ def _heading(plan: JobPlan) -> str:
 def _memory_table(plan: JobPlan) -> Table:
     table = _stage_table(plan, "Memory of one rank, MiB")
     micro_batch = plan.micro_batch
-    gathered = plan.loss_e.held_bytes + plan.loss_d.held_bytes
     on = plan.config.model.unet.activation_checkpointing
     stages = plan.stages
 
@@ -90,7 +89,9 @@ def _memory_table(plan: JobPlan) -> Table:
     row("gradients, at most", lambda stage: stage.state.gradients)
     row("bucket and gathered parameters", lambda stage: stage.state.backward)
     row(f"activations{' (recomputed)' if on else ''}", lambda stage: micro_batch.activations + micro_batch.kept)
-    row("gathered pairs of both losses", lambda stage: gathered)
+    if plan.loss_e is not None and plan.loss_d is not None:
+        gathered = plan.loss_e.held_bytes + plan.loss_d.held_bytes
+        row("gathered pairs of both losses", lambda stage: gathered)
     row("frozen CLIP, batch, statistics", lambda stage: _beside(plan))
     row("highest at one time", lambda stage: stage.memory.peak)
     if not plan.world.cpu:
@@ -111,15 +112,17 @@ def _memory_table(plan: JobPlan) -> Table:
 def _traffic_table(plan: JobPlan) -> Table:
     table = _stage_table(plan, "Sent by one rank in one step, MB")
     micro_batches = plan.config.train.grad_accum_steps
-    pairs = (plan.loss_e.sent_bytes + plan.loss_d.sent_bytes) * micro_batches
-    for name, values in (
+    rows = [
         ("gradients: all-reduce", [stage.traffic.all_reduce for stage in plan.stages]),
         ("gradients: reduce-scatter", [stage.traffic.reduce_scatter for stage in plan.stages]),
         ("parameters: all-gather", [stage.traffic.all_gather for stage in plan.stages]),
-        ("pairs of both losses", [pairs] * len(plan.stages)),
         ("synchronised norms", [plan.norm_bytes] * len(plan.stages)),
         ("[bold]in all[/bold]", [stage.sent_bytes for stage in plan.stages]),
-    ):
+    ]
+    if plan.loss_e is not None and plan.loss_d is not None:
+        pairs = (plan.loss_e.sent_bytes + plan.loss_d.sent_bytes) * micro_batches
+        rows.insert(3, ("pairs of both losses", [pairs] * len(plan.stages)))
+    for name, values in rows:
         table.add_row(name, *(f"{value / 1e6:,.1f}" for value in values))
     table.add_section()
     table.add_row("checkpoint, all files, MB", *(f"{stage.checkpoint_bytes / 1e6:,.0f}" for stage in plan.stages))
@@ -140,7 +143,7 @@ def _needs_table(plan: JobPlan) -> Table:
     configured = config.data.num_workers * world.size
     storage, per_node = (needs.stored_bytes_per_second / share / 1e6 for share in (1, world.num_nodes))
     loaders = f"{needs.loader_processes:,.1f} in all, {needs.loader_processes / world.size:,.1f} per rank"
-    rows: Sequence[tuple[str, str]] = (
+    rows = [
         (
             "steps per second (seconds per step)",
             f"{needs.steps_per_second:.3g} ({1 / needs.steps_per_second:.3g})",
@@ -159,15 +162,18 @@ def _needs_table(plan: JobPlan) -> Table:
             f"network, ZeRO-{config.train.zero_stage}, averaged over the step",
             f"{needs.sent_bytes_per_second * 8 / 1e9:,.2f} Gbit/s per rank",
         ),
-        (
-            "columns of L_e, L_d: pixels of all ranks' pairs, each once",
-            f"{plan.loss_e.columns:,}, {plan.loss_d.columns:,}",
-        ),
-        (
-            "their logits, streamed in tiles; as matrices",
-            f"{_gib(plan.loss_e.matrix_bytes)}, {_gib(plan.loss_d.matrix_bytes)} GiB per rank",
-        ),
-    )
+    ]
+    if plan.loss_e is not None and plan.loss_d is not None:
+        rows += [
+            (
+                "columns of L_e, L_d: pixels of all ranks' pairs, each once",
+                f"{plan.loss_e.columns:,}, {plan.loss_d.columns:,}",
+            ),
+            (
+                "their logits, streamed in tiles; as matrices",
+                f"{_gib(plan.loss_e.matrix_bytes)}, {_gib(plan.loss_d.matrix_bytes)} GiB per rank",
+            ),
+        ]
     for row in rows:
         table.add_row(*row)
     return table

@@ -142,9 +142,10 @@ class FinetunedModelConfig(NetworkConfig):
         description="Checkpoint or run folder of a pre-training, or its `t4p checkpoint export`, also on the Hugging "
         "Face hub (hf://OWNER/NAME); none is from scratch.",
     )
-    frozen: tuple[Literal["encoder", "decoder"], ...] = Field(
+    frozen: tuple[Literal["encoder", "decoder", "text_query"], ...] = Field(
         (),
-        description="Parts that keep their pre-trained weights and norms; the encoder with its FC into CLIP's space.",
+        description="Parts that keep their pre-trained weights and norms; the encoder with its FC into CLIP's space, "
+        "text_query with the FC behind it and the prompts. All three leave the head: a linear probe.",
     )
     prompt_tokens: PositiveInt | None = Field(
         None, description="Learnable tokens before a label; by default those of text_query.template, as they are there."
@@ -162,6 +163,12 @@ class FinetunedModelConfig(NetworkConfig):
                 ("frozen", "pretrained"),
                 f"frozen is {list(self.frozen)}, and without pretrained it would keep random weights; name a "
                 "pre-training, or leave frozen out",
+            )
+        if "text_query" in self.frozen and self.prompt_tokens is not None:
+            yield Problem(
+                ("frozen", "prompt_tokens"),
+                f"text_query is in frozen and prompt_tokens is {self.prompt_tokens}: random tokens that never train; "
+                "leave prompt_tokens out, for those of text_query.template",
             )
 
 

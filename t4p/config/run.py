@@ -73,6 +73,12 @@ class FinetuneTrainConfig(TrainConfig):
     head_learning_rate_scale: PositiveFloat = Field(
         1.0, description="Times learning_rate: the head has random weights where the rest may be pre-trained."
     )
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Times learning_rate, once for each stage from the head to that of a weight (BEiT's); 1 is off.",
+    )
 
 
 class ClusterConfig(Section):

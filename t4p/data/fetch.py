@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import CallError
+from shards.errors import CallError, ShardError
 from shards.reader import DatasetReader, spread
 from shards.sample import Sample
 from shards.stores.patient import PatientStore
-from shards.stores.store import take_faults
+from shards.stores.store import StoreError, take_faults
 from shards.terms import DatasetTerms
 from t4p.data.course import Pool
 from t4p.data.shelf import Ahead, Shelf
@@ -94,6 +94,15 @@ class Catalogue:
                     "dataset of frames in data.shards (scenes are for t4p finetune)"
                 )
 
+    def require_scenes(self, purpose: str) -> None:
+        """Raise CallError unless every dataset holds whole scenes, which the purpose needs: `a submission`."""
+        for reader in self._readers:
+            if reader.manifest.sample_kind != "scenes":
+                raise CallError(
+                    f"{reader.url}: holds {reader.manifest.sample_kind}, and {purpose} is of whole scenes; name a "
+                    "dataset of scenes in data.shards"
+                )
+
     def fetch(self, shard_index: int, sample_index: int) -> Sample:
         """Read one sample by its index entry, length and crc32c checked.
 
@@ -132,6 +141,19 @@ class Catalogue:
     def spread(self, count: int) -> list[tuple[int, int]]:
         """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""
         return spread(self.samples_per_shard, count)
+
+    def few_of_each(self, count: int) -> Iterator[tuple[str, list[tuple[str, Sample]]]]:
+        """Of every dataset its place and so many samples or fewer, spread over it, with their keys; no broken one."""
+        for reader in self._readers:
+            found = []
+            for place in spread(reader.samples_per_shard, count):
+                try:
+                    found.append(reader.read_keyed(*place))
+                except StoreError:
+                    break  # the next would take as long to fail; training says what is wrong there
+                except ShardError:  # training counts what is broken
+                    continue
+            yield reader.url, found
 
     def take_faults(self) -> Counter[str]:
         """What the storages did wrong since the last call, in this process, and was put right by asking again."""

@@ -22,7 +22,8 @@ from t4p.data import transforms
 from t4p.data.decode import decode_frame
 from t4p.data.draws import draw_key, sample_seed
 from t4p.data.fetch import Catalogue
-from t4p.data.labels import LabelTable, build_label_table
+from t4p.data.labels import IGNORED, LabelTable, build_label_table
+from t4p.data.lacking import lacks_labels
 from t4p.data.placement import Placement, draw_placement
 from t4p.data.tensors import as_tensor, moved
 
@@ -123,6 +124,7 @@ class LabelRecipe:
         num_strides: halvings between the voxels and the bottleneck.
         augment: None for validation, which also leaves the voxel grid on the origin and drops no feature.
         drop_features: what samples go without, and how many of them.
+        unlabelled: whether samples without labels are taken: all of their points are IGNORED.
     """
 
     tables: tuple[LabelTable, ...]
@@ -135,6 +137,7 @@ class LabelRecipe:
     augment: AugmentConfig | None
     seed: int
     drop_features: DropFeaturesConfig = NOTHING_DROPPED
+    unlabelled: bool = False
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
         """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key)."""
@@ -146,8 +149,10 @@ class LabelRecipe:
         """The labelled points of one frame or scene; raises as `make`."""
         table = self.tables[dataset_index]
         if isinstance(stored, Scene):
-            return label_scene(stored, table)
-        return lift_labelled(stored, table, self.pixel_stride, self.max_depth, self.in_world)
+            return label_scene(stored, table, unlabelled=self.unlabelled)
+        return lift_labelled(
+            stored, table, self.pixel_stride, self.max_depth, self.in_world, unlabelled=self.unlabelled
+        )
 
     def place(self, dataset_index: int, key: str, epoch: int) -> Placement:
         """How the points of one sample are moved in one epoch, and what they go without."""
@@ -216,14 +221,18 @@ def build_label_recipe(
     *,
     augment: AugmentConfig | None,
     seed: int = 0,
+    unlabelled: bool = False,
 ) -> LabelRecipe:
     """How the samples of a catalogue become labelled points for a network.
+
+    Args:
+        unlabelled: as in LabelRecipe; datasets without labels are taken then.
 
     Raises:
         ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
     """
     return LabelRecipe(
-        tables=build_label_tables(catalogue, labels, ignored_labels),
+        tables=build_label_tables(catalogue, labels, ignored_labels, unlabelled=unlabelled),
         pixel_stride=data.pixel_stride,
         max_depth=data.max_depth,
         in_world=data.frame == "world",
@@ -233,11 +242,12 @@ def build_label_recipe(
         augment=augment,
         seed=seed,
         drop_features=data.drop_features,
+        unlabelled=unlabelled,
     )
 
 
 def build_label_tables(
-    catalogue: Catalogue, labels: Sequence[str], ignored_labels: Sequence[str]
+    catalogue: Catalogue, labels: Sequence[str], ignored_labels: Sequence[str], *, unlabelled: bool = False
 ) -> tuple[LabelTable, ...]:
     """What the class ids of each dataset of a catalogue mean.
 
@@ -245,7 +255,7 @@ def build_label_tables(
         ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
     """
     return tuple(
-        build_label_table(names, labels, ignored_labels, url)
+        build_label_table(names, labels, ignored_labels, url, unlabelled=unlabelled)
         for names, url in zip(catalogue.label_names, catalogue.urls, strict=True)
     )
 
@@ -257,29 +267,33 @@ def lift_labelled(
     max_depth: float,
     in_world: bool,
     image_size: tuple[int, int] | None = None,
+    *,
+    unlabelled: bool = False,
 ) -> LabelledFrame:
     """The points of a frame, each with its colour and the label of its depth pixel.
 
     Args:
         image_size: (height, width) of the image that is returned; None leaves it as it was recorded.
+        unlabelled: take a frame without labels.
 
     Raises:
         ShardError: an image cannot be decoded, or the frame has no semantic labels.
         ValueError: a class id has no name.
     """
-    if frame.semantic is None:
-        raise ShardError(
-            f"sample {frame.scene_id}/{frame.frame_id}: has no semantic labels; pack it with labels (or leave it out: "
-            "in training data.max_skip_fraction does)"
-        )
+    if not unlabelled:
+        _require_labels(frame, f"sample {frame.scene_id}/{frame.frame_id}")
     decoded = decode_frame(frame, image_size)
     lifted = transforms.lift_frame(decoded, pixel_stride, max_depth, in_world)
     height, width = decoded.depth.shape
-    ids = read_label_image(frame, "semantic", frame.semantic, lifted.depth_pixel_of_point, (height, width))
+    if frame.semantic is None:
+        labels = np.full(len(lifted.points), IGNORED)
+    else:
+        ids = read_label_image(frame, "semantic", frame.semantic, lifted.depth_pixel_of_point, (height, width))
+        labels = table.look_up(ids)
     return LabelledFrame(
         points=lifted.points,
         colors=lifted.colors,
-        label_of_point=torch.from_numpy(table.look_up(ids)),
+        label_of_point=torch.from_numpy(labels),
         image=decoded.color,
         pixel_of_point=lifted.pixel_of_point,
         depth_pixel_of_point=lifted.depth_pixel_of_point,
@@ -310,20 +324,27 @@ def read_label_image(
     return ids[row, col]
 
 
-def label_scene(scene: Scene, table: LabelTable) -> LabelledCloud:
+def label_scene(scene: Scene, table: LabelTable, *, unlabelled: bool = False) -> LabelledCloud:
     """The points of a scene, as they are stored.
+
+    Args:
+        unlabelled: take a scene without labels.
 
     Raises:
         ShardError: the scene has no semantic labels.
         ValueError: a class id has no name.
     """
-    if scene.semantic is None:
-        raise ShardError(
-            f"scene {scene.scene_id}: has no semantic labels; pack it with labels (or leave it out: in training "
-            "data.max_skip_fraction does)"
-        )
+    if not unlabelled:
+        _require_labels(scene, f"scene {scene.scene_id}")
+    labels = np.full(len(scene.points), IGNORED) if scene.semantic is None else table.look_up(scene.semantic)
     return LabelledCloud(
         points=as_tensor(scene.points),
         colors=as_tensor(scene.rgb).float() / 255,
-        label_of_point=torch.from_numpy(table.look_up(scene.semantic)),
+        label_of_point=torch.from_numpy(labels),
     )
+
+
+def _require_labels(stored: StoredSample, where: str) -> None:
+    """Raise ShardError where a sample has no labels; `where` names it."""
+    if lacking := lacks_labels(stored):
+        raise ShardError(f"{where}: {lacking} (or leave it out: in training data.max_skip_fraction does)")

@@ -20,7 +20,7 @@ class LabelTable:
     """What the class ids of one dataset mean in a run.
 
     Attributes:
-        names: names of the dataset's class ids, by id.
+        names: names of the dataset's class ids, by id; empty without labels.
         label_of_id: (num_ids,) int64, the index in the run's labels, or IGNORED.
         num_labels: labels of the run.
     """
@@ -43,7 +43,9 @@ class LabelTable:
         return self.label_of_id[ids]
 
 
-def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequence[str], url: str) -> LabelTable:
+def build_label_table(
+    names: Sequence[str], labels: Sequence[str], ignored: Sequence[str], url: str, *, unlabelled: bool = False
+) -> LabelTable:
     """Match the class names of a dataset with the labels of a run.
 
     Args:
@@ -51,13 +53,14 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
         labels: labels of the run, all different.
         ignored: names that are not asked for; "*" stands for every other one.
         url: place of the dataset, for messages.
+        unlabelled: take a dataset without labels, too.
 
     Raises:
         ConfigError: the dataset has no labels, has a class that is neither a label nor ignored, or a name is both.
     """
     if both := [name for name in ignored if name in labels]:
         raise ConfigError(f"{_listed(both)} stand in model.labels and in data.ignored_labels; take them out of one")
-    if not names:
+    if not names and not unlabelled:
         raise ConfigError(
             f"{url}: has no class labels (its manifest names none), and this task needs them; give a dataset with "
             "semantic labels"
@@ -77,11 +80,13 @@ def build_label_table(names: Sequence[str], labels: Sequence[str], ignored: Sequ
 
 
 def require_labels(names_of_datasets: Sequence[Sequence[str]], labels: Sequence[str], urls: Sequence[str]) -> None:
-    """Refuse to learn a label that no dataset has a class for.
+    """Refuse to learn a label that no dataset has a class for; one without labels has its words in its boxes.
 
     Raises:
         ConfigError: names it.
     """
+    if not all(names_of_datasets):
+        return
     known = list(dict.fromkeys(name for names in names_of_datasets for name in names))
     if missing := [label for label in labels if label not in known]:
         near = difflib.get_close_matches(missing[0], known, n=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +22,10 @@ from t4p.data.labelled import (
     LabelledFrame,
     LabelledSample,
     LabelRecipe,
-    label_scene,
-    lift_labelled,
     read_label_image,
 )
 from t4p.data.labels import IGNORED
+from t4p.data.lacking import BoxesOf, GroupsOf, lacks_groups, lacks_objects
 from t4p.data.lifting import out_from_camera
 from t4p.data.placement import Placement
 from t4p.data.tensors import moved
@@ -36,8 +34,6 @@ from t4p.data.transforms import VoxelCloud, majority_label
 # Samples whose groups are kept in a loader: making them costs more than everything else, and no draw changes them.
 MOST_KEPT = 64
 NONE = -1  # what an instance, group or box index is where there is none
-
-GroupsOf = Literal["own", "given", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +115,7 @@ class ObjectRecipe:
     labels: LabelRecipe
     label_names: tuple[str, ...]
     groups_of: GroupsOf | None = None
-    boxes_of: Literal["axis_aligned", "oriented"] | None = None
+    boxes_of: BoxesOf | None = None
     _kept: dict[tuple[int, str], NDArray[np.int32]] = field(default_factory=dict, compare=False, repr=False)
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> ObjectSample:
@@ -131,7 +127,7 @@ class ObjectRecipe:
         voxels = recipe.voxelize(cloud, placement, dataset_index, key, epoch)
         instance_of_point, label_of_instance = number_instances(cloud.label_of_point, ids)
         group_of_voxel = self._group(stored, cloud, voxels, (dataset_index, key))
-        boxes, label_of_box = self._boxes(stored, cloud, placement, instance_of_point, label_of_instance, where)
+        boxes, label_of_box = self._boxes(stored, cloud, placement, instance_of_point, label_of_instance)
         boxes[:, :3] -= voxels.corner.numpy()
 
         num_instances, num_groups = len(label_of_instance), int(group_of_voxel.max()) + 1 if len(group_of_voxel) else 0
@@ -189,20 +185,15 @@ class ObjectRecipe:
         Raises:
             ShardError: there is neither what a mask nor what a box is learnt from.
         """
-        recipe, table = self.labels, self.labels.tables[dataset_index]
-        cloud: LabelledCloud
+        cloud = self.labels.read(stored, dataset_index)
         ids: NDArray[np.integer] | None
         if isinstance(stored, Scene):
-            cloud, ids = label_scene(stored, table), stored.instance
+            ids = stored.instance
         else:
-            cloud = lift_labelled(stored, table, recipe.pixel_stride, recipe.max_depth, recipe.in_world)
             ids = _instances_of_frame(stored, cloud) if stored.instance is not None else None
-        if ids is None and (self.boxes_of is None or stored.boxes is None):
-            raise ShardError(
-                f"{where}: has no instance ids, from which objects are learnt; pack it with them (frames: instance/ "
-                "beside label/; scenes: `instance` in points.npz), or leave it out (training does, within "
-                "data.max_skip_fraction)"
-            )
+        lacking = lacks_objects(stored, self.boxes_of)
+        if lacking and not (self.boxes_of is None and self.labels.unlabelled):
+            raise ShardError(f"{where}: {lacking}, or leave it out (training does, within data.max_skip_fraction)")
         return cloud, ids
 
     def _group(self, stored: StoredSample, cloud: LabelledCloud, voxels: VoxelCloud, name: tuple[int, str]) -> Tensor:
@@ -224,10 +215,7 @@ class ObjectRecipe:
             return group_points(cloud.points, cloud.colors).numpy().astype(np.int32)
         if isinstance(stored, Scene) and stored.segments is not None:
             return np.unique(stored.segments, return_inverse=True)[1].astype(np.int32)
-        raise ShardError(
-            f"sample {key}: has no over-segmentation of its own (`segments`), and model.groups is given; set "
-            "model.groups=own"
-        )
+        raise ShardError(f"sample {key}: {lacks_groups(stored, self.groups_of)}")
 
     def _boxes(
         self,
@@ -236,22 +224,17 @@ class ObjectRecipe:
         placement: Placement,
         instance_of_point: Tensor,
         label_of_instance: Tensor,
-        where: str,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """(B, 7) boxes in the frame of the points as they are placed, and the label of each."""
         if self.boxes_of is None:
             return np.zeros((0, 7)), np.zeros(0, np.int64)
         # A view in which no instance is seen has no box, whatever else its room holds.
-        if self.boxes_of == "axis_aligned" and stored.instance is not None:
+        if self.boxes_of == "axis_aligned" and stored.instance is not None and stored.semantic is not None:
             matrix = placement.matrix
             placed = cloud.points.double().numpy() @ matrix[:3, :3].T + matrix[:3, 3]
             bounds = bounds_of_instances(placed, instance_of_point.numpy(), len(label_of_instance))
             return bounds, label_of_instance.numpy()
-        if stored.boxes is None:
-            raise ShardError(
-                f"{where}: has no boxes, and model.boxes is oriented; set model.boxes=axis_aligned to learn the bounds "
-                "of its instances"
-            )
+        assert stored.boxes is not None  # or `_read` had refused it
         rows = {name: row for row, name in enumerate(self.label_names)}
         found = [box for box in _boxes_of(stored, stored.boxes, self.labels.in_world) if box.label in rows]
         boxes = upright_boxes(

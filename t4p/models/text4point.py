@@ -73,11 +73,13 @@ class Text4Point(nn.Module):
         ranks that saved them and to no other, and buffers are what we restore ourselves.
 
         Args:
-            parts: any of `encoder` (up to h3D_hat, with the FC), `decoder` (without the head), and `fine`: what
-                "levels" does not read, the decoder beyond its first stage and the head.
+            parts: any of `encoder` (up to h3D_hat, with the FC), `text_query` (with the FC behind it), `decoder`
+                (without the head), and `fine`: what "levels" does not read, the decoder beyond its first stage and the
+                head.
         """
         of_part = {
             "encoder": (self.unet.stem, self.unet.stem_norm, self.unet.encoder, self.expand),
+            "text_query": (self.text_query, self.reduce),
             "decoder": (self.unet.decoder,),
             "fine": (*self.unet.decoder[1:], self.head),
         }
@@ -88,6 +90,14 @@ class Text4Point(nn.Module):
                     delattr(module, name)
                     module.register_buffer(name, weight.detach())
         self.train(self.training)
+
+    def stages(self, read: Reading = "voxels") -> tuple[tuple[str, ...], ...]:
+        """Names of the parts of each stage that a reading goes through, from the stem on, without the head."""
+        encoder = tuple((f"unet.encoder.{index}",) for index in range(len(self.unet.encoder)))
+        decoder = tuple((f"unet.decoder.{index}",) for index in range(len(self.unet.decoder)))
+        num_decoded = {"bottleneck": 0, "levels": 1, "voxels": len(decoder)}[read]
+        middle = ("expand", "text_query", "reduce")
+        return (("unet.stem", "unet.stem_norm"), *encoder, middle, *decoder[:num_decoded])
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,10 @@ from PIL import Image
 from shards.errors import CallError, ShardError
 from shards.reader import DatasetReader
 from shards.schema import Frame
-from t4p.data.batch import Batch, PairRecipe
+from t4p.data.batch import PairRecipe
 from t4p.data.fetch import Catalogue
 from t4p.data.sample import SampleSettings
+from t4p.data.stream import Recipe
 from t4p.plan.stages import time_stages
 
 MAX_REAL_FRAMES = 8
@@ -29,11 +31,12 @@ _DEPTH_NOISE = 0.003  # metres; a noiseless PNG would be a tenth of a real one
 
 @dataclass(frozen=True, eq=False)
 class FrameFigures:
-    """What frames are like, for memory and for loading.
+    """What frames, or samples of a fine-tuning, are like, for memory and for loading.
 
     Attributes:
         source: where they come from, in words.
-        largest: the frame with the most voxels, which memory has to hold; a batch of it.
+        largest: the frame with the most voxels, which memory has to hold; a batch of it, as the task has them.
+        largest_voxels: its voxels.
         mean_voxels: over the frames looked at.
         stored_bytes: bytes of a frame in object storage, the mean of the dataset.
         load_seconds: CPU time to fetch, decode, lift and pair one frame in one process of this machine.
@@ -42,7 +45,8 @@ class FrameFigures:
     """
 
     source: str
-    largest: Batch
+    largest: Any
+    largest_voxels: int
     mean_voxels: float
     stored_bytes: float
     load_seconds: float
@@ -87,18 +91,33 @@ def room_frame() -> Frame:
 
 
 def _of_datasets(urls: Sequence[str], settings: SampleSettings) -> FrameFigures:
-    manifests = [DatasetReader(url).manifest for url in urls]
-    catalogue = Catalogue(urls)
+    return figures_of(Catalogue(urls), PairRecipe(settings), lambda batch: len(batch.voxel_coords), "frames")
+
+
+def figures_of(
+    catalogue: Catalogue, recipe: Recipe[Any, Any], num_voxels: Callable[[Any], int], kind: str
+) -> FrameFigures:
+    """Load a few samples as training would.
+
+    Args:
+        num_voxels: of a batch.
+        kind: what the samples are, in words.
+
+    Raises:
+        ShardError, CallError: the dataset is missing or damaged.
+        ValueError: it is empty, or a sample cannot be used.
+    """
+    manifests = [DatasetReader(url).manifest for url in catalogue.urls]
     places = catalogue.spread(MAX_REAL_FRAMES)
     if not places:
         raise ValueError("the dataset is empty")
-    recipe = PairRecipe(settings)
     times, samples = time_stages(catalogue, recipe, places)
     total_samples = sum(manifest.num_samples for manifest in manifests)
     return FrameFigures(
-        source=f"{len(places)} of the {total_samples:,} frames of data.shards",
-        largest=max(samples, key=lambda sample: len(sample.voxel_coords)),
-        mean_voxels=float(np.mean([len(sample.voxel_coords) for sample in samples])),
+        source=f"{len(places)} of the {total_samples:,} {kind} of data.shards",
+        largest=max(samples, key=num_voxels),
+        largest_voxels=max(map(num_voxels, samples)),
+        mean_voxels=float(np.mean([num_voxels(sample) for sample in samples])),
         stored_bytes=sum(manifest.size_bytes for manifest in manifests) / total_samples,
         load_seconds=times.cpu,
         num_samples=total_samples,
@@ -116,6 +135,7 @@ def _of_room(settings: SampleSettings, problem: str) -> FrameFigures:
     return FrameFigures(
         source="one frame of a drawn room",
         largest=sample,
+        largest_voxels=len(sample.voxel_coords),
         mean_voxels=float(len(sample.voxel_coords)),
         stored_bytes=float(len(frame.color) + len(frame.depth)),
         load_seconds=min(seconds),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from t4p.config.check import problems_of_world
-from t4p.config.tasks import PretrainConfig
+from t4p.config.tasks import JobConfig, PretrainConfig
 from t4p.data.order import steps_per_epoch
 from t4p.errors import ConfigError
 from t4p.models.towers import zero_towers_of
@@ -26,6 +26,8 @@ from t4p.plan.zero import (
 )
 from t4p.tasks.pretrain import build_sample_settings
 from t4p.train.buckets import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
+
+AnyConfig = TypeVar("AnyConfig", bound=JobConfig)
 
 # Estimates, made without a GPU: CUDA's context, cuBLAS and NCCL; and what the caching allocator cannot use.
 RUNTIME_BYTES = 3 * 2**29
@@ -114,17 +116,18 @@ class JobPlan:
 
     Attributes:
         micro_batch: bytes of the configured activation checkpointing, on the rank with most frames.
+        loss_e, loss_d: what the losses of a pre-training gather; None of a fine-tuning.
         norm_bytes: sent by one rank in one step for synchronised norms.
     """
 
-    config: PretrainConfig
+    config: JobConfig
     world: World
     device_memory: int
     frames: FrameFigures
     network: NetworkFigures
     micro_batch: PassBytes
-    loss_e: PairGather
-    loss_d: PairGather
+    loss_e: PairGather | None
+    loss_d: PairGather | None
     norm_bytes: int
     stages: tuple[StagePlan, ...]
     needs: Needs
@@ -140,18 +143,17 @@ class JobPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: bytes, frames, seconds."""
-        pairs_e, pairs_d = drawn_pairs(self.config.loss, self.frames.largest)
-        frames = {
+        frames: dict[str, Any] = {
             "source": self.frames.source,
             "problem": self.frames.problem,
-            "voxels_largest": len(self.frames.largest.voxel_coords),
+            "voxels_largest": self.frames.largest_voxels,
             "voxels_mean": self.frames.mean_voxels,
-            "pairs_e": pairs_e,
-            "pairs_d": pairs_d,
             "stored_bytes": self.frames.stored_bytes,
             "load_seconds": self.frames.load_seconds,
             "num_samples": self.frames.num_samples,
         }
+        if isinstance(self.config, PretrainConfig):
+            frames["pairs_e"], frames["pairs_d"] = drawn_pairs(self.config.loss, self.frames.largest)
         return {
             "world_size": self.world.size,
             "frames_per_rank": self.world.frames_per_rank,
@@ -162,8 +164,8 @@ class JobPlan:
             "tower_weight_bytes": self.network.tower_weight_bytes,
             "buffer_bytes": self.network.buffer_bytes,
             "micro_batch": asdict(self.micro_batch),
-            "loss_e": asdict(self.loss_e),
-            "loss_d": asdict(self.loss_d),
+            "loss_e": None if self.loss_e is None else asdict(self.loss_e),
+            "loss_d": None if self.loss_d is None else asdict(self.loss_d),
             "norm_bytes": self.norm_bytes,
             "stages": [asdict(stage) for stage in self.stages],
             "needs": asdict(self.needs),
@@ -190,11 +192,7 @@ def plan_job(
     towers = zero_towers_of(config.model.clip)
     settings = build_sample_settings(config, towers)
     frames = look_at_frames(config.data.urls, settings)
-    if frames.num_samples is not None:
-        try:
-            steps_per_epoch(frames.num_samples, config.train.global_batch_size)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    require_batch(config, frames)
     checkpointing = config.model.unet.activation_checkpointing
     task = frozen_part(config, towers)
     network, other = (
@@ -204,7 +202,16 @@ def plan_job(
     return assemble(config, world, device_memory, hours, frames, network, other, towers.embed_dim)
 
 
-def spread(config: PretrainConfig, num_nodes: int, gpus_per_node: int) -> World:
+def require_batch(config: JobConfig, frames: FrameFigures) -> None:
+    """Raise ConfigError where the dataset is smaller than a batch."""
+    if frames.num_samples is not None:
+        try:
+            steps_per_epoch(frames.num_samples, config.train.global_batch_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def spread(config: JobConfig, num_nodes: int, gpus_per_node: int) -> World:
     """The ranks and their share of a batch.
 
     Raises:
@@ -218,12 +225,12 @@ def spread(config: PretrainConfig, num_nodes: int, gpus_per_node: int) -> World:
     return World(num_nodes, max(1, gpus_per_node), gpus_per_node == 0, -(-micro_batch // world_size))
 
 
-def usual_hours(config: PretrainConfig, world_size: int) -> float:
+def usual_hours(config: JobConfig, world_size: int) -> float:
     """How long the steps take at PointContrast's pace, if every rank is as fast as a GPU of its day."""
     return config.train.num_steps * config.train.global_batch_size * GPU_SECONDS_PER_FRAME / world_size / 3600
 
 
-def with_checkpointing(config: PretrainConfig, on: bool) -> PretrainConfig:
+def with_checkpointing(config: AnyConfig, on: bool) -> AnyConfig:
     """The configuration as one process measures it: norms over this rank, checkpointing switched."""
     unet = config.model.unet.model_copy(update={"activation_checkpointing": on})
     norm = "batch" if config.model.norm == "sync_batch" else config.model.norm
@@ -232,7 +239,7 @@ def with_checkpointing(config: PretrainConfig, on: bool) -> PretrainConfig:
 
 
 def assemble(
-    config: PretrainConfig,
+    config: JobConfig,
     world: World,
     device_memory: int,
     hours: float,
@@ -248,13 +255,17 @@ def assemble(
         clip_dim: d, the width in which L_e compares.
     """
     train, sync = config.train, config.model.norm == "sync_batch"
-    ends_e, ends_d = (ends.times(world.frames_per_rank) for ends in drawn_ends(config.loss, frames.largest))
-    loss_e = pair_gather(*ends_e, clip_dim, world.size, trained_pixels=False)
-    loss_d = pair_gather(*ends_d, config.model.embed_dim_d, world.size, trained_pixels=True)
+    loss_e = loss_d = None
+    if isinstance(config, PretrainConfig):
+        ends_e, ends_d = (ends.times(world.frames_per_rank) for ends in drawn_ends(config.loss, frames.largest))
+        loss_e = pair_gather(*ends_e, clip_dim, world.size, trained_pixels=False)
+        loss_d = pair_gather(*ends_d, config.model.embed_dim_d, world.size, trained_pixels=True)
+    gathers = [loss for loss in (loss_e, loss_d) if loss is not None]
+    held_bytes = sum(loss.held_bytes for loss in gathers)
     checkpointing = config.model.unet.activation_checkpointing
     group_size = (config.model.norm_group_size or world.size) if sync else 1
     norms = train.grad_accum_steps * norm_bytes(network.norm_channels, group_size, recomputed=checkpointing)
-    pair_bytes = train.grad_accum_steps * (loss_e.sent_bytes + loss_d.sent_bytes)
+    pair_bytes = train.grad_accum_steps * sum(loss.sent_bytes for loss in gathers)
     cluster = Cluster(world.size, BUCKET_SIZE, STAGE_3_WHOLE_BELOW, train.grad_accum_steps)
     limit = None if world.cpu else device_memory
 
@@ -263,8 +274,7 @@ def assemble(
         state = state_bytes(network.groups, stage, cluster, foreach=not world.cpu)
         sent = traffic(network.groups, stage, cluster)
         memory, memory_other = (
-            rank_memory(measured, state, world.frames_per_rank, loss_e.held_bytes + loss_d.held_bytes, limit)
-            for measured in (network, other)
+            rank_memory(measured, state, world.frames_per_rank, held_bytes, limit) for measured in (network, other)
         )
         stages.append(
             StagePlan(
@@ -328,7 +338,7 @@ def rank_memory(
     return RankMemory(peak, reserve, peak + reserve <= limit)
 
 
-def needs_of(config: PretrainConfig, frames: FrameFigures, sent_bytes: int, hours: float) -> Needs:
+def needs_of(config: JobConfig, frames: FrameFigures, sent_bytes: int, hours: float) -> Needs:
     """Rates for num_steps in so many hours.
 
     Args:

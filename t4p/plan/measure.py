@@ -7,12 +7,12 @@ statistics of the norms, and the loss's part is arithmetic (t4p/plan/pairs.py), 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, is_dataclass
+from typing import Any, NamedTuple
 
 import torch  # noqa: TID253 - commands/main.py imports this module inside its command
-from torch import Tensor  # noqa: TID253
+from torch import Tensor, nn  # noqa: TID253
 
 from t4p.config.tasks import LossConfig, PretrainConfig
 from t4p.data.batch import Batch, PairRecipe
@@ -24,6 +24,7 @@ from t4p.models.sparse.native_functions import widest_turns_only
 from t4p.models.zeros import with_zeros
 from t4p.plan.live_memory import SizesOnly
 from t4p.tasks.pretrain import PretrainModule, PretrainTask
+from t4p.train.parameter_groups import GroupSettings, parameter_groups
 
 
 class Ends(NamedTuple):
@@ -34,6 +35,9 @@ class Ends(NamedTuple):
 
     def times(self, num_frames: int) -> Ends:
         return Ends(num_frames * self.points, num_frames * self.pixels)
+
+
+NO_ENDS = Ends(0, 0)  # of a task whose losses are no tiles
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class NetworkFigures:
     """What is known of the network once it has run.
 
     Attributes:
-        groups: numels of the parameters in the groups of the optimizer: those that decay, those that do not.
+        groups: numels of the parameters in the groups of the optimizer.
         buffer_bytes: running statistics.
         tower_weight_bytes: both frozen towers.
         tiled: ends of the frame's pairs whose loss is computed last: L_d's, or L_e's where L_d has no weight.
@@ -131,18 +135,52 @@ def measure_network(
     precision = torch.bfloat16 if config.train.precision == "bf16" else None
     ends_e, ends_d = drawn_ends(config.loss, frame)
     tiled = ends_d if config.loss.weight_d else ends_e
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    last_called = module.net if module.untrained else module.decoder2d
+    return measure_module(
+        module,
+        GroupSettings(undecayed=module.untrained),
+        last_called,
+        task.inputs,
+        PairRecipe(settings).join([]),
+        frame,
+        towers,
+        precision,
+        tiled,
+    )
+
+
+def measure_module(
+    module: nn.Module,
+    settings: GroupSettings,
+    last_called: nn.Module,
+    inputs_of: Callable[[Any], tuple[Tensor, ...]],
+    nothing: Any,
+    frame: Any,
+    towers: ClipTowers,
+    precision: torch.dtype | None,
+    tiled: Ends = NO_ENDS,
+) -> NetworkFigures:
+    """Run any module of a task on nothing and on one frame, forward and backward, on the CPU.
+
+    Args:
+        settings: how the optimizer groups its parameters.
+        last_called: the part of it whose result ends what is counted as `forward`.
+        inputs_of: what the module takes of a batch.
+        nothing, frame: batches of no sample and of one.
+        towers: that stand beside it.
+        precision: of autocast; None for none.
+        tiled: as in NetworkFigures.
+    """
+    groups, _ = parameter_groups(module.train(), 0.0, settings)
+    norms = [part for part in module.modules() if isinstance(part, RowBatchNorm) and part.training]
     return NetworkFigures(
-        groups=(
-            tuple(parameter.numel() for parameter in parameters if parameter.ndim >= 2),
-            tuple(parameter.numel() for parameter in parameters if parameter.ndim < 2),
-        ),
+        groups=tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups),
         buffer_bytes=_size(module.buffers()),
         tower_weight_bytes=_size([*towers.parameters(), *towers.buffers()]),
         tiled=tiled,
-        norm_channels=tuple(part.num_features for part in module.modules() if isinstance(part, RowBatchNorm)),
-        empty=_measure_pass(module, task, PairRecipe(settings).join([]), precision, Ends(0, 0)),
-        one_frame=_measure_pass(module, task, frame, precision, tiled),
+        norm_channels=tuple(norm.num_features for norm in norms),
+        empty=_measure_pass(module, last_called, inputs_of, nothing, precision, NO_ENDS),
+        one_frame=_measure_pass(module, last_called, inputs_of, frame, precision, tiled),
     )
 
 
@@ -170,15 +208,19 @@ def drawn_ends(loss: LossConfig, frame: Batch) -> tuple[Ends, Ends]:
 
 
 def _measure_pass(
-    module: PretrainModule, task: PretrainTask, batch: Batch, autocast: torch.dtype | None, tiled: Ends
+    module: nn.Module,
+    last_called: nn.Module,
+    inputs_of: Callable[[Any], tuple[Tensor, ...]],
+    batch: Any,
+    autocast: torch.dtype | None,
+    tiled: Ends,
 ) -> PassBytes:
     module.train()
     module.zero_grad(set_to_none=True)
     with widest_turns_only(), SizesOnly() as live:
         moments = []
-        last_called = module.net if module.untrained else module.decoder2d
         hook = last_called.register_forward_hook(lambda *_: moments.append(live.now))
-        inputs = task.inputs(batch)
+        inputs = inputs_of(batch)
         inputs_ready = live.now
         with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
             loss = module(*inputs)[0]
@@ -191,7 +233,7 @@ def _measure_pass(
     first_gradient = int((gradients > 0).argmax())
     highest = first_gradient + int(beside[first_gradient:].argmax())
     return PassBytes(
-        batch=_size(value for value in vars(batch).values() if isinstance(value, Tensor)),
+        batch=_size(_tensors_of(batch)),
         tower=int(everything[: inputs_ready + 1].max()),
         forward=int(beside[inputs_ready : features_ready + 1].max()),
         loss=int(beside[features_ready : first_gradient + 1].max()),
@@ -200,6 +242,15 @@ def _measure_pass(
         gradients=int(gradients[highest]),
         kept=int(beside[-1] - live.timeline(inputs)[-1]),
     )
+
+
+def _tensors_of(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch and of the batches in it."""
+    for value in vars(batch).values():
+        if isinstance(value, Tensor):
+            yield value
+        elif is_dataclass(value):
+            yield from _tensors_of(value)
 
 
 def _size(tensors: Iterable[Tensor]) -> int:

@@ -8,18 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import UserError
+from shards.sample import Sample
 from t4p.config.clip_models import is_weights_file, problem_of_weights_file
 from t4p.config.data import DataConfig, LabelledDataConfig
 from t4p.config.network import FinetunedModelConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
-from t4p.config.tasks import EvaluateConfig, JobConfig
+from t4p.config.tasks import DetectionConfig, EvaluateConfig, InstanceConfig, JobConfig
 from t4p.data.course import check_pools
 from t4p.data.fetch import Catalogue
 from t4p.data.labels import build_label_table, require_labels
+from t4p.data.lacking import lacks_groups, lacks_labels, lacks_objects
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
 from t4p.models.hub import fetched
 from t4p.runs.checkpoint import MARKER, as_checkpoint, check_sizes, checkpoints_in
 from t4p.runs.lock import describe_taken, is_locked
+from t4p.tasks.submission import check_folder
+
+NUM_LOOKS = 3  # samples of a dataset that are looked at
 
 
 def look_beforehand(config: JobConfig) -> None:
@@ -58,18 +63,26 @@ def look_beforehand(config: JobConfig) -> None:
     looks.tell()
 
 
-def look_before_evaluation(config: EvaluateConfig) -> None:
+def look_before_evaluation(config: EvaluateConfig, submission: Path | None = None) -> None:
     """Refuse an evaluation whose file or datasets are not there.
 
+    Args:
+        submission: folder for predictions; None writes none.
+
     Raises:
-        ConfigError: the file or datasets are not there: all of them, each with its key.
+        ConfigError: the file or datasets are not there, or hold no scenes to submit: all of them, each with its key.
         ShardError: a dataset is damaged or unreachable.
     """
     looks = _Looks()
     with looks.at("model.exported"):
         _look_at_export(fetched(config.model.exported))
     with looks.at("data.shards"):
-        Catalogue(config.data.shards)
+        catalogue = Catalogue(config.data.shards)
+        if submission is not None:
+            catalogue.require_scenes("a submission")
+    with looks.at("--submission"):
+        if submission is not None:
+            check_folder(submission)
     looks.tell()
 
 
@@ -125,11 +138,26 @@ def _look_at_samples(config: JobConfig, catalogue: Catalogue, validation: bool =
     if isinstance(config.data, DataConfig):
         catalogue.require_frames()
     if isinstance(config.data, LabelledDataConfig):
-        labels = config.model.label_names
+        labels, boxes_alone = config.model.label_names, isinstance(config, DetectionConfig)
         for url, names in zip(catalogue.urls, catalogue.label_names, strict=True):
-            build_label_table(names, labels, config.data.ignored_labels, url)
+            build_label_table(names, labels, config.data.ignored_labels, url, unlabelled=boxes_alone)
         if not validation:  # where a label may have no point
             require_labels(catalogue.label_names, labels, catalogue.urls)
+        for url, samples in catalogue.few_of_each(NUM_LOOKS):
+            lacking = [_lacks(config, stored) for _, stored in samples]
+            if lacking and all(lacking):  # one that lacks it among others is broken, and training counts it
+                keys = ", ".join(key for key, _ in samples)
+                raise ConfigError(f"{url}: what was looked at ({keys}) {lacking[0]}")
+
+
+def _lacks(config: JobConfig, stored: Sample) -> str | None:
+    """What keeps a sample from being learnt from; None for nothing."""
+    if isinstance(config, DetectionConfig):
+        return lacks_objects(stored, config.model.boxes)
+    if isinstance(config, InstanceConfig):
+        groups = config.model.groups if config.model.masks == "queries" else None
+        return lacks_labels(stored) or lacks_objects(stored, None) or lacks_groups(stored, groups)
+    return lacks_labels(stored)
 
 
 def _look_at_towers(model: NetworkConfig) -> None:

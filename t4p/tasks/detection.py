@@ -78,6 +78,9 @@ def build_head(config: DetectionConfig, net: Text4Point, clip_dim: int) -> BoxHe
 class DetectionModule(PromptedModule):
     """The 3D network, the prompt tokens and a head that makes boxes; the decoder beyond what the head reads rests."""
 
+    read = "levels"
+    head_parts = ("head",)
+
     def __init__(self, config: DetectionConfig, prompted: PromptedLabels, clip_dim: int) -> None:
         super().__init__(config.model, config.loss, prompted, clip_dim, OUT_DIM)
         self.net.freeze((*config.model.frozen, "fine"))
@@ -103,7 +106,7 @@ class DetectionModule(PromptedModule):
             boxes: of this rank.
         """
         text = self.embed_labels()
-        expanded, coarse, coarse_coords, fine, fine_coords = self.net(voxel_coords, voxel_features, text, read="levels")
+        expanded, coarse, coarse_coords, fine, fine_coords = self.net(voxel_coords, voxel_features, text, self.read)
         located = self.head(coarse_coords, coarse, fine_coords, fine, text)
         fine_voxel_size = self.head.coarse_voxel_size / 2
         box_of_location = assign_locations(
@@ -219,13 +222,16 @@ def scores_at(compared: Sequence[tuple[Detections, Boxes]]) -> tuple[DetectionSc
     return found[low], found[high]
 
 
+build_task = DetectionTask
+
+
 def run(config: DetectionConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
     """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
 
     Args, raises:
         As `t4p.tasks.finetune.finetune`.
     """
-    finetune(config, build_module, build_recipe, DetectionTask, ("head",), on_step, show)
+    finetune(config, build_module, build_recipe, build_task, on_step, show)
 
 
 def build_module(config: DetectionConfig, towers: ClipTowers) -> DetectionModule:
@@ -241,8 +247,11 @@ def build_module(config: DetectionConfig, towers: ClipTowers) -> DetectionModule
 def build_recipe(
     config: DetectionConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
 ) -> ObjectRecipe:
-    """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`."""
-    recipe = label_recipe(config, catalogue, trains, ignored_labels)
+    """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`.
+
+    Boxes are enough: points without labels leave the score map without a loss.
+    """
+    recipe = label_recipe(config, catalogue, trains, ignored_labels, unlabelled=True)
     return ObjectRecipe(recipe, config.model.label_names, boxes_of=config.model.boxes)
 
 

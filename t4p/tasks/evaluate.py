@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
@@ -30,6 +32,7 @@ from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 from t4p.models.hub import fetched
 from t4p.tasks.scored import ScoreSheet
+from t4p.tasks.submission import write_submission
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
@@ -60,36 +63,44 @@ def evaluate(
     config: EvaluateConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
+    submission: Path | None = None,
 ) -> tuple[ExportedNetwork, SemanticScores | ScoreSheet]:
     """Score an exported network by the protocol of its task, on every sample of the datasets.
 
     Args:
         on_progress: called with (samples done, samples in all).
         on_sample: told what was said of each sample, where the network gives every voxel a label.
+        submission: folder that becomes the predictions in ScanNet's layout. Without a label in the data, as in a test
+            split, the scores are nan then.
 
     Returns:
         The network as read, and its scores; class ids are the rows of its labels.
 
     Raises:
         CheckpointError: the file is no export, or is damaged.
+        CallError, ConfigError, ResultError: as `write_submission`.
         ConfigError: `model.finds` is not what the network can find.
         ConfigError, ShardError, DataError: as `score_network`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(fetched(config.model.exported), device)
     task = task_named(exported.config.task)
-    if config.model.finds not in (None, task.finds):
-        if task.finds != "labels":
-            raise ConfigError(
-                f"model.finds is {config.model.finds}, and {config.model.exported} finds {task.finds} "
-                f"(task: {task.name}); leave model.finds out, or name a network that labels points"
-            )
-        from t4p.tasks.named_groups import score_named_groups  # which needs this module
+    finds = config.model.finds or task.finds
+    if finds != task.finds and task.finds != "labels":
+        raise ConfigError(
+            f"model.finds is {config.model.finds}, and {config.model.exported} finds {task.finds} "
+            f"(task: {task.name}); leave model.finds out, or name a network that labels points"
+        )
+    with nullcontext() if submission is None else write_submission(submission, exported.labels, finds) as written:
+        on_masks = () if written is None else (written.add_masks,)
+        if finds != task.finds:
+            from t4p.tasks.named_groups import score_named_groups  # which needs this module
 
-        return exported, score_named_groups(exported, config.data, on_progress)
-    if task.finds != "labels":
-        return exported, task.load().score(exported, config.data, on_progress)
-    return exported, score_network(exported, config.data, on_progress, on_sample)
+            return exported, score_named_groups(exported, config.data, on_progress, *on_masks)
+        if finds != "labels":
+            return exported, task.load().score(exported, config.data, on_progress, *on_masks)
+        on_labels = None if written is None else written.add_labels
+        return exported, score_network(exported, config.data, on_progress, on_sample, on_labels)
 
 
 def score_network(
@@ -97,6 +108,7 @@ def score_network(
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
+    on_labels: Callable[[str, NDArray[np.int64]], None] | None = None,
 ) -> SemanticScores:
     """Score a network on every point of the datasets.
 
@@ -104,22 +116,26 @@ def score_network(
 
     Args:
         on_progress, on_sample: as for `evaluate`.
+        on_labels: called with the key of each sample and the label of each of its points. Then no point needs a true
+            one, and without any the scores are nan.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
         ShardError, DataError: the data is missing or damaged, or holds no labelled point.
     """
-    return score_points(label_points(exported, scored, on_progress, on_sample), len(exported.labels), scored.shards)
+    samples = label_points(exported, scored, on_progress, on_sample, on_labels)
+    return score_points(samples, len(exported.labels), scored.shards, unlabelled=on_labels is not None)
 
 
 def score_points(
-    samples: Iterable[tuple[ArrayLike, ArrayLike]], num_labels: int, urls: Sequence[str]
+    samples: Iterable[tuple[ArrayLike, ArrayLike]], num_labels: int, urls: Sequence[str], *, unlabelled: bool = False
 ) -> SemanticScores:
     """Read the scores off all samples.
 
     Args:
         samples: for each, what was said of its points and what is true: indices of labels, the truth may be IGNORED.
         urls: places of the datasets, for messages.
+        unlabelled: the scores are nan where no point has a label.
 
     Raises:
         DataError: not one point has a label.
@@ -128,7 +144,7 @@ def score_points(
     counts = confusion(np.zeros(0, np.int64), np.zeros(0, np.int64), class_ids)
     for predicted, target in samples:
         counts += confusion(predicted, target, class_ids, (IGNORED,))
-    if not counts.sum():
+    if not (counts.sum() or unlabelled):
         raise DataError(
             f"{', '.join(urls)}: not one of the points has a label; look at a sample with `t4p shards show`"
         )
@@ -140,6 +156,7 @@ def label_points(
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_sample: Callable[[ScoredSample], None] | None = None,
+    on_labels: Callable[[str, NDArray[np.int64]], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What a network says of every point, and what is true: sample by sample, in the order of the datasets.
 
@@ -152,7 +169,9 @@ def label_points(
     catalogue = Catalogue(scored.shards)
     points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
     data, model = exported.config.data.model_copy(update=points), exported.config.model
-    recipe = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
+    recipe = build_label_recipe(
+        catalogue, data, model, exported.labels, scored.ignored_labels, augment=None, unlabelled=on_labels is not None
+    )
     batches = scored_stream(scored, catalogue, recipe).batches()
     for done, batch in enumerate(batches, start=1):
         predicted = predict(exported, batch)
@@ -160,7 +179,10 @@ def label_points(
             middles = (batch.voxel_coords[:, 1:].numpy().astype(np.float32) + 0.5) * np.float32(model.voxel_size)
             truth = batch.label_of_voxel.numpy()
             on_sample(ScoredSample(batch.keys[0], done - 1, catalogue.num_samples, middles, predicted.numpy(), truth))
-        yield predicted[batch.voxel_of_point], batch.label_of_point
+        of_points = predicted[batch.voxel_of_point]
+        if on_labels is not None:
+            on_labels(batch.keys[0], of_points.numpy())
+        yield of_points, batch.label_of_point
         on_progress(done, catalogue.num_samples)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.network import FinetunedModelConfig
+from t4p.config.run import FinetuneTrainConfig
 from t4p.config.tasks import FinetuneConfig, FinetuneLossConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelRecipe, build_label_recipe
@@ -27,7 +28,7 @@ from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.models.exported import for_one_process
 from t4p.models.hub import fetched
 from t4p.models.score_map import compare_with_text
-from t4p.models.text4point import build_text4point
+from t4p.models.text4point import Reading, build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show, print_line
@@ -41,6 +42,7 @@ from t4p.tasks.job import (
     tell_missing_poses,
 )
 from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights, terms_of_beginning
+from t4p.train.parameter_groups import GroupSettings, slow_parts_of
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -53,7 +55,15 @@ Config = TypeVar("Config", bound=FinetuneConfig)
 
 
 class PromptedModule(nn.Module):
-    """The 3D network and the prompt tokens. `model.frozen` does not train."""
+    """The 3D network and the prompt tokens. `model.frozen` does not train.
+
+    Attributes:
+        read: how far the decoder goes for the head.
+        head_parts: what learns at `train.head_learning_rate_scale`.
+    """
+
+    read: Reading = "voxels"
+    head_parts: tuple[str, ...] = ("net.head",)
 
     def __init__(
         self,
@@ -71,13 +81,31 @@ class PromptedModule(nn.Module):
         super().__init__()
         self.net = build_text4point(model, clip_dim, out_dim)
         self.net.freeze(model.frozen)
-        self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
+        self.prompt_tokens: Tensor
+        if "text_query" in model.frozen:  # as the parts that the network freezes: buffers, which checkpoints restore
+            self.register_buffer("prompt_tokens", prompted.initial_tokens.clone())
+        else:
+            self.prompt_tokens = nn.Parameter(prompted.initial_tokens.clone())
         self._prompted = prompted  # holds the frozen text tower: no part of this module, of ZeRO, or of a checkpoint
         self._score_map = loss
 
     def embed_labels(self) -> Tensor:
         """(K, d) the labels behind the prompt tokens, unit-norm: what the network asks."""
         return self._prompted.embed(self.prompt_tokens)
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the parts of each stage, from the stem to the last before the head, the prompts in the middle."""
+        of_net = (tuple(f"net.{part}" for part in parts) for parts in self.net.stages(self.read))
+        return tuple((*parts, "prompt_tokens") if "net.text_query" in parts else parts for parts in of_net)
+
+    def groups(self, train: FinetuneTrainConfig) -> GroupSettings:
+        """How the optimizer groups the parameters."""
+        return GroupSettings(
+            fast_parts=self.head_parts,
+            fast_scale=train.head_learning_rate_scale,
+            undecayed=("prompt_tokens",),
+            slow_parts=slow_parts_of(self.stages(), train.layer_decay),
+        )
 
     def score_map(self, expanded: Tensor, text: Tensor) -> Tensor:
         """(Vb, K) s = h3D_hat . t: cosines of bottleneck voxels (Vb, d) and labels (K, d), over the temperature."""
@@ -101,7 +129,6 @@ def finetune(
     build_module: Callable[[Config, ClipTowers], PromptedModule],
     build_recipe: Callable[[Config, Catalogue, bool], Recipe[Sample, Batch]],
     build_task: Callable[[Config, torch.device, ValidationStream[Sample, Batch] | None], Any],
-    fast_parts: tuple[str, ...],
     on_step: Callable[[StepRecord], None] | None,
     show: Show | None,
 ) -> None:
@@ -111,7 +138,6 @@ def finetune(
         build_module: random weights, the same in every process.
         build_recipe: how the samples of a catalogue become those of this job; whether they are trained on.
         build_task: what the loop asks of it, `t4p.train.loop.Task`.
-        fast_parts: of the module, what learns at `train.head_learning_rate_scale`.
         on_step: called on every rank after every step.
         show: told on rank 0 how it goes; by default plain lines are printed.
 
@@ -127,6 +153,9 @@ def finetune(
     require_labels(catalogue.label_names, model.label_names, catalogue.urls)
     tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, True))
+    if rank() == 0 and not all(catalogue.label_names):
+        bare = (url for url, names in zip(catalogue.urls, catalogue.label_names, strict=True) if not names)
+        print_line(f"{', '.join(bare)}: no labels of points, so the loss of the score map (loss.weight_aux) is 0 there")
     validation = None
     if config.data.validation_shards:
         held_out = Catalogue(config.data.validation_shards)
@@ -139,14 +168,7 @@ def finetune(
             if rank() == 0:
                 for line in differing:
                     print_line(f"model.pretrained was trained otherwise: {line}")
-        return build_engine(
-            module,
-            config.train,
-            checkpoint,
-            fast_parts=fast_parts,
-            fast_scale=config.train.head_learning_rate_scale,
-            undecayed=("prompt_tokens",),
-        )
+        return build_engine(module, config.train, checkpoint, module.groups(config.train))
 
     task = build_task(config, device, validation)
     began_with = partial(terms_of_beginning, config)
@@ -154,12 +176,18 @@ def finetune(
 
 
 def label_recipe(
-    config: FinetuneConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
+    config: FinetuneConfig,
+    catalogue: Catalogue,
+    trains: bool,
+    ignored_labels: Sequence[str] | None = None,
+    *,
+    unlabelled: bool = False,
 ) -> LabelRecipe:
     """How the points of a catalogue get labels and become voxels; only those that are trained on are augmented.
 
     Args:
         ignored_labels: instead of those of the configuration.
+        unlabelled: take samples without labels, too.
 
     Raises:
         ConfigError: the classes of a dataset are not those of the configuration.
@@ -172,6 +200,7 @@ def label_recipe(
         config.data.ignored_labels if ignored_labels is None else ignored_labels,
         augment=config.data.augment if trains else None,
         seed=config.run.seed,
+        unlabelled=unlabelled,
     )
 
 

@@ -7,8 +7,8 @@ shows is said against the embeddings of the labels, so that no weight depends on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +24,10 @@ from t4p.data.groups import group_points
 from t4p.data.labels import IGNORED
 from t4p.data.objects import NONE, ObjectBatch, ObjectRecipe, groups_of_voxels
 from t4p.data.transforms import PointCloud, VoxelCloud
-from t4p.errors import DataError, RunError
+from t4p.errors import RunError
 from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.losses.segmentation import balanced_cross_entropy
-from t4p.metrics.instance import ComparedScene, InstanceScene, compare, scores_of
+from t4p.metrics.instance import ComparedScene, scores_of
 from t4p.models.exported import ExportedNetwork
 from t4p.models.offset_votes import cluster_votes, vote_loss
 from t4p.models.query_decoder import QueryDecoder, pool_groups
@@ -43,8 +43,9 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
+from t4p.tasks.found_masks import MIN_REGION, MOST_MASKS, FoundMasks, OnMasks, compare_found, sheet_of
 from t4p.tasks.object_task import ObjectTask
-from t4p.tasks.scored import ScoreSheet, SheetRow
+from t4p.tasks.scored import ScoreSheet
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -52,25 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["embed_labels", "masks_of_points", "problem_of_start", "run", "score"]
 
-MIN_REGION = 100  # points of the smallest instance that is scored, ScanNet's
-MOST_MASKS = 100  # of a sample
 VOTES_RADIUS = 2.0  # voxels: votes that lie nearer are of one object
 FEWEST_VOTES = 8  # voxels of the smallest object that votes make
-
-
-@dataclass(frozen=True, eq=False)
-class FoundMasks:
-    """The objects of one sample.
-
-    Attributes:
-        masks: (P, V) bool over its voxels.
-        class_ids: (P,) int64 rows of the labels.
-        scores: (P,) float in [0, 1], the surest first.
-    """
-
-    masks: NDArray[np.bool_]
-    class_ids: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
 
 def build_head(config: InstanceConfig, clip_dim: int) -> QueryDecoder | VoteHead:
@@ -91,6 +75,8 @@ def build_head(config: InstanceConfig, clip_dim: int) -> QueryDecoder | VoteHead
 
 class InstanceModule(PromptedModule):
     """The 3D network, the prompt tokens and a head that makes masks."""
+
+    head_parts = ("net.head", "head")
 
     def __init__(self, config: InstanceConfig, prompted: PromptedLabels, clip_dim: int) -> None:
         super().__init__(config.model, config.loss, prompted, clip_dim, config.model.mask_channels)
@@ -223,12 +209,18 @@ def find_masks(
 
 
 def compare_batch(
-    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
+    net: Text4Point,
+    head: QueryDecoder | VoteHead,
+    text: Tensor,
+    voxel_size: float,
+    batch: ObjectBatch,
+    on_masks: OnMasks | None = None,
 ) -> Iterator[ComparedScene]:
     """What was found in every sample of a batch beside what is there, point by point.
 
     Args:
         batch: on the network's device.
+        on_masks: told of the masks of each sample.
     """
     labelled = batch.labelled
     found = find_masks(
@@ -242,32 +234,7 @@ def compare_batch(
         batch.sample_of_group,
         len(batch.corners),
     )
-    return compare_found(found, batch, len(text))
-
-
-def compare_found(found: Iterable[FoundMasks], batch: ObjectBatch, num_labels: int) -> Iterator[ComparedScene]:
-    """The masks of every sample of a batch beside its true instances, point by point."""
-    labelled = batch.labelled
-    sample_of_voxel, voxel_of_point, label_of_point, instance_of_point = (
-        tensor.cpu().numpy()
-        for tensor in (
-            labelled.voxel_coords[:, 0],
-            labelled.voxel_of_point,
-            labelled.label_of_point,
-            batch.instance_of_point,
-        )
-    )
-    for sample, masks in enumerate(found):
-        own = sample_of_voxel[voxel_of_point] == sample
-        rows = voxel_of_point[own] - np.count_nonzero(sample_of_voxel < sample)
-        scene = InstanceScene(
-            semantic=label_of_point[own],
-            instance=instance_of_point[own] + 1,
-            masks=masks.masks[:, rows],
-            class_ids=masks.class_ids,
-            scores=masks.scores,
-        )
-        yield compare(scene, range(num_labels), MIN_REGION)
+    return compare_found(found, batch, len(text), on_masks)
 
 
 class InstanceTask(ObjectTask[ComparedScene]):
@@ -309,13 +276,16 @@ class InstanceTask(ObjectTask[ComparedScene]):
         return {name: value for name, value in named.items() if math.isfinite(value)}  # nan: absent from the data
 
 
+build_task = InstanceTask
+
+
 def run(config: InstanceConfig, on_step: Callable[[StepRecord], None] | None = None, show: Show | None = None) -> None:
     """Fine-tune as one worker of those that the environment describes; alone without one. Collective.
 
     Args, raises:
         As `t4p.tasks.finetune.finetune`.
     """
-    finetune(config, build_module, build_recipe, InstanceTask, ("net.head", "head"), on_step, show)
+    finetune(config, build_module, build_recipe, build_task, on_step, show)
 
 
 def build_module(config: InstanceConfig, towers: ClipTowers) -> InstanceModule:
@@ -329,10 +299,15 @@ def build_module(config: InstanceConfig, towers: ClipTowers) -> InstanceModule:
 
 
 def build_recipe(
-    config: InstanceConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
+    config: InstanceConfig,
+    catalogue: Catalogue,
+    trains: bool,
+    ignored_labels: Sequence[str] | None = None,
+    *,
+    unlabelled: bool = False,
 ) -> ObjectRecipe:
     """How the samples of a catalogue become those of this job; arguments and errors of `label_recipe`."""
-    recipe = label_recipe(config, catalogue, trains, ignored_labels)
+    recipe = label_recipe(config, catalogue, trains, ignored_labels, unlabelled=unlabelled)
     return ObjectRecipe(
         recipe, config.model.label_names, groups_of=config.model.groups if config.model.masks == "queries" else None
     )
@@ -395,12 +370,17 @@ def masks_of_points(
 
 
 def score(
-    exported: ExportedNetwork, scored: EvaluatedDataConfig, on_progress: Callable[[int, int], None]
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None],
+    on_masks: OnMasks | None = None,
 ) -> ScoreSheet:
     """Average precision on every point of the datasets, by ScanNet's protocol.
 
     Args:
         on_progress: called with (samples done, samples in all).
+        on_masks: called with the key of each sample and the masks, class ids and scores of its objects. Then no point
+            needs a true object, and without any the scores are nan.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
@@ -409,35 +389,10 @@ def score(
     config = exported.config
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
+    make_recipe = partial(build_recipe, unlabelled=on_masks is not None)
     compared = [
         scene
-        for batch in scored_batches(config, scored, build_recipe, on_progress)
-        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+        for batch in scored_batches(config, scored, make_recipe, on_progress)
+        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device), on_masks)
     ]
-    return sheet_of(exported.labels, compared, scored.shards)
-
-
-def sheet_of(labels: Sequence[str], compared: Iterable[ComparedScene], urls: Sequence[str]) -> ScoreSheet:
-    """The scores of scenes as a table.
-
-    Args:
-        urls: places of the datasets, for messages.
-
-    Raises:
-        DataError: they hold no object.
-    """
-    found = scores_of(compared, range(len(labels)))
-    if not math.isfinite(found.mean_ap):
-        raise DataError(
-            f"{', '.join(urls)}: no object of the network's labels with {MIN_REGION} points; look at a sample with "
-            "`t4p shards show`"
-        )
-    return ScoreSheet(
-        protocol="ScanNet's protocol on points",
-        columns=("AP", "AP50", "AP25"),
-        rows=tuple(
-            SheetRow(label, (found.ap[index], found.ap50[index], found.ap25[index]))
-            for index, label in enumerate(labels)
-        ),
-        means=(found.mean_ap, found.mean_ap50, found.mean_ap25),
-    )
+    return sheet_of(exported.labels, compared, scored.shards, unlabelled=on_masks is not None)

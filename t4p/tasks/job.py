@@ -30,6 +30,7 @@ from t4p.runs.logs import StepRecord
 from t4p.runs.progress import PlainLines, Show, print_line
 from t4p.runs.universal import is_universal
 from t4p.tasks.afterwards import random_towers
+from t4p.train.parameter_groups import ONE_RATE, GroupSettings
 
 if TYPE_CHECKING:  # DeepSpeed, which reading an export must not need
     from t4p.train.engine import Engine
@@ -189,16 +190,13 @@ def build_engine(
     module: nn.Module,
     train: TrainConfig,
     checkpoint: Path | None,
-    *,
-    fast_parts: tuple[str, ...] = (),
-    fast_scale: float = 1.0,
-    undecayed: tuple[str, ...] = (),
+    groups: GroupSettings = ONE_RATE,
 ) -> Engine:
     """The module of a task under DeepSpeed; parts that say GATHERED_WHOLE are leaves at ZeRO 3. Collective.
 
     Args:
         checkpoint: what it will load, if anything.
-        fast_parts, fast_scale, undecayed: as in EngineSettings.
+        groups: of the optimizer.
     """
     from t4p.train.engine import Engine, EngineSettings
 
@@ -208,9 +206,7 @@ def build_engine(
         gradient_clipping=train.gradient_clipping,
         weight_decay=train.weight_decay,
         grad_accum_steps=train.grad_accum_steps,
-        fast_parts=fast_parts,
-        fast_scale=fast_scale,
-        undecayed=undecayed,
+        groups=groups,
     )
     universal = checkpoint is not None and is_universal(checkpoint)
     leaves = tuple(dict.fromkeys(type(part) for part in module.modules() if getattr(part, GATHERED_WHOLE, False)))

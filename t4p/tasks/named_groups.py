@@ -23,7 +23,7 @@ from t4p.data.objects import ObjectBatch, ObjectRecipe
 from t4p.metrics.instance import ComparedScene
 from t4p.models.exported import ExportedNetwork
 from t4p.tasks.evaluate import scored_stream, voxel_scores
-from t4p.tasks.instance import MOST_MASKS, FoundMasks, compare_found, sheet_of
+from t4p.tasks.found_masks import MOST_MASKS, FoundMasks, OnMasks, compare_found, sheet_of
 from t4p.tasks.scored import ScoreSheet
 
 FEWEST_VOXELS = 8  # of an instance
@@ -65,13 +65,17 @@ def join_groups(
 
 @torch.no_grad()
 def score_named_groups(
-    exported: ExportedNetwork, scored: EvaluatedDataConfig, on_progress: Callable[[int, int], None]
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None],
+    on_masks: OnMasks | None = None,
 ) -> ScoreSheet:
     """Average precision of such instances on every point of the datasets, by ScanNet's protocol.
 
     Args:
         exported: of a task that labels points.
         on_progress: called with (samples done, samples in all).
+        on_masks: as for `t4p.tasks.instance.score`.
 
     Raises:
         ConfigError: the classes of a dataset are not the network's labels.
@@ -80,13 +84,16 @@ def score_named_groups(
     catalogue = Catalogue(scored.shards)
     points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
     data, model = exported.config.data.model_copy(update=points), exported.config.model
-    labels = build_label_recipe(catalogue, data, model, exported.labels, scored.ignored_labels, augment=None)
+    unlabelled = on_masks is not None
+    labels = build_label_recipe(
+        catalogue, data, model, exported.labels, scored.ignored_labels, augment=None, unlabelled=unlabelled
+    )
     recipe = ObjectRecipe(labels, exported.labels, groups_of="own")
     compared: list[ComparedScene] = []
     for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
-        compared += compare_found(_found_in(exported, batch), batch, len(exported.labels))
+        compared += compare_found(_found_in(exported, batch), batch, len(exported.labels), on_masks)
         on_progress(done, catalogue.num_samples)
-    return sheet_of(exported.labels, compared, scored.shards)
+    return sheet_of(exported.labels, compared, scored.shards, unlabelled=unlabelled)
 
 
 def _found_in(exported: ExportedNetwork, batch: ObjectBatch) -> Iterator[FoundMasks]:

@@ -41,6 +41,7 @@ from t4p.tasks.job import (
     start_worker,
     tell_missing_poses,
 )
+from t4p.train.parameter_groups import GroupSettings
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -241,7 +242,7 @@ def run(config: PretrainConfig, on_step: Callable[[StepRecord], None] | None = N
     module = PretrainModule(config.model, config.loss, towers.embed_dim).to(device)
 
     def wrap(checkpoint: Path | None) -> Engine:
-        return build_engine(module, config.train, checkpoint, undecayed=module.untrained)
+        return build_engine(module, config.train, checkpoint, GroupSettings(undecayed=module.untrained))
 
     task = PretrainTask(towers, config.model, device, validation, config.train.precision)
     run_training(config, wrap, task, stream, catalogue, towers.sha256, on_step, show)

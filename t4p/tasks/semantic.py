@@ -7,6 +7,7 @@ behind learnable tokens, through the frozen text tower.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ from t4p.config.tasks import FinetuneLossConfig, SemanticConfig
 from t4p.data.labelled import LabelledBatch, LabelledSample
 from t4p.data.labels import IGNORED
 from t4p.data.stream import ValidationStream
-from t4p.distributed import all_reduce_sum, rank
+from t4p.distributed import all_reduce_sum
 from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["embed_labels", "problem_of_start", "run", "voxel_scores", "weights_at_start"]
 
 MOST_STEPS_WITHOUT_LABEL = 100
+
+build_recipe = label_recipe  # under the name that it has in every task
 
 
 class Segmented(NamedTuple):
@@ -184,7 +187,11 @@ def run(config: SemanticConfig, on_step: Callable[[StepRecord], None] | None = N
     Args, raises:
         As `t4p.tasks.finetune.finetune`.
     """
-    finetune(config, build_module, label_recipe, build_task, ("net.head",), on_step, show)
+    if config.model.head == "words" and config.model.pretrained is None and os.environ.get("RANK", "0") == "0":
+        print_line(
+            "model.head is words, and there is no model.pretrained: random weights know no words; linear learns more"
+        )
+    finetune(config, build_module, build_recipe, build_task, on_step, show)
 
 
 def build_module(config: SemanticConfig, towers: ClipTowers) -> SemanticModule:
@@ -201,11 +208,6 @@ def build_task(
     config: SemanticConfig, device: torch.device, validation: ValidationStream[LabelledSample, LabelledBatch] | None
 ) -> SemanticTask:
     """What the loop asks of it."""
-    model = config.model
-    if model.head == "words" and model.pretrained is None and rank() == 0:
-        print_line(
-            "model.head is words, and there is no model.pretrained: random weights know no words; linear learns more"
-        )
     return SemanticTask(config.model.label_names, device, validation)
 
 

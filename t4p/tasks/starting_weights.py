@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from shards.terms import DatasetTerms
 from t4p.config.files import changed_keys
+from t4p.config.kinds import task_named
 from t4p.config.tasks import FinetuneConfig
 from t4p.distributed import broadcast_object, rank
 from t4p.errors import CheckpointError, ConfigError
@@ -131,11 +132,11 @@ def load_starting_weights(
         towers_sha256: hash of the CLIP towers whose text it will be asked.
 
     Returns:
-        What a user should know: `key: then -> now` of settings that fit, and were others.
+        What a user should know: `key: then -> now` of settings that fit, and were others; and what did not train.
 
     Raises:
-        ConfigError: the networks are not of one shape, the same weights would mean something else, or the text tower is
-            another one: names the keys that differ.
+        ConfigError: the networks are not of one shape, the same weights would mean something else, the text tower is
+            another one (names the keys that differ), or stages of the decoder never trained.
     """
     if start.towers_sha256 != towers_sha256:
         seed = " (random towers come from run.seed)" if config.model.clip.pretrained == "random" else ""
@@ -164,9 +165,29 @@ def load_starting_weights(
             "model.pretrained has weights of this shape that mean something else; set these keys as they were there"
             f"{listed}"
         )
+    rested = _rested(start.config, config)
     with torch.no_grad():
         net.load_state_dict({**{name: v for name, v in net.state_dict().items() if name.startswith(HEAD)}, **found})
-    return tuple(str(change) for change in changes if _is_among(change.key, TOLD))
+    return (*rested, *(str(change) for change in changes if _is_among(change.key, TOLD)))
+
+
+def _rested(start: Mapping[str, Any], config: FinetuneConfig) -> tuple[str, ...]:
+    """What to tell of decoder stages that did not train where the weights come from, and are read now.
+
+    Raises:
+        ConfigError: they have random weights.
+    """
+    begins = task_named(start.get("task", "pretrain"))
+    if begins.finds != "boxes" or task_named(config.task).finds == "boxes" or config.model.unet.num_strides == 1:
+        return ()
+    told = "task: detection reads the first decoder stage alone, so the finer ones rested there"
+    before = start["model"]["pretrained"]
+    if before is None:
+        raise ConfigError(
+            f"model.pretrained is a fine-tuning whose finer decoder stages have random weights ({told}, and it began "
+            "from scratch); name a pre-training, or a fine-tuning for labels or masks"
+        )
+    return (f"{told}, with the weights of {before}",)
 
 
 def _is_among(key: str, names: Sequence[str]) -> bool:

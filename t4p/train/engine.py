@@ -44,6 +44,7 @@ from t4p.runs.checkpoint import first_line, parts_of_ranks
 from t4p.train.adamw import AdamW
 from t4p.train.buckets import BUCKET_SIZE, STAGE_3_WHOLE_BELOW
 from t4p.train.loopback import LOOPBACK, join_on_loopback
+from t4p.train.parameter_groups import ONE_RATE, GroupSettings, ParameterGroups, parameter_groups
 from t4p.train.safe_reading import reading_is_not_running
 
 # Whenever it makes an engine or reduces gradients, DeepSpeed asks whether the optimizer is its Muon. Importing Muon
@@ -56,27 +57,19 @@ with patch.object(compiler, "compile", lambda: lambda function: function):
 # 2, the first two at stage 3 and in universal checkpoints, none at stage 0. They are plain records.
 SEEN_IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)
 
-ParameterGroups = list[dict[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What the engine needs to know of the training section.
-
-    Attributes:
-        fast_parts: names of parts of the module (`net.head`), whose learning rate is `fast_scale` times the others'.
-        undecayed: names of parameters that do not decay though they are matrices.
-    """
+    """What the engine needs to know of the training section, and of the module's parameters."""
 
     zero_stage: int
     precision: str
     gradient_clipping: float
     weight_decay: float
     grad_accum_steps: int
-    fast_parts: tuple[str, ...] = ()
-    fast_scale: float = 1.0
-    undecayed: tuple[str, ...] = ()
+    groups: GroupSettings = ONE_RATE
 
 
 def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -180,8 +173,7 @@ class Engine:
         self._stage_0_norm = 0.0
         if settings.zero_stage == 3 and leaf_classes:
             _make_leaves(module, leaf_classes)
-        groups = _decay_groups(module, settings.weight_decay, settings.fast_parts, settings.undecayed)
-        self._learning_rate_scales = (1.0, 1.0, settings.fast_scale)[: len(groups)]
+        groups, self._learning_rate_scales = parameter_groups(module, settings.weight_decay, settings.groups)
         self._optimizer = build_optimizer(groups)
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=self._optimizer, config=config, dist_init_required=False
@@ -388,25 +380,3 @@ def _forward_hooks_removed(module: nn.Module) -> Iterator[None]:
     finally:
         for part, before, after in kept:
             part._forward_pre_hooks, part._forward_hooks = before, after
-
-
-def _decay_groups(
-    module: nn.Module, weight_decay: float, fast_parts: Sequence[str] = (), undecayed: Sequence[str] = ()
-) -> ParameterGroups:
-    """Matrices decay; biases, norms, temperatures and what is named do not. Fast parts are a third group, whole.
-
-    Whole, though its bias then decays too: a group of a few numbers leaves ranks of a large world without any, and
-    DeepSpeed 0.19.8 then cannot load a universal checkpoint ("list index out of range").
-    """
-    decayed, others, fast = [], [], []
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith(tuple(f"{part}." for part in fast_parts)):
-            fast.append(parameter)
-        elif parameter.ndim >= 2 and name not in undecayed:
-            decayed.append(parameter)
-        else:
-            others.append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return [*groups, {"params": fast, "weight_decay": weight_decay}] if fast else groups

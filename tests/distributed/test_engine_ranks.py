@@ -133,10 +133,11 @@ class Data:
 
 def train_in_one_process(plan: Plan, data: Data) -> dict:
     """The definition of what the ranks have to reproduce, in plain torch."""
-    from t4p.train.engine import _decay_groups
+    from t4p.train.parameter_groups import parameter_groups
 
     module = data.build_module(plan)
-    optimizer = plan.build_optimizer(_decay_groups(module, WEIGHT_DECAY))
+    groups, _ = parameter_groups(module, WEIGHT_DECAY)
+    optimizer = plan.build_optimizer(groups)
     before = embed_validation(module, data, (0, 1, 2, 3))
     losses, norms = [], []
     for splits in plan.micro_batches():

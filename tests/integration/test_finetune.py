@@ -191,6 +191,55 @@ def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, la
         assert after["head.weight"].shape[0] == len(labels)
 
 
+MOVED = """
+import json, sys
+from pathlib import Path
+from t4p.config.files import load_for_command
+from t4p.models.exported import load_exported_network
+from t4p.tasks.semantic import run
+from t4p.train.engine import saved_weights
+before = load_exported_network(Path(sys.argv[1])).net.state_dict()
+moved = []
+for files, overrides in json.loads(sys.argv[2]):
+    config = load_for_command("finetune", files, overrides)
+    run(config)
+    after = saved_weights(Path(config.run.dir) / "checkpoints/step_00000001", config.train.zero_stage)
+    moved.append({
+        name: float((after["net." + name].double() - value.double()).abs().max())
+        for name, value in before.items() if not name.startswith("head.")
+    })
+print("MOVED" + json.dumps(moved))
+"""
+
+
+def test_a_linear_probe_moves_no_bit_of_the_network_and_layer_decay_slows_it_by_stages(rooms, pretrained, tmp_path):
+    """Where no weight decays, the first step of AdamW moves the weights by the learning rate."""
+    start = pretrained / "pretrained.safetensors"
+    calls = []
+    # Stage 3 last: DeepSpeed replaces torch's linear for good, by one that rounds differently.
+    for stage, files, key in (
+        (1, [CONFIG, "configs/finetune/linear_probe.yaml"], "train.weight_decay=0.5"),
+        (1, [CONFIG], "train.layer_decay=0.5"),
+        (3, [CONFIG, "configs/finetune/linear_probe.yaml"], "train.weight_decay=0.5"),
+        (3, [CONFIG], "train.layer_decay=0.5"),
+    ):
+        common = ["data.num_workers=0", f"model.pretrained={start}", f"data.shards=[{rooms}]", "train.weight_decay=0"]
+        steps = ["train.num_steps=1", "train.warmup_steps=0", "train.global_batch_size=2", f"train.zero_stage={stage}"]
+        calls.append((files, [*common, *steps, key, f"run.dir={tmp_path / str(len(calls))}"]))
+    moved = json.loads(python(MOVED, str(start), json.dumps(calls)).rpartition("MOVED")[2])
+    (metrics,) = {(tmp_path / f"{run}" / "metrics.jsonl").read_text().count("\n") for run in range(4)}
+    assert metrics == 1
+    rate = json.loads((tmp_path / "1" / "metrics.jsonl").read_text())["learning_rate"]
+    for of_run in (moved[0], moved[2]):
+        assert set(of_run.values()) == {0.0}, "weights, statistics and counters of the probe"
+    for of_run in (moved[1], moved[3]):
+        for part, distance in (("unet.stem.", 6), ("unet.encoder.1", 4), ("reduce.", 3), ("unet.decoder.1.", 1)):
+            of_part = max(
+                value for name, value in of_run.items() if name.startswith(part) and name.endswith((".weight", ".bias"))
+            )
+            assert of_part == pytest.approx(rate * 0.5**distance, rel=0.02), part
+
+
 EXPORT_SHARES = """
 import sys
 from pathlib import Path
@@ -319,9 +368,9 @@ def test_a_fine_tuning_goes_on_with_another_number_of_ranks_and_without_the_weig
     shutil.copy(pretrained / "pretrained.safetensors", start)
     # Stage 3 last: DeepSpeed replaces torch's linear for good, by one that rounds differently.
     keys = {
-        1: ["model.head=linear"],
+        1: ["model.head=linear", "train.layer_decay=0.6"],
         2: ["model.head=words", "model.frozen=[encoder]"],
-        3: ["model.head=words", "model.frozen=[encoder]"],
+        3: ["model.head=words", "model.frozen=[encoder]", "train.layer_decay=0.6"],
     }
 
     def call(stage: int, run_dir: Path) -> list[str]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from forks import run_python
+from made_dataset import blank_manifest, write_samples
 from rank_processes import start_ranks
+from read_submission import read_masks
 
 import t4p
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
+from shards.sample import members_of_sample
+from t4p.metrics.instance import InstanceScene, evaluate
+from t4p.metrics.scannet import SCANNET_IDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
 
@@ -111,13 +117,40 @@ def test_one_room_is_learnt_by_heart_and_its_objects_are_found_by_the_export(roo
     assert near.sum() > 100, "the box lies in the room where its points are"
     assert len(boxes) == len(label_ids)
 
-    assert learn("instance", room, tmp_path / "masks", 110, "train.global_batch_size=1")["ap50"] > 0.9
+    # Those of its classes that ScanNet has, for a submission.
+    labels = ("chair", "table", "bookshelf", "bathtub")
+    keys = [f"model.labels=[{', '.join(labels)}]", "train.global_batch_size=1"]
+    scores_of_masks = learn("instance", room, tmp_path / "masks", 110, *keys)
+    assert scores_of_masks["ap50"] > 0.9
     masks, label_ids, scores = t4p.load(tmp_path / "masks" / "exported.safetensors").segment_instances(
         scene.points, scene.rgb
     )
     assert masks.shape == (len(label_ids), len(scene.points))
     of_best = scene.instance[masks[np.argmax(scores)]]
     assert (of_best == np.bincount(of_best).argmax()).mean() > 0.9
+
+    submitted = submit(tmp_path / "masks" / "exported.safetensors", room, tmp_path / "submitted")
+    names = DatasetReader(room).manifest.label_names
+    ids_of_names = np.array([SCANNET_IDS[name] if name in labels else 0 for name in names])
+    found_masks = read_masks(submitted / f"{scene.scene_id}.txt")
+    truth = (ids_of_names[scene.semantic], scene.instance.astype(np.int64))
+    read_back = evaluate([InstanceScene(*truth, *found_masks)], [SCANNET_IDS[label] for label in labels])
+    assert read_back.mean_ap == scores_of_masks["ap"]
+    assert read_back.mean_ap50 == scores_of_masks["ap50"]
+    # A test split: the same scene, of which nothing is known.
+    bare = replace(scene, semantic=None, instance=None, boxes=None, segments=None)
+    key = DatasetReader(room).key(0, 0)
+    write_samples(tmp_path / "bare", [(key, members_of_sample(bare))], tmp_path / "scratch", blank_manifest("scenes"))
+    blind = submit(tmp_path / "masks" / "exported.safetensors", str(tmp_path / "bare"), tmp_path / "blind")
+    for file in (path for path in submitted.rglob("*") if path.is_file()):
+        assert (blind / file.relative_to(submitted)).read_bytes() == file.read_bytes()
+
+
+def submit(exported: Path, scenes: str, folder: Path) -> Path:
+    """Write predictions in ScanNet's layout."""
+    given = [f"model.exported={exported}", f"data.shards=[{scenes}]", "data.ignored_labels=['*']", "data.num_workers=0"]
+    command("evaluate", *given, "--submission", str(folder))
+    return folder
 
 
 @pytest.mark.soak

@@ -3,13 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from commands.plan import make_console, print_plan, verdict
+from t4p.config.check import check
 from t4p.config.files import load_config, load_config_of, load_for_command
 from t4p.config.network import NetworkConfig
 from t4p.config.plans import build_plan
 from t4p.config.tasks import DetectionConfig, InstanceConfig, SemanticConfig
+from t4p.data.transforms import num_channels
+from t4p.metrics.scannet import SCANNET_IDS
 from t4p.models.towers import load_towers_from
+from t4p.models.unet import SparseUNet
 from t4p.plan.frames import look_at_frames
 from t4p.plan.job import JobPlan, assemble, spread, usual_hours, with_checkpointing
 from t4p.plan.measure import drawn_pairs, frozen_part, measure_network
@@ -19,6 +24,15 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FULL_SIZE = "configs/pretrain/scannet.yaml"
 CLUSTERS = {"configs/cluster/1x8.yaml": 8, "configs/cluster/8x8.yaml": 64}
 GIB = 2**30
+NETWORK = "configs/network/res16unet34c.yaml"
+# Of each: schema, labels, steps of its published schedule (epochs x samples / batch, or steps), and samples of a batch.
+BENCHMARKS = {
+    "configs/finetune/scannet_semantic.yaml": (SemanticConfig, 20, 20_000, 48),
+    "configs/finetune/scannet_instance.yaml": (InstanceConfig, 18, 512 * 1201 // 4, 4),
+    "configs/finetune/scannet_detection.yaml": (DetectionConfig, 18, 12 * 15 * 1201 // 16, 16),
+    "configs/finetune/s3dis.yaml": (SemanticConfig, 13, 60_000, 48),
+    "configs/finetune/sunrgbd.yaml": (DetectionConfig, 10, round(12 * 5 * 5285 / 16), 16),
+}
 
 
 def test_every_overlay_of_a_cluster_is_tested_here():
@@ -31,16 +45,60 @@ def test_every_pretraining_configuration_loads(path):
 
 
 def test_every_fine_tuning_configuration_loads():
-    names = ("rooms", "few_labels", "rooms_instance", "rooms_detection")
-    rooms, few_labels, instance, detection = (f"configs/finetune/{name}.yaml" for name in names)
+    names = ("rooms", "few_labels", "linear_probe", "rooms_instance", "rooms_detection")
+    rooms, few_labels, probe, instance, detection = (f"configs/finetune/{name}.yaml" for name in names)
     found = {f"configs/finetune/{path.name}" for path in (CONFIGS / "finetune").glob("*.yaml")}
-    assert found == {rooms, few_labels, instance, detection}
+    assert found == {rooms, few_labels, probe, instance, detection, *BENCHMARKS}
     assert load_config_of(SemanticConfig, [rooms]).model.head == "linear"
     assert load_config_of(SemanticConfig, [rooms, few_labels]).model.head == "words"
-    for overlay, schema in ((instance, InstanceConfig), (detection, DetectionConfig)):
-        loaded = load_for_command("finetune", [rooms, overlay])
+    for overlays, schema in (([], SemanticConfig), ([instance], InstanceConfig), ([detection], DetectionConfig)):
+        loaded = load_for_command("finetune", [rooms, *overlays])
         assert isinstance(loaded, schema)
-        assert "wall" not in loaded.model.label_names
+        assert ("wall" in loaded.model.label_names) == (schema is SemanticConfig)
+        loaded = load_for_command("finetune", [rooms, *overlays, probe], ["model.pretrained=a"])
+        assert isinstance(loaded, schema)
+        assert set(loaded.model.frozen) == {"encoder", "text_query", "decoder"}
+
+
+@pytest.mark.parametrize(("path", "expected"), BENCHMARKS.items(), ids=lambda value: str(value))
+def test_a_benchmark_is_fine_tuned_with_the_network_of_the_pre_training(path, expected):
+    schema, num_labels, num_steps, batch = expected
+    config = load_for_command("finetune", [NETWORK, path], ["model.pretrained=a"])
+    assert isinstance(config, schema)
+    assert len(config.model.label_names) == num_labels
+    assert (config.train.global_batch_size, check(config, 4)) == (batch, ())
+    assert config.train.num_steps == num_steps
+    network = load_config([FULL_SIZE]).model
+    told = {"labels"} | ({"voxel_size"} if path.endswith("s3dis.yaml") else set())  # taken, and told
+    assert {
+        name for name in NetworkConfig.model_fields if getattr(network, name) != getattr(config.model, name)
+    } <= told
+    with torch.device("meta"):
+        unet = SparseUNet(num_channels(config.model.point_features), build_plan(config.model.unet))
+        head = torch.nn.Linear(unet.out_channels, 20)
+    assert sum(p.numel() for part in (unet, head) for p in part.parameters()) == 37_856_052
+    tried = load_for_command("finetune", [path, "configs/network/small.yaml"])
+    assert tried.model.unet == load_config(["configs/pretrain/rooms.yaml"]).model.unet
+
+
+def test_the_files_of_networks_are_those_of_the_pre_trainings():
+    for network, pretraining in ((NETWORK, FULL_SIZE), ("configs/network/small.yaml", "configs/pretrain/rooms.yaml")):
+        alone, with_network = load_config([pretraining]), load_config([pretraining, network])
+        assert with_network == alone, network
+    assert {path.name for path in (CONFIGS / "network").glob("*.yaml")} == {"res16unet34c.yaml", "small.yaml"}
+
+
+def test_the_labels_of_the_benchmarks_are_theirs():
+    labels = {path: load_for_command("finetune", [NETWORK, path]).model.label_names for path in BENCHMARKS}
+    semantic = labels["configs/finetune/scannet_semantic.yaml"]
+    assert [SCANNET_IDS[name] for name in semantic] == [*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39]
+    for objects in ("instance", "detection"):
+        assert labels[f"configs/finetune/scannet_{objects}.yaml"] == semantic[2:]
+    # The names of the annotation files of S3DIS, and VoteNet's of SUN RGB-D, in no order.
+    s3dis = "beam, board, bookcase, ceiling, chair, clutter, column, door, floor, sofa, table, wall, window"
+    assert ", ".join(sorted(labels["configs/finetune/s3dis.yaml"])) == s3dis
+    sunrgbd = "bathtub, bed, bookshelf, chair, desk, dresser, night_stand, sofa, table, toilet"
+    assert ", ".join(sorted(labels["configs/finetune/sunrgbd.yaml"])) == sunrgbd
 
 
 def test_rooms_are_pre_trained_and_fine_tuned_with_one_network():

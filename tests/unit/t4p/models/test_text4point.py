@@ -58,9 +58,15 @@ def test_both_levels_have_the_rows_and_widths_of_the_method():
 
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
-@pytest.mark.parametrize("parts", [(), ("encoder",), ("decoder",), ("encoder", "decoder")])
+@pytest.mark.parametrize(
+    "parts", [(), ("encoder",), ("decoder",), ("encoder", "decoder"), ("encoder", "text_query", "decoder")]
+)
 def test_frozen_parts_keep_weights_and_norms_and_the_others_train(parts, activation_checkpointing):
-    names = {"encoder": ("unet.stem.", "unet.stem_norm.", "unet.encoder.", "expand."), "decoder": ("unet.decoder.",)}
+    names = {
+        "encoder": ("unet.stem.", "unet.stem_norm.", "unet.encoder.", "expand."),
+        "text_query": ("text_query.", "reduce."),
+        "decoder": ("unet.decoder.",),
+    }
     frozen = tuple(name for part in parts for name in names[part])
     net = build(activation_checkpointing=activation_checkpointing)
     net.freeze(parts)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_dataset import blank_manifest, write_samples
 
 from shards.errors import UserError
-from t4p.config.files import load_config, load_config_of
+from shards.reader import DatasetReader
+from shards.sample import members_of_sample
+from t4p.config.files import load_config, load_config_of, load_for_command
 from t4p.config.tasks import EvaluateConfig, SemanticConfig
 from t4p.errors import ConfigError, RunError
 from t4p.tasks.beforehand import look_before_evaluation, look_beforehand
@@ -147,3 +151,48 @@ def test_an_evaluation_needs_its_file_and_its_data(tmp_path: Path) -> None:
         look(tmp_path / "none", SCENES)
     with pytest.raises(ConfigError, match=rf"2 problem\(s\) in the configuration\n  {missing}.*\n  data\.shards: "):
         look(tmp_path / "none", tmp_path)
+
+
+def objects(run_dir: Path, task: str, shards: Path, *overrides: str) -> None:
+    files = ["configs/finetune/rooms.yaml", f"configs/finetune/rooms_{task}.yaml"]
+    given = [f"data.shards={shards}", f"run.dir={run_dir}", "model.labels=[chair]", "train.global_batch_size=1"]
+    look_beforehand(load_for_command("finetune", files, [*given, *overrides]))
+
+
+def repacked(folder: Path, label_names: tuple[str, ...], *without: str) -> Path:
+    """The scenes again, without arrays or boxes of these names."""
+    reader = DatasetReader(str(SCENES))
+    samples = [
+        (reader.key(0, row), members_of_sample(replace(reader.read_scene(0, row), **dict.fromkeys(without))))
+        for row in range(int(reader.samples_per_shard[0]))
+    ]
+    write_samples(folder, samples, folder.with_name("scratch"), blank_manifest("scenes", label_names))
+    return folder
+
+
+def test_what_every_sample_lacks_is_said_before_the_first_of_them_is_trained_on(tmp_path: Path) -> None:
+    names = DatasetReader(str(SCENES)).manifest.label_names
+    no_ids = repacked(tmp_path / "no-ids", names, "instance")
+    boxes_alone = repacked(tmp_path / "boxes-alone", (), "instance", "semantic")
+    nothing = repacked(tmp_path / "nothing", names, "instance", "semantic", "boxes")
+    run_dir = tmp_path / "run"
+    for task in ("instance", "detection"):
+        objects(run_dir, task, SCENES)
+    objects(run_dir, "detection", no_ids)
+    for boxes in ("axis_aligned", "oriented"):
+        objects(run_dir, "detection", boxes_alone, f"model.boxes={boxes}")
+    refused = [
+        (("instance", no_ids), r"no-ids: what was looked at \(.*/whole\) has no instance ids, from which .*pack it"),
+        (("instance", SCENES, "model.groups=given"), r"has no over-segmentation .*set model\.groups=own"),
+        (("instance", boxes_alone), r"has no class labels"),
+        (("instance", nothing), r"nothing: what was looked at \(.*/whole\) has no semantic labels; pack it"),
+        (("detection", nothing), r"has neither boxes nor instance ids with their labels.*pack it"),
+        (("detection", nothing, "model.boxes=oriented"), r"has no boxes, and model\.boxes is oriented"),
+        (("detection", SCENES, f"data.validation_shards={nothing}"), r"data\.validation_shards: .*has neither boxes"),
+    ]
+    for (task, shards, *overrides), message in refused:
+        with pytest.raises(ConfigError, match=message):
+            objects(run_dir, task, shards, *overrides)
+    objects(run_dir, "instance", SCENES, "model.groups=given", "model.masks=votes")
+    with pytest.raises(ConfigError, match="has no semantic labels"):
+        finetune(run_dir, f"data.shards={nothing}")

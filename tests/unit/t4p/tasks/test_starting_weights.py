@@ -6,12 +6,17 @@ from saved_checkpoint import save_checkpoint
 from small_model import TINY_NETWORK
 
 from t4p.config.files import load_config, load_config_of
-from t4p.config.tasks import SemanticConfig
+from t4p.config.tasks import DetectionConfig, SemanticConfig
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import write_exported
 from t4p.models.text4point import build_text4point
 from t4p.runs.checkpoint import CheckpointState, checkpoint_name
-from t4p.tasks.starting_weights import load_starting_weights, name_beginning, read_starting_weights
+from t4p.tasks.starting_weights import (
+    StartingWeights,
+    load_starting_weights,
+    name_beginning,
+    read_starting_weights,
+)
 
 CLIP_DIM = 16
 NETWORK = [
@@ -137,3 +142,23 @@ def test_a_run_folder_is_named_by_its_newest_checkpoint_and_later_by_the_one_tha
     named = network_of(f"model.pretrained={first}", f"run.dir={tmp_path / 'other'}")[1]
     assert name_beginning(named, said.append) == named
     assert len(said) == 2
+
+
+def test_decoder_stages_that_a_detection_left_alone_are_told_and_refused_where_they_are_random(tmp_path):
+    """It reads the first stage of the decoder alone."""
+    net, config = network_of()
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    before = [
+        load_config_of(DetectionConfig, [], ["run.dir=unused", "model.voxel_size=0.04", *NETWORK, *overrides])
+        for overrides in ([], ["model.pretrained=first.safetensors"])
+    ]
+    scratch, tuned = (
+        StartingWeights({name.removeprefix("net."): value for name, value in weights.items()}, dumped, TOWERS)
+        for dumped in (each.model_dump(mode="json") for each in before)
+    )
+    (told,) = load_starting_weights(net, tuned, config, TOWERS)
+    assert told.endswith("alone, so the finer ones rested there, with the weights of first.safetensors")
+    with pytest.raises(ConfigError, match=r"finer decoder stages have random weights .*; name a pre-training, or a"):
+        load_starting_weights(net, scratch, config, TOWERS)
+    boxes = load_config_of(DetectionConfig, [], ["run.dir=unused", "model.voxel_size=0.04", *NETWORK])
+    assert load_starting_weights(net, scratch, boxes, TOWERS) == ()
