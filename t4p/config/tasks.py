@@ -133,7 +133,7 @@ class DetectionConfig(FinetuneConfig):
         if elastic := self.data.augment.elastic:
             yield Problem(
                 ("data.augment.elastic",),
-                f"{elastic:g}, and boxes do not bend: no recipe of detection has it; leave it out",
+                f"{elastic:g}, and a bent object has no box any more; leave it out for task detection",
             )
 
 
