@@ -154,8 +154,7 @@ def finetune(
 def label_recipe(
     config: FinetuneConfig, catalogue: Catalogue, trains: bool, ignored_labels: Sequence[str] | None = None
 ) -> LabelRecipe:
-    """How the points of a catalogue get labels and become voxels; only those that are trained on are augmented,
-    and lose labels.
+    """How the points of a catalogue get labels and become voxels; what is trained on is augmented, and loses labels.
 
     Args:
         ignored_labels: instead of those of the configuration.
