@@ -13,15 +13,39 @@ USUAL_BLOCK = 8 << 20  # bytes
 
 # Below 1: what no sample has is no feature.
 Share = Annotated[float, Field(ge=0, lt=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class AugmentConfig(Section):
     """Random changes of the points of a training frame. The image stays as it is, and so do the pixel-point pairs."""
 
     rotation: bool = Field(True, description="Turn about the vertical axis by a uniform angle.")
-    mirror: bool = Field(True, description="Mirror left and right with probability one half.")
+    mirror: bool = Field(
+        True, description="Mirror left and right with probability one half; with rotation, a flip along any direction."
+    )
     scale: Fraction = Field(0.1, description="Scale by a factor uniform in [1 - scale, 1 + scale].")
     color_jitter: Fraction = Field(0.05, description="Standard deviation of Gaussian noise on colours in [0, 1].")
+
+
+class LabelledAugmentConfig(AugmentConfig):
+    """Random changes of the points of a training sample. Labels, instances and boxes go with them."""
+
+    elastic: Fraction = Field(
+        0.0,
+        description="Share of the samples that are bent by smooth noise, on cells of 0.2 m and then of 0.8 m, as "
+        "ScanNet's recipes do. Not for detection: a bent object has no box.",
+    )
+    position_jitter: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Standard deviation, metres, of Gaussian noise on positions, cut off at four of it.",
+    )
+    mix: Fraction = Field(
+        0.0,
+        description="Share of the samples that are joined with another of their dataset to one cloud (Mix3D, Nekrasov "
+        "et al. 2021); each is a second sample to read.",
+    )
 
 
 class DropFeaturesConfig(Section):
@@ -111,6 +135,17 @@ class DataConfig(PointDataConfig):
 
 
 class LabelledDataConfig(PointDataConfig):
+    augment: LabelledAugmentConfig = LabelledAugmentConfig()
+    label_fraction: PositiveFraction = Field(
+        1.0,
+        description="Share of the scenes of every dataset that are trained on, drawn with run.seed; what a smaller "
+        "share holds, a larger one does too (limited reconstructions, Hou et al. 2021).",
+    )
+    labels_per_scene: PositiveInt | None = Field(
+        None,
+        description="Labelled points that a scene keeps for training, drawn with run.seed, in every epoch the same; "
+        "null is all (limited annotations, Hou et al. 2021). For semantic segmentation of whole scenes.",
+    )
     ignored_labels: tuple[str, ...] = Field(
         ("unlabelled",), description="Classes of the dataset that are not asked for; '*' is every one not in labels."
     )

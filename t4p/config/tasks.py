@@ -117,6 +117,9 @@ class InstanceConfig(FinetuneConfig):
     model: InstanceModelConfig = InstanceModelConfig()
     loss: InstanceLossConfig = InstanceLossConfig()
 
+    def rules(self) -> Iterator[Problem]:
+        yield from _problems_of_labelled_points(self)
+
 
 class DetectionConfig(FinetuneConfig):
     """The configuration of `t4p finetune`: boxes around objects."""
@@ -124,6 +127,24 @@ class DetectionConfig(FinetuneConfig):
     task: Literal["detection"] = Field("detection", description=JobConfig.model_fields["task"].description)
     model: DetectionModelConfig = DetectionModelConfig()
     loss: DetectionLossConfig = DetectionLossConfig()
+
+    def rules(self) -> Iterator[Problem]:
+        yield from _problems_of_labelled_points(self)
+        if elastic := self.data.augment.elastic:
+            yield Problem(
+                ("data.augment.elastic",),
+                f"{elastic:g}, and a bent object has no box any more; leave it out for task detection",
+            )
+
+
+def _problems_of_labelled_points(config: FinetuneConfig) -> Iterator[Problem]:
+    """Of a task whose objects are learnt whole."""
+    if (count := config.data.labels_per_scene) is not None:
+        yield Problem(
+            ("data.labels_per_scene",),
+            f"{count}, and {config.task} learns objects whole, of which single labelled points say little; leave it "
+            "out, and take fewer scenes with data.label_fraction",
+        )
 
 
 class EvaluateConfig(Section):

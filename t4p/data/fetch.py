@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,44 @@ from shards.terms import DatasetTerms
 from t4p.data.course import Pool
 from t4p.data.shelf import Ahead, Shelf
 
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Stretches:
+    """Samples of a dataset that lie side by side in a tar: what counts as its shards.
+
+    Attributes:
+        shards: (S,) int64, the tar of each.
+        firsts: (S,) int64, its first sample there.
+        counts: (S,) int64, its samples.
+    """
+
+    shards: IntArray
+    firsts: IntArray
+    counts: IntArray
+
+    @classmethod
+    def of_tars(cls, counts: IntArray) -> _Stretches:
+        """Every tar as a whole."""
+        return cls(np.arange(len(counts)), np.zeros_like(counts), counts)
+
+    @classmethod
+    def where(cls, taken: Sequence[NDArray[np.bool_]]) -> _Stretches:
+        """The samples of every tar that are taken."""
+        edges = [np.flatnonzero(np.diff(np.concatenate([[False], each, [False]]))).reshape(-1, 2) for each in taken]
+        firsts, stops = np.concatenate(edges).astype(np.int64).T
+        return cls(np.repeat(np.arange(len(edges)), [len(each) for each in edges]), firsts, stops - firsts)
+
 
 class Catalogue:
-    """The shards of several datasets, one after the other in the order given.
+    """The shards of several datasets, one after the other in the order given; or of each the samples of some scenes.
 
     Picklable and safe to use in loader processes: the readers open their own connections there.
 
     Attributes:
-        samples_per_shard, bytes_per_shard: (num_shards,) int64 over all datasets.
+        samples_per_shard, bytes_per_shard: (num_shards,) int64 over all datasets. Of some scenes alone, every
+            stretch of samples that lie side by side in a tar counts as a shard, its bytes as its share of the tar's.
         weights: of a mixture, one for each dataset; None where all are read as one.
         num_samples: their sum.
         urls: places of the datasets.
@@ -51,16 +82,69 @@ class Catalogue:
         if problems:
             raise problems[0] if len(problems) == 1 else CallError("\n  ".join(map(str, problems)))
         self.weights = None if weights is None else tuple(weights)
-        tables = [reader.samples_per_shard for reader in self._readers]
-        self._first_shard = np.cumsum([0, *(len(table) for table in tables)])
-        self.samples_per_shard: NDArray[np.int64] = np.concatenate(tables)
-        self.bytes_per_shard = np.concatenate([reader.table.size_bytes for reader in self._readers]).astype(np.int64)
-        self.num_samples = int(self.samples_per_shard.sum())
+        self._lay([_Stretches.of_tars(reader.samples_per_shard) for reader in self._readers])
         self.urls = tuple(reader.url for reader in self._readers)
         self.label_names = tuple(reader.manifest.label_names for reader in self._readers)
         self.terms = tuple(DatasetTerms.of(reader.url, reader.manifest) for reader in self._readers)
         self.voxels_sha256 = tuple(reader.manifest.voxels_sha256 for reader in self._readers)
         self.shards_sha256 = tuple(reader.manifest.identity for reader in self._readers)
+
+    def _lay(self, stretches: Sequence[_Stretches]) -> None:
+        """Number the stretches of all datasets."""
+        self._stretches = tuple(stretches)
+        self._first_shard = np.cumsum([0, *(len(each.counts) for each in stretches)])
+        self.samples_per_shard: IntArray = np.concatenate([each.counts for each in stretches])
+        self.bytes_per_shard = np.concatenate(
+            [_bytes(reader, each) for reader, each in zip(self._readers, stretches, strict=True)]
+        )
+        self.num_samples = int(self.samples_per_shard.sum())
+
+    def scenes(self) -> tuple[tuple[str, ...], ...]:
+        """The scenes of each dataset, as keys begin with them. Reads every index.
+
+        Raises:
+            ShardError: an index is damaged.
+        """
+        return tuple(
+            tuple(
+                dict.fromkeys(_scene(key) for shard in range(reader.manifest.num_shards) for key in reader.keys(shard))
+            )
+            for reader in self._readers
+        )
+
+    def of_scenes(self, scenes: Sequence[Collection[str]]) -> Catalogue:
+        """The samples of some scenes alone.
+
+        Args:
+            scenes: of each dataset, of those that `scenes` says; at least one of each.
+
+        Raises:
+            ShardError: an index is damaged.
+        """
+        part = copy.copy(self)
+        part._lay(
+            [
+                _Stretches.where(
+                    [
+                        np.array([_scene(key) in names for key in reader.keys(shard)], bool)
+                        for shard in range(reader.manifest.num_shards)
+                    ]
+                )
+                for reader, names in zip(self._readers, scenes, strict=True)
+            ]
+        )
+        return part
+
+    def num_samples_of(self, dataset_index: int) -> int:
+        """Samples of one of the datasets."""
+        return int(self._stretches[dataset_index].counts.sum())
+
+    def place(self, dataset_index: int, number: int) -> tuple[int, int]:
+        """(shard_index, sample_index) of a sample of one of the datasets, counted from its first."""
+        stops = np.cumsum(self._stretches[dataset_index].counts)
+        shard = int(np.searchsorted(stops, number, side="right"))
+        first = int(stops[shard] - self._stretches[dataset_index].counts[shard])
+        return int(self._first_shard[dataset_index]) + shard, number - first
 
     def dataset_index(self, shard_index: int) -> int:
         """Which of the datasets a shard is of."""
@@ -68,8 +152,8 @@ class Catalogue:
 
     def key(self, shard_index: int, sample_index: int) -> str:
         """The key of a sample, unique within its dataset."""
-        reader, local_shard = self.locate(shard_index)
-        return reader.key(local_shard, sample_index)
+        reader, local_shard, first = self.locate(shard_index)
+        return reader.key(local_shard, first + sample_index)
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -78,7 +162,10 @@ class Catalogue:
         Raises:
             ShardError: a count is damaged.
         """
-        each = [Pool(reader.samples_per_shard, reader.table.size_bytes, _voxels(reader)) for reader in self._readers]
+        each = [
+            Pool(stretches.counts, _bytes(reader, stretches), _voxels(reader, stretches))
+            for reader, stretches in zip(self._readers, self._stretches, strict=True)
+        ]
         if self.weights is not None:
             return tuple(replace(pool, weight=weight) for pool, weight in zip(each, self.weights, strict=True))
         counted = [pool.voxels for pool in each if pool.voxels is not None]
@@ -109,8 +196,8 @@ class Catalogue:
         Raises:
             ShardError: the bytes are not what the index promises, or cannot be read.
         """
-        reader, local_shard = self.locate(shard_index)
-        return reader.read_sample(local_shard, sample_index)
+        reader, local_shard, first = self.locate(shard_index)
+        return reader.read_sample(local_shard, first + sample_index)
 
     def read(
         self, shard_index: int, sample_index: int, ahead: Ahead | None = None, shelf: Shelf | None = None
@@ -124,12 +211,13 @@ class Catalogue:
         Raises:
             ShardError: as `fetch`.
         """
-        reader, local_shard = self.locate(shard_index)
+        reader, local_shard, first = self.locate(shard_index)
         if shelf is not None and ahead is not None and isinstance(reader.tars, PatientStore):
-            taken = shelf.take(reader, local_shard, sample_index, ahead)
+            there = replace(ahead, start=first + ahead.start, stop=first + ahead.stop)
+            taken = shelf.take(reader, local_shard, first + sample_index, there)
             if taken is not None:
                 return taken
-        return reader.read_keyed(local_shard, sample_index)
+        return reader.read_keyed(local_shard, first + sample_index)
 
     @property
     def remote_stores(self) -> tuple[PatientStore, ...]:
@@ -159,15 +247,29 @@ class Catalogue:
         """What the storages did wrong since the last call, in this process, and was put right by asking again."""
         return sum((take_faults(reader.store) for reader in self._readers), Counter())
 
-    def locate(self, shard_index: int) -> tuple[DatasetReader, int]:
-        """The dataset that a shard is of, and its number there."""
+    def locate(self, shard_index: int) -> tuple[DatasetReader, int, int]:
+        """The dataset that a shard is of, the tar there that has its samples, and which of the tar's is its first."""
         dataset_index = self.dataset_index(shard_index)
-        return self._readers[dataset_index], shard_index - int(self._first_shard[dataset_index])
+        stretches, local = self._stretches[dataset_index], shard_index - int(self._first_shard[dataset_index])
+        return self._readers[dataset_index], int(stretches.shards[local]), int(stretches.firsts[local])
 
 
-def _voxels(reader: DatasetReader) -> NDArray[np.uint16] | None:
+def _scene(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _bytes(reader: DatasetReader, stretches: _Stretches) -> IntArray:
+    """(S,) bytes of each stretch: the whole of a tar, or its share of one, whose samples are taken to be alike."""
+    sizes, counts = reader.table.size_bytes.astype(np.int64), np.maximum(reader.samples_per_shard, 1)
+    return sizes[stretches.shards] * stretches.counts // counts[stretches.shards]
+
+
+def _voxels(reader: DatasetReader, stretches: _Stretches) -> NDArray[np.uint16] | None:
     """The voxels of every sample; the mean where one was not counted, None where none was."""
     counts = reader.voxel_counts()
     if counts is None or not counts.any():
         return None
-    return np.where(counts > 0, counts, np.uint16(counts[counts > 0].mean()))
+    counts = np.where(counts > 0, counts, np.uint16(counts[counts > 0].mean()))
+    firsts = reader.table.first_row[stretches.shards] + stretches.firsts
+    rows = [np.arange(first, first + count) for first, count in zip(firsts, stretches.counts, strict=True)]
+    return counts[np.concatenate(rows)]

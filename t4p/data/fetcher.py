@@ -128,13 +128,13 @@ class Fetcher:
 
     def _want(self, need: Need, number: int, waits: set[str], *, alone: bool) -> None:
         """Note one sample. `alone`: its block comes later, and this micro-batch does not wait for it."""
-        reader, shard_index = self._job.catalogue.locate(need.shard_index)
+        reader, shard_index, before = self._job.catalogue.locate(need.shard_index)
         if not isinstance(reader.tars, PatientStore):
             return  # a folder: the system keeps what was read of it
         tar = reader.table.sha256[shard_index].tobytes()
-        ranges = [(need.start, need.stop)]
+        ranges = [(before + need.start, before + need.stop)]
         if alone:
-            ranges.insert(0, (need.sample_index, need.sample_index + 1))
+            ranges.insert(0, (before + need.sample_index, before + need.sample_index + 1))
         for k, (start, stop) in enumerate(ranges[: self._num_first and 1]):
             name = entry_name(tar, start, stop)
             self._last_use[name] = number
@@ -161,7 +161,7 @@ class Fetcher:
         """Bytes of the blocks of some needs, about: as the shards say, whose samples are alike."""
         total = 0
         for shard_index, start, stop in {(need.shard_index, need.start, need.stop) for need in found}:
-            reader, local = self._job.catalogue.locate(shard_index)
+            reader, local, _ = self._job.catalogue.locate(shard_index)
             per_sample = int(reader.table.size_bytes[local]) / max(int(reader.table.num_samples[local]), 1)
             total += int(per_sample * (stop - start))
         return total

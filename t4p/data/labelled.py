@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ from shards.images import BrokenImageError, decode_labels
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene
 from shards.schema import Frame, size_of_labels
-from t4p.config.data import NOTHING_DROPPED, AugmentConfig, DropFeaturesConfig, PointDataConfig
+from t4p.config.data import NOTHING_DROPPED, DropFeaturesConfig, LabelledAugmentConfig, PointDataConfig
 from t4p.config.network import NetworkConfig
 from t4p.data import transforms
 from t4p.data.decode import decode_frame
-from t4p.data.draws import draw_key, sample_seed
+from t4p.data.draws import draw_key, sample_rng, sample_seed
 from t4p.data.fetch import Catalogue
+from t4p.data.few_labels import keep_labels
 from t4p.data.labels import IGNORED, LabelTable, build_label_table
 from t4p.data.lacking import lacks_labels
+from t4p.data.mixing import Partners, shift_between
 from t4p.data.placement import Placement, draw_placement
 from t4p.data.tensors import as_tensor, moved
+from t4p.data.warp import bend, shake
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +128,8 @@ class LabelRecipe:
         augment: None for validation, which also leaves the voxel grid on the origin and drops no feature.
         drop_features: what samples go without, and how many of them.
         unlabelled: whether samples without labels are taken: all of their points are IGNORED.
+        labels_per_scene: labelled points that a scene keeps; None keeps all.
+        partners: who is mixed with whom; None for nobody.
     """
 
     tables: tuple[LabelTable, ...]
@@ -134,36 +139,70 @@ class LabelRecipe:
     voxel_size: float
     num_strides: int
     point_features: tuple[str, ...]
-    augment: AugmentConfig | None
+    augment: LabelledAugmentConfig | None
     seed: int
     drop_features: DropFeaturesConfig = NOTHING_DROPPED
     unlabelled: bool = False
+    labels_per_scene: int | None = None
+    partners: Partners | None = field(default=None, compare=False)
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledSample:
-        """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key)."""
-        cloud = self.read(stored, dataset_index)
-        placement = self.place(dataset_index, key, epoch)
-        return self.label(key, cloud, self.voxelize(cloud, placement, dataset_index, key, epoch))
+        """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key).
 
-    def read(self, stored: StoredSample, dataset_index: int) -> LabelledCloud:
+        Where it has a partner, both are moved, each by its own draws, and one cloud from there on: the draws for the
+        grid, the colours and what is dropped are those of this one.
+        """
+        cloud = self._moved(stored, dataset_index, key, epoch)
+        if (partner := self.partner(dataset_index, key, epoch)) is not None:
+            other_key, other = partner
+            others = self._moved(other, dataset_index, other_key, epoch)
+            cloud = side_by_side(cloud, others, shift_between(cloud.points.numpy(), others.points.numpy()))
+        return self.label(key, cloud, self.voxelize(cloud, dataset_index, key, epoch))
+
+    def partner(self, dataset_index: int, key: str, epoch: int) -> tuple[str, StoredSample] | None:
+        """The key and the sample that one is mixed with; raises as `Partners.read`."""
+        return None if self.partners is None else self.partners.read(dataset_index, key, epoch)
+
+    def read(self, stored: StoredSample, dataset_index: int, key: str) -> LabelledCloud:
         """The labelled points of one frame or scene; raises as `make`."""
         table = self.tables[dataset_index]
-        if isinstance(stored, Scene):
-            return label_scene(stored, table, unlabelled=self.unlabelled)
-        return lift_labelled(
-            stored, table, self.pixel_stride, self.max_depth, self.in_world, unlabelled=self.unlabelled
+        if not isinstance(stored, Scene):
+            return lift_labelled(
+                stored, table, self.pixel_stride, self.max_depth, self.in_world, unlabelled=self.unlabelled
+            )
+        cloud = label_scene(stored, table, unlabelled=self.unlabelled)
+        if self.labels_per_scene is None:
+            return cloud
+        labels = keep_labels(
+            cloud.label_of_point.numpy(), self.labels_per_scene, self.seed, draw_key(dataset_index, key)
         )
+        return replace(cloud, label_of_point=torch.from_numpy(labels))
 
     def place(self, dataset_index: int, key: str, epoch: int) -> Placement:
         """How the points of one sample are moved in one epoch, and what they go without."""
         return draw_placement(self.augment, self.seed, epoch, draw_key(dataset_index, key), self.drop_features)
 
-    def voxelize(
-        self, cloud: LabelledCloud, placement: Placement, dataset_index: int, key: str, epoch: int
-    ) -> transforms.VoxelCloud:
-        """The voxels of the points, moved and tinted."""
+    def move(self, cloud: LabelledCloud, dataset_index: int, key: str, epoch: int) -> LabelledCloud:
+        """The points where the network sees them, float64: placed, bent and shaken."""
+        points = transforms.placed(cloud.points, self.place(dataset_index, key, epoch))
+        drawn_by = draw_key(dataset_index, key)
+        if self.augment is not None and self.augment.elastic:
+            rng = sample_rng(self.seed, epoch, drawn_by, "elastic")
+            if rng.random() < self.augment.elastic:
+                points = torch.from_numpy(bend(points.numpy(), rng))
+        if self.augment is not None and self.augment.position_jitter:
+            rng = sample_rng(self.seed, epoch, drawn_by, "position_jitter")
+            points = torch.from_numpy(shake(points.numpy(), self.augment.position_jitter, rng))
+        return LabelledCloud(points, cloud.colors, cloud.label_of_point)
+
+    def voxelize(self, cloud: LabelledCloud, dataset_index: int, key: str, epoch: int) -> transforms.VoxelCloud:
+        """The voxels of points that were moved, tinted."""
         seed = sample_seed(self.seed, epoch, draw_key(dataset_index, key), "colors")
+        placement = self.place(dataset_index, key, epoch)
         return transforms.voxelize_cloud(cloud, self.voxel_size, self.num_strides, self.point_features, placement, seed)
+
+    def _moved(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> LabelledCloud:
+        return self.move(self.read(stored, dataset_index, key), dataset_index, key, epoch)
 
     def label(self, key: str, cloud: LabelledCloud, voxels: transforms.VoxelCloud) -> LabelledSample:
         """The voxels with the labels of most of their points."""
@@ -219,14 +258,16 @@ def build_label_recipe(
     labels: Sequence[str],
     ignored_labels: Sequence[str],
     *,
-    augment: AugmentConfig | None,
+    augment: LabelledAugmentConfig | None,
     seed: int = 0,
     unlabelled: bool = False,
+    labels_per_scene: int | None = None,
 ) -> LabelRecipe:
     """How the samples of a catalogue become labelled points for a network.
 
     Args:
         unlabelled: as in LabelRecipe; datasets without labels are taken then.
+        augment, labels_per_scene: of what is trained on; None for validation.
 
     Raises:
         ConfigError: a dataset has no labels, or a class that is neither a label nor ignored.
@@ -243,6 +284,8 @@ def build_label_recipe(
         seed=seed,
         drop_features=data.drop_features,
         unlabelled=unlabelled,
+        labels_per_scene=labels_per_scene,
+        partners=Partners(catalogue, augment.mix, seed) if augment is not None and augment.mix else None,
     )
 
 
@@ -322,6 +365,15 @@ def read_label_image(
         raise ShardError(f"{where}: {error}; pack it again") from error
     row, col = depth_pixel_of_point.numpy().T
     return ids[row, col]
+
+
+def side_by_side(first: LabelledCloud, second: LabelledCloud, shift: NDArray[np.float64]) -> LabelledCloud:
+    """The points of two clouds in one, those of the second moved by `shift`, (3,) metres."""
+    return LabelledCloud(
+        points=torch.cat([first.points, second.points + torch.from_numpy(shift)]),
+        colors=torch.cat([first.colors, second.colors]),
+        label_of_point=torch.cat([first.label_of_point, second.label_of_point]),
+    )
 
 
 def label_scene(scene: Scene, table: LabelTable, *, unlabelled: bool = False) -> LabelledCloud:

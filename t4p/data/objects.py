@@ -23,17 +23,40 @@ from t4p.data.labelled import (
     LabelledSample,
     LabelRecipe,
     read_label_image,
+    side_by_side,
 )
 from t4p.data.labels import IGNORED
 from t4p.data.lacking import BoxesOf, GroupsOf, lacks_groups, lacks_objects
 from t4p.data.lifting import out_from_camera
+from t4p.data.mixing import shift_between
 from t4p.data.placement import Placement
 from t4p.data.tensors import moved
-from t4p.data.transforms import VoxelCloud, majority_label
+from t4p.data.transforms import majority_label
 
 # Samples whose groups are kept in a loader: making them costs more than everything else, and no draw changes them.
 MOST_KEPT = 64
 NONE = -1  # what an instance, group or box index is where there is none
+
+
+@dataclass(frozen=True, eq=False)
+class _Objects:
+    """The points of a sample before they become voxels, with what is known of its objects.
+
+    Attributes:
+        cloud: points as they are moved.
+        instance_of_point: (N,) int64 row of `label_of_instance`, or NONE.
+        label_of_instance: (M,) int64.
+        group_of_point: (N,) from 0; None where every voxel is a group.
+        boxes: (B, 7) metres, in the frame of the points.
+        label_of_box: (B,).
+    """
+
+    cloud: LabelledCloud
+    instance_of_point: Tensor
+    label_of_instance: Tensor
+    group_of_point: NDArray[np.int64] | None
+    boxes: NDArray[np.float64]
+    label_of_box: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,14 +143,15 @@ class ObjectRecipe:
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> ObjectSample:
         """Label, augment and voxelise one frame or scene, and find its objects; draws as in LabelRecipe."""
-        where = f"sample {key}"
         recipe = self.labels
-        cloud, ids = self._read(stored, dataset_index, where)
-        placement = recipe.place(dataset_index, key, epoch)
-        voxels = recipe.voxelize(cloud, placement, dataset_index, key, epoch)
-        instance_of_point, label_of_instance = number_instances(cloud.label_of_point, ids)
-        group_of_voxel = self._group(stored, cloud, voxels, (dataset_index, key))
-        boxes, label_of_box = self._boxes(stored, cloud, placement, instance_of_point, label_of_instance)
+        objects = self._objects(stored, dataset_index, key, epoch)
+        if (partner := recipe.partner(dataset_index, key, epoch)) is not None:
+            other_key, other = partner
+            objects = _side_by_side(objects, self._objects(other, dataset_index, other_key, epoch))
+        voxels = recipe.voxelize(objects.cloud, dataset_index, key, epoch)
+        instance_of_point, label_of_instance = objects.instance_of_point, objects.label_of_instance
+        group_of_voxel = groups_of_voxels(objects.group_of_point, voxels.voxel_of_point, len(voxels.voxel_coords))
+        boxes = objects.boxes.copy()
         boxes[:, :3] -= voxels.corner.numpy()
 
         num_instances, num_groups = len(label_of_instance), int(group_of_voxel.max()) + 1 if len(group_of_voxel) else 0
@@ -135,7 +159,7 @@ class ObjectRecipe:
         instance_of_group = _most(instance_of_voxel, group_of_voxel, num_groups, num_instances)
         kept, instance_of_voxel, instance_of_group = _only_seen(instance_of_voxel, instance_of_group, num_instances)
         return ObjectSample(
-            labelled=recipe.label(key, cloud, voxels),
+            labelled=recipe.label(key, objects.cloud, voxels),
             corner=voxels.corner,
             instance_of_point=instance_of_point,
             instance_of_voxel=instance_of_voxel,
@@ -143,7 +167,7 @@ class ObjectRecipe:
             group_of_voxel=group_of_voxel,
             instance_of_group=instance_of_group,
             boxes=torch.from_numpy(boxes).float(),
-            label_of_box=torch.from_numpy(label_of_box),
+            label_of_box=torch.from_numpy(objects.label_of_box),
         )
 
     def join(self, samples: Sequence[ObjectSample]) -> ObjectBatch:
@@ -177,15 +201,26 @@ class ObjectRecipe:
             sample_of_box=samples_of("boxes"),
         )
 
+    def _objects(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> _Objects:
+        """The points and objects of one stored sample, where its own draws move them."""
+        recipe = self.labels
+        cloud, ids = self._read(stored, dataset_index, key)
+        instance_of_point, label_of_instance = number_instances(cloud.label_of_point, ids)
+        group_of_point = self._group(stored, cloud, (dataset_index, key))
+        placement = recipe.place(dataset_index, key, epoch)
+        boxes, label_of_box = self._boxes(stored, cloud, placement, instance_of_point, label_of_instance)
+        moved_cloud = recipe.move(cloud, dataset_index, key, epoch)
+        return _Objects(moved_cloud, instance_of_point, label_of_instance, group_of_point, boxes, label_of_box)
+
     def _read(
-        self, stored: StoredSample, dataset_index: int, where: str
+        self, stored: StoredSample, dataset_index: int, key: str
     ) -> tuple[LabelledCloud, NDArray[np.integer] | None]:
         """The labelled points, and the instance ids of the dataset: (N,), 0 for none; None where it has none.
 
         Raises:
             ShardError: there is neither what a mask nor what a box is learnt from.
         """
-        cloud = self.labels.read(stored, dataset_index)
+        cloud = self.labels.read(stored, dataset_index, key)
         ids: NDArray[np.integer] | None
         if isinstance(stored, Scene):
             ids = stored.instance
@@ -193,21 +228,20 @@ class ObjectRecipe:
             ids = _instances_of_frame(stored, cloud) if stored.instance is not None else None
         lacking = lacks_objects(stored, self.boxes_of)
         if lacking and not (self.boxes_of is None and self.labels.unlabelled):
-            raise ShardError(f"{where}: {lacking}, or leave it out (training does, within data.max_skip_fraction)")
+            raise ShardError(f"sample {key}: {lacking}, or leave it out (training does, within data.max_skip_fraction)")
         return cloud, ids
 
-    def _group(self, stored: StoredSample, cloud: LabelledCloud, voxels: VoxelCloud, name: tuple[int, str]) -> Tensor:
-        """(V,) group of every voxel, numbered from 0 without gaps; raises ShardError where none are given."""
-        num_voxels = len(voxels.voxel_coords)
+    def _group(self, stored: StoredSample, cloud: LabelledCloud, name: tuple[int, str]) -> NDArray[np.int64] | None:
+        """(N,) group of every point; None where every voxel is one. Raises ShardError where none are given."""
         if self.groups_of in (None, "none"):
-            return groups_of_voxels(None, voxels.voxel_of_point, num_voxels)
+            return None
         of_point = self._kept.get(name)
         if of_point is None:
             of_point = self._group_points(stored, cloud, name[1])
             while len(self._kept) >= MOST_KEPT:
                 self._kept.pop(next(iter(self._kept)))
             self._kept[name] = of_point
-        return groups_of_voxels(of_point.astype(np.int64), voxels.voxel_of_point, num_voxels)
+        return of_point.astype(np.int64)
 
     def _group_points(self, stored: StoredSample, cloud: LabelledCloud, key: str) -> NDArray[np.int32]:
         """(N,) group of every point as it was recorded, before any draw."""
@@ -279,6 +313,26 @@ def number_instances(label_of_point: Tensor, ids: NDArray[np.integer] | None) ->
     pairs, of_held = torch.unique(label_of_point[held] * most + id_of_point[held], return_inverse=True)
     of_point[held] = of_held
     return of_point, pairs // most
+
+
+def _side_by_side(first: _Objects, second: _Objects) -> _Objects:
+    """The points and objects of two samples as those of one, the second's moved over the first's."""
+    shift = shift_between(first.cloud.points.numpy(), second.cloud.points.numpy())
+    groups = None
+    if first.group_of_point is not None and second.group_of_point is not None:
+        num_groups = int(first.group_of_point.max(initial=NONE)) + 1
+        groups = np.concatenate([first.group_of_point, second.group_of_point + num_groups])
+    boxes = np.concatenate([first.boxes, second.boxes])
+    boxes[len(first.boxes) :, :3] += shift
+    num_instances = len(first.label_of_instance)
+    return _Objects(
+        cloud=side_by_side(first.cloud, second.cloud, shift),
+        instance_of_point=torch.cat([first.instance_of_point, _moved_by(second.instance_of_point, num_instances)]),
+        label_of_instance=torch.cat([first.label_of_instance, second.label_of_instance]),
+        group_of_point=groups,
+        boxes=boxes,
+        label_of_box=np.concatenate([first.label_of_box, second.label_of_box]),
+    )
 
 
 def _boxes_of(stored: StoredSample, boxes: Sequence[Box] | Sequence[SceneBox], in_world: bool) -> list[SceneBox]:

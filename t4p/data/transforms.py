@@ -168,6 +168,12 @@ def coarsen(voxel_coords: Tensor, num_strides: int) -> VoxelFrame:
     return _voxels_of([axis >> num_strides for axis in voxel_coords.T.contiguous()])
 
 
+def placed(points: Tensor, placement: Placement) -> Tensor:
+    """(N, 3) float64 points where a placement moves them, of (N, 3) as they were recorded."""
+    matrix = torch.from_numpy(placement.matrix)
+    return points.double() @ matrix[:3, :3].T + matrix[:3, 3]
+
+
 def voxelize_cloud(
     cloud: PointCloud,
     voxel_size: float,
@@ -179,17 +185,17 @@ def voxelize_cloud(
     """Coloured points to what a network takes: the one way, in fine-tuning, in evaluation and behind `t4p.load`.
 
     Args:
+        cloud: where it is to be seen, as `placed` moves it.
         voxel_size: metres.
         num_strides: halvings between the voxels and the bottleneck.
         point_features: as for `voxel_features`.
-        placement: moves and tints the points, shifts the grid, and says what is dropped.
+        placement: tints the points, shifts the grid, and says what is dropped.
         seed: of the noise on colours, where the placement has some.
 
     Raises:
         ValueError: as `voxelize`.
     """
-    matrix = torch.from_numpy(placement.matrix)
-    points = cloud.points.double() @ matrix[:3, :3].T + matrix[:3, 3]
+    points = cloud.points.double()
     origin = torch.zeros(3, dtype=torch.float64)
     if len(points):
         middle = (points.amin(0) + points.amax(0)) / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from t4p.config.data import DataConfig, LabelledDataConfig
 from t4p.config.network import FinetunedModelConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
 from t4p.config.tasks import DetectionConfig, EvaluateConfig, InstanceConfig, JobConfig
-from t4p.data.course import check_pools
+from t4p.data.course import Pool, check_pools
 from t4p.data.fetch import Catalogue
+from t4p.data.few_labels import training_catalogue
 from t4p.data.labels import build_label_table, require_labels
 from t4p.data.lacking import lacks_groups, lacks_labels, lacks_objects
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
@@ -45,12 +46,12 @@ def look_beforehand(config: JobConfig) -> None:
             check_sizes(as_checkpoint(Path(config.train.resume), lambda sentence: None))
     pools = None
     with looks.at("data.shards"):
-        catalogue = Catalogue(config.data.urls, config.data.weights)
+        catalogue = _training_catalogue(config)
         _look_at_samples(config, catalogue)
         pools = catalogue.pools
     with looks.at("train.global_batch_size"):
         if pools is not None:
-            check_pools(pools, config.train.global_batch_size)
+            _check_batch(config, pools)
     with looks.at("data.validation_shards"):
         if config.data.validation_shards:
             _look_at_samples(config, Catalogue(config.data.validation_shards), validation=True)
@@ -132,6 +133,21 @@ def _look_at_run_folder(run_dir: Path) -> None:
         return  # the run says what is wrong with the folder, and which bytes it could not write
     if taken:
         raise RunError(describe_taken(run_dir))
+
+
+def _training_catalogue(config: JobConfig) -> Catalogue:
+    if isinstance(config.data, LabelledDataConfig):
+        return training_catalogue(config.data, config.run.seed)
+    return Catalogue(config.data.urls, config.data.weights)
+
+
+def _check_batch(config: JobConfig, pools: Sequence[Pool]) -> None:
+    try:
+        check_pools(pools, config.train.global_batch_size)
+    except ValueError as error:
+        if isinstance(config.data, LabelledDataConfig) and config.data.label_fraction < 1:
+            raise ValueError(f"{error} (data.label_fraction is {config.data.label_fraction:g})") from error
+        raise
 
 
 def _look_at_samples(config: JobConfig, catalogue: Catalogue, validation: bool = False) -> None:

@@ -19,6 +19,7 @@ from t4p.config.network import FinetunedModelConfig
 from t4p.config.run import FinetuneTrainConfig
 from t4p.config.tasks import FinetuneConfig, FinetuneLossConfig
 from t4p.data.fetch import Catalogue
+from t4p.data.few_labels import training_catalogue
 from t4p.data.labelled import LabelRecipe, build_label_recipe
 from t4p.data.labels import require_labels
 from t4p.data.stream import Recipe, ValidationStream
@@ -149,7 +150,7 @@ def finetune(
     config = name_beginning(config, print_line)
     model = config.model
     towers = load_towers_from(model.clip, config.run.seed)
-    catalogue = Catalogue(config.data.urls, config.data.weights)
+    catalogue = training_catalogue(config.data, config.run.seed, print_line if rank() == 0 else lambda _: None)
     require_labels(catalogue.label_names, model.label_names, catalogue.urls)
     tell_missing_poses(config, catalogue)
     stream = build_training_stream(config, catalogue, build_recipe(config, catalogue, True))
@@ -183,7 +184,7 @@ def label_recipe(
     *,
     unlabelled: bool = False,
 ) -> LabelRecipe:
-    """How the points of a catalogue get labels and become voxels; only those that are trained on are augmented.
+    """How the points of a catalogue get labels and become voxels; what is trained on is augmented, and loses labels.
 
     Args:
         ignored_labels: instead of those of the configuration.
@@ -201,6 +202,7 @@ def label_recipe(
         augment=config.data.augment if trains else None,
         seed=config.run.seed,
         unlabelled=unlabelled,
+        labels_per_scene=config.data.labels_per_scene if trains else None,
     )
 
 

@@ -169,6 +169,8 @@ def test_both_tasks_go_on_bit_for_bit_on_two_ranks_under_zero_1_and_3(tmp_path):
                 *(f"data.shards=[{scenes}]", "data.num_workers=0", "train.global_batch_size=2"),
                 *("train.num_steps=4", "train.warmup_steps=1", "train.checkpoint_every=2"),
                 *(f"train.zero_stage={stage}", "model.voxel_size=0.12"),
+                *("data.augment.mix=0.5", "data.augment.position_jitter=0.005"),
+                *(["data.augment.elastic=0.5"] if task == "instance" else []),
             ]
             whole, stopped = (f"run.dir={tmp_path / f'{task}-{stage}-{name}'}" for name in ("whole", "stopped"))
             runs += [(FILES[task], [*given, whole], None)]

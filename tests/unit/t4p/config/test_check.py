@@ -117,6 +117,30 @@ def test_what_can_be_known_without_data_is_known(overrides: list[str], world: in
     assert not wanted or found[0].startswith(wanted)
 
 
+@pytest.mark.parametrize(
+    ("task", "override", "wanted"),
+    [
+        ("detection", "data.augment.elastic=0.5", "data.augment.elastic: 0.5, and a bent object has no box any mo"),
+        ("detection", "data.labels_per_scene=20", "data.labels_per_scene: 20, and detection learns objects whole, of"),
+        ("instance", "data.labels_per_scene=20", "data.labels_per_scene: 20, and instance learns objects whole, of "),
+        ("instance", "data.augment={elastic: 0.5, mix: 0.5, position_jitter: 0.005}", None),
+        ("detection", "data.augment={mix: 0.5, position_jitter: 0.005}", None),
+        ("semantic", "data.labels_per_scene=20", None),
+        ("semantic", "data.label_fraction=0", "data.label_fraction: wanted more than 0, got 0"),
+        ("semantic", "data.augment.mix=2", "data.augment.mix: wanted at most 1, got 2"),
+    ],
+)
+def test_what_no_task_can_learn_from_is_refused(task: str, override: str, wanted: str | None) -> None:
+    overlay = [] if task == "semantic" else [f"configs/finetune/rooms_{task}.yaml"]
+    given = ["data.shards=[a]", "run.dir=b", override]
+    if wanted is None:
+        load_for_command("finetune", [ROOMS, *overlay], given)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_for_command("finetune", [ROOMS, *overlay], given)
+    assert f"1 problem(s) in the configuration\n  {wanted}" in str(caught.value)
+
+
 def test_a_value_that_is_wrong_is_not_taken_for_a_second_mistake() -> None:
     # num_steps would be its default, 60000, and warmup_steps smaller than it; image_size would not fit the tower.
     assert messages("train.num_steps=-1", "train.warmup_steps=70000", "data.image_size=[a, b]") == [

@@ -73,11 +73,11 @@ class Run:
         for number, batch in enumerate(self.needs.since(0)):
             at_batch(number)
             for need in batch:
-                reader, shard = self.catalogue.locate(need.shard_index)
-                ahead = Ahead(need.start, need.stop, number)
-                taken = shelf.take(reader, shard, need.sample_index, ahead)
+                reader, shard, before = self.catalogue.locate(need.shard_index)
+                ahead = Ahead(before + need.start, before + need.stop, number)
+                taken = shelf.take(reader, shard, before + need.sample_index, ahead)
                 sources["cache" if taken else "storage"] += 1
-                key, sample = taken or reader.read_keyed(shard, need.sample_index)
+                key, sample = taken or reader.read_keyed(shard, before + need.sample_index)
                 found.append((key, sample.color))
             self.board.put_progress(0, number + 1)
         return found, sources
@@ -102,8 +102,7 @@ def wanted(packed: str) -> list[tuple[str, bytes]]:
     found = []
     for batch in TrainingNeeds(course, 0, (0, STEPS)).since(0):
         for need in batch:
-            reader, shard = catalogue.locate(need.shard_index)
-            key, sample = reader.read_keyed(shard, need.sample_index)
+            key, sample = catalogue.read(need.shard_index, need.sample_index)
             found.append((key, sample.color))
     assert len(found) == STEPS * BATCH
     return found
@@ -221,6 +220,34 @@ def test_each_node_reads_its_own(make_run, wanted) -> None:
         assert sources["storage"] == 0
         keys += [key for key, _ in found]
     assert Counter(keys) == Counter(key for key, _ in wanted)
+
+
+def test_of_some_scenes_alone_nothing_else_is_read_ahead(
+    make_run, s3_server: S3Server, tmp_path: Path, make_scene
+) -> None:
+    for scene in range(5):
+        make_scene(tmp_path / "raw" / f"seq-{scene}", 5)
+    url = f"s3://{s3_server.make_bucket()}/scenes"
+    pack("seven-scenes", tmp_path / "raw", url, shard_size_bytes=60_000)
+    whole = Catalogue([url])
+    chosen = whole.scenes()[0][1::2]
+    run = make_run()
+    run.catalogue = whole.of_scenes([chosen])
+    run.course = Course(run.catalogue.pools, run.course.settings)
+    assert fetch_all(run) == 0
+    found, sources = run.read()
+    assert sources["storage"] == 0
+    (store,) = {id(store): store for store in run.catalogue.remote_stores}.values()
+    num_requests, shelf = store.num_requests, Shelf(run.cache, run.board)
+    for number, batch in enumerate(run.needs.since(0)):
+        for need in batch:
+            run.catalogue.read(need.shard_index, need.sample_index, Ahead(need.start, need.stop, number), shelf)
+    assert store.num_requests == num_requests, "loaders find what was read ahead"
+    per_epoch = 6  # of ten, a whole batch
+    assert len({key for key, _ in found}) > per_epoch
+    assert {key.partition("/")[0] for key, _ in found} == set(chosen)
+    reader = whole.locate(0)[0]
+    assert all(reader.read_sample(*reader.find(key)).color == color for key, color in found)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shards.errors import ShardError
 from shards.schema import Frame
-from t4p.config.data import AugmentConfig, DropFeaturesConfig
+from t4p.config.data import DropFeaturesConfig, LabelledAugmentConfig
 from t4p.data.labelled import LabelRecipe
 from t4p.data.labels import IGNORED, build_label_table
 
@@ -115,7 +115,7 @@ def test_a_frame_without_a_reading_is_a_sample_without_points():
 
 
 def test_draws_belong_to_seed_epoch_and_key_and_leave_the_labels():
-    augmented = replace(RECIPE, augment=AugmentConfig())
+    augmented = replace(RECIPE, augment=LabelledAugmentConfig())
     frame, _ = make_frame(0)
     first, again = (augmented.make(frame, 0, "room/0", 3) for _ in range(2))
     np.testing.assert_array_equal(first.voxel_features, again.voxel_features)
@@ -132,7 +132,7 @@ def test_draws_belong_to_seed_epoch_and_key_and_leave_the_labels():
 
 
 def test_a_dropped_feature_is_zero_in_all_voxels_and_nothing_else_of_the_sample_changes():
-    plain = replace(RECIPE, augment=AugmentConfig(), point_features=("height", "color", "one"))
+    plain = replace(RECIPE, augment=LabelledAugmentConfig(), point_features=("height", "color", "one"))
     dropping = replace(plain, drop_features=DropFeaturesConfig(color=0.5, height=0.5))
     frame, _ = make_frame(0)
     seen = set()

@@ -11,7 +11,7 @@ from shards.scene import Scene
 from shards.sources.raw_files import SourceOptions
 from shards.sources.synthetic import label_names, read, scan
 from shards.synthetic.cloud import make_scene
-from t4p.config.data import AugmentConfig
+from t4p.config.data import LabelledAugmentConfig
 from t4p.data.boxes import points_inside
 from t4p.data.labelled import LabelRecipe
 from t4p.data.labels import IGNORED, build_label_table
@@ -27,7 +27,7 @@ def room() -> Scene:
     return make_scene(11, 0, 6, 64, 48, "synthetic-scenes", "room")
 
 
-def recipe_of(augment: AugmentConfig | None = None, **others: object) -> ObjectRecipe:
+def recipe_of(augment: LabelledAugmentConfig | None = None, **others: object) -> ObjectRecipe:
     table = build_label_table(label_names(None), LABELS, ("*",), "rooms")
     labels = LabelRecipe((table,), 1, 10.0, True, VOXEL_SIZE, 2, ("one",), augment, 0)
     return ObjectRecipe(labels, LABELS, **others)
@@ -65,9 +65,9 @@ def test_voxels_and_groups_are_of_the_instance_of_most_of_their_points(room, gro
 
 
 def test_groups_are_the_same_in_every_epoch(room):
-    recipe = recipe_of(AugmentConfig(), groups_of="own")
+    recipe = recipe_of(LabelledAugmentConfig(), groups_of="own")
     epochs = [recipe.make(room, 0, KEY, epoch) for epoch in range(2)]
-    again = recipe_of(AugmentConfig(), groups_of="own").make(room, 0, KEY, 1)
+    again = recipe_of(LabelledAugmentConfig(), groups_of="own").make(room, 0, KEY, 1)
     assert not torch.equal(epochs[0].labelled.voxel_coords, epochs[1].labelled.voxel_coords)
     assert torch.equal(epochs[1].group_of_voxel, again.group_of_voxel)
 
@@ -84,7 +84,7 @@ def test_given_groups_are_those_of_the_dataset(room):
 
 
 @pytest.mark.parametrize("boxes_of", ["axis_aligned", "oriented"])
-@pytest.mark.parametrize("augment", [None, AugmentConfig()], ids=["as recorded", "augmented"])
+@pytest.mark.parametrize("augment", [None, LabelledAugmentConfig()], ids=["as recorded", "augmented"])
 def test_a_box_holds_the_points_of_its_object_wherever_they_are_moved(room, boxes_of, augment):
     recipe = recipe_of(augment, boxes_of=boxes_of)
     for epoch in range(3):

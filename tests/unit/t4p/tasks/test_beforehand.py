@@ -29,8 +29,8 @@ def pretrain(run_dir: Path, *overrides: str) -> None:
 
 
 def finetune(run_dir: Path, *overrides: str) -> None:
-    given = [f"data.shards={SCENES}", f"run.dir={run_dir}", "data.ignored_labels=['*']", LABELS, *overrides]
-    given += ["train.global_batch_size=1"]
+    given = [f"data.shards={SCENES}", f"run.dir={run_dir}", "data.ignored_labels=['*']", LABELS]
+    given += ["train.global_batch_size=1", *overrides]
     look_beforehand(load_config_of(SemanticConfig, ["configs/finetune/rooms.yaml"], given))
 
 
@@ -111,6 +111,24 @@ def test_labels_and_a_beginning_that_are_not_there_are_refused(tmp_path: Path, o
     with pytest.raises(UserError) as caught:
         finetune(tmp_path, override)
     assert wanted in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (
+            [f"data.shards={FRAMES}", "data.labels_per_scene=20"],
+            "data.shards: .*holds frames, and data.labels_per_scene",
+        ),
+        (
+            ["data.label_fraction=0.3", "train.global_batch_size=2"],
+            r"train.global_batch_size: the dataset has 1 samples, .*\(data.label_fraction is 0.3\)",
+        ),
+    ],
+)
+def test_few_labels_that_cannot_be_had_are_refused(tmp_path: Path, overrides: list[str], wanted: str) -> None:
+    with pytest.raises(ConfigError, match=wanted):
+        finetune(tmp_path, *overrides)
 
 
 @pytest.mark.parametrize("below", ["", "x/y"])
