@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -29,31 +29,10 @@ from t4p.data.stream import Recipe, ValidationStream
 from t4p.errors import DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
-from t4p.tasks.scored import ScoreSheet
+from t4p.tasks.scored import ScoredSample, ScoreSheet
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredSample:
-    """What a network says of the voxels of one frame or scene, for whoever wants to look at it.
-
-    Attributes:
-        key: key of the stored sample.
-        position: place among all samples, from 0.
-        num_samples: of all datasets.
-        points: (V, 3) float32 middles of the voxels, metres, z up, from the corner of the sample.
-        predicted: (V,) int64 indices of the network's labels.
-        truth: (V,) int64, likewise, or IGNORED.
-    """
-
-    key: str
-    position: int
-    num_samples: int
-    points: NDArray[np.float32]
-    predicted: NDArray[np.int64]
-    truth: NDArray[np.int64]
 
 
 def evaluate(
@@ -65,7 +44,7 @@ def evaluate(
 
     Args:
         on_progress: called with (samples done, samples in all).
-        on_sample: told what was said of each sample, where the network gives every voxel a label.
+        on_sample: told what was said of each sample.
 
     Returns:
         The network as read, and its scores; class ids are the rows of its labels.
@@ -76,10 +55,28 @@ def evaluate(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     exported = load_exported_network(Path(config.model.exported), device)
+    return exported, score_exported(exported, config.data, on_progress, on_sample)
+
+
+def score_exported(
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sample: Callable[[ScoredSample], None] | None = None,
+) -> SemanticScores | ScoreSheet:
+    """Score a network by the protocol of its task.
+
+    Args:
+        on_progress, on_sample: as for `evaluate`.
+
+    Raises:
+        ConfigError, ShardError, DataError: as `score_network`.
+    """
     task = task_named(exported.config.task)
     if task.finds != "labels":
-        return exported, task.load().score(exported, config.data, on_progress)
-    return exported, score_network(exported, config.data, on_progress, on_sample)
+        scores: ScoreSheet = task.load().score(exported, scored, on_progress, on_sample)
+        return scores
+    return score_network(exported, scored, on_progress, on_sample)
 
 
 def score_network(
@@ -146,12 +143,38 @@ def label_points(
     batches = scored_stream(scored, catalogue, recipe).batches()
     for done, batch in enumerate(batches, start=1):
         predicted = predict(exported, batch)
+        of_point = predicted[batch.voxel_of_point]
         if on_sample is not None:
-            middles = (batch.voxel_coords[:, 1:].numpy().astype(np.float32) + 0.5) * np.float32(model.voxel_size)
-            truth = batch.label_of_voxel.numpy()
-            on_sample(ScoredSample(batch.keys[0], done - 1, catalogue.num_samples, middles, predicted.numpy(), truth))
-        yield predicted[batch.voxel_of_point], batch.label_of_point
+            class_ids = range(len(exported.labels))
+            counts = confusion(of_point.numpy(), batch.label_of_point.numpy(), class_ids, (IGNORED,))
+            on_sample(
+                ScoredSample(
+                    key=batch.keys[0],
+                    measure="mIoU",
+                    score=scores(counts, class_ids).miou,
+                    points=middles_of_voxels(batch, model.voxel_size),
+                    predicted=predicted.numpy(),
+                    truth=batch.label_of_voxel.numpy(),
+                    counts=counts,
+                    batch=batch,
+                )
+            )
+        yield of_point, batch.label_of_point
         on_progress(done, catalogue.num_samples)
+
+
+def middles_of_voxels(batch: LabelledBatch, voxel_size: float) -> NDArray[np.float32]:
+    """(V, 3) metres, from the corner of voxel (0, 0, 0)."""
+    return (batch.voxel_coords[:, 1:].cpu().numpy().astype(np.float32) + 0.5) * np.float32(voxel_size)
+
+
+@torch.no_grad()
+def features_of_voxels(exported: ExportedNetwork, batch: LabelledBatch) -> NDArray[np.float32]:
+    """(V, d) h3D_hat of the bottleneck voxel that each voxel lies in, unit-norm: what is compared with text."""
+    text = exported.label_embeddings
+    batch = batch.to(text.device)
+    expanded, _ = exported.net(batch.voxel_coords, batch.voxel_features, text, read="bottleneck")
+    return F.normalize(expanded.float(), dim=1)[batch.bottleneck_of_voxel].cpu().numpy()
 
 
 def scored_stream(

@@ -35,6 +35,7 @@ from t4p.models.text4point import Text4Point
 from t4p.models.vote_head import VoteHead
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
+from t4p.tasks.evaluate import middles_of_voxels
 from t4p.tasks.finetune import (
     PromptedModule,
     embed_labels,
@@ -43,8 +44,8 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
-from t4p.tasks.object_task import ObjectTask
-from t4p.tasks.scored import ScoreSheet, SheetRow
+from t4p.tasks.object_task import ObjectTask, objects_of_masks, scored_sample
+from t4p.tasks.scored import ScoredSample, ScoreSheet, SheetRow
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -225,6 +226,14 @@ def find_masks(
 def compare_batch(
     net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
 ) -> Iterator[ComparedScene]:
+    """What was found in every sample of a batch, and what is there, as counts; arguments of `scenes_of_batch`."""
+    for scene in scenes_of_batch(net, head, text, voxel_size, batch):
+        yield compare(scene, range(len(text)), MIN_REGION)
+
+
+def scenes_of_batch(
+    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
+) -> Iterator[InstanceScene]:
     """What was found in every sample of a batch beside what is there, point by point.
 
     Args:
@@ -254,14 +263,13 @@ def compare_batch(
     for sample, masks in enumerate(found):
         own = sample_of_voxel[voxel_of_point] == sample
         rows = voxel_of_point[own] - np.count_nonzero(sample_of_voxel < sample)
-        scene = InstanceScene(
+        yield InstanceScene(
             semantic=label_of_point[own],
             instance=instance_of_point[own] + 1,
             masks=masks.masks[:, rows],
             class_ids=masks.class_ids,
             scores=masks.scores,
         )
-        yield compare(scene, range(len(text)), MIN_REGION)
 
 
 class InstanceTask(ObjectTask[ComparedScene]):
@@ -389,12 +397,16 @@ def masks_of_points(
 
 
 def score(
-    exported: ExportedNetwork, scored: EvaluatedDataConfig, on_progress: Callable[[int, int], None]
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None],
+    on_sample: Callable[[ScoredSample], None] | None,
 ) -> ScoreSheet:
     """Average precision on every point of the datasets, by ScanNet's protocol.
 
     Args:
         on_progress: called with (samples done, samples in all).
+        on_sample: told what was said of each sample.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
@@ -403,11 +415,13 @@ def score(
     config = exported.config
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
-    compared = [
-        scene
-        for batch in scored_batches(config, scored, build_recipe, on_progress)
-        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
-    ]
+    compared: list[ComparedScene] = []
+    for batch in scored_batches(config, scored, build_recipe, on_progress):
+        (scene,) = scenes_of_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+        compared.append(compare(scene, range(len(text)), MIN_REGION))
+        if on_sample is not None:
+            of_sample = scores_of(compared[-1:], range(len(text))).mean_ap50
+            on_sample(look_at(batch, config.model.voxel_size, scene, of_sample))
     found = scores_of(compared, range(len(exported.labels)))
     if not math.isfinite(found.mean_ap):
         raise DataError(
@@ -415,6 +429,23 @@ def score(
             "with `t4p shards show`"
         )
     return sheet_of(exported.labels, found)
+
+
+def look_at(batch: ObjectBatch, voxel_size: float, scene: InstanceScene, score: float) -> ScoredSample:
+    """A sample with its objects, from the one of a batch and its points."""
+    points = middles_of_voxels(batch.labelled, voxel_size)
+    point_of_voxel = np.unique(batch.labelled.voxel_of_point.numpy(), return_index=True)[1]
+    label_ids = batch.label_of_instance.numpy()
+    there = batch.instance_of_voxel.numpy() == np.arange(len(label_ids))[:, None]
+    found = np.asarray(scene.masks)[:, point_of_voxel]
+    return scored_sample(
+        batch,
+        points,
+        "AP50",
+        score,
+        objects_of_masks(points, found, np.asarray(scene.class_ids), np.asarray(scene.scores)),
+        objects_of_masks(points, there, label_ids, np.ones(len(there))),
+    )
 
 
 def sheet_of(labels: Sequence[str], found: InstanceScores) -> ScoreSheet:
