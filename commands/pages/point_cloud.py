@@ -57,8 +57,17 @@ def draw_cloud(
     low, high = ends.min(axis=0).astype(np.float64), ends.max(axis=0).astype(np.float64)
     step = np.maximum(high - low, 1e-6) / _STEPS
     near, far = np.percentile(points[chosen[:100_000]], (OUTLIERS, 100 - OUTLIERS), axis=0)
+    middle, cut = (near + far) / 2, None
     if cut_height is not None:
         far[2] = min(far[2], near[2] + cut_height)
+        middle[2] = 0.75 * near[2] + 0.25 * far[2]  # of what is left most lies low
+        thickness = np.minimum(_WALL_THICKNESS, 0.05 * (far - near))  # a thin cloud is not all wall
+        cut = {
+            "low": (near + thickness)[:2].tolist(),
+            "high": (far - thickness)[:2].tolist(),
+            "floor": float(near[2]) + _FLOOR_THICKNESS,
+            "height": float(near[2]) + cut_height,
+        }
     view: dict[str, Any] = {
         "num_points": len(chosen),
         "num_moving": NUM_MOVING,
@@ -66,19 +75,11 @@ def draw_cloud(
         "num_scanned": len(points),
         "low": low.tolist(),
         "step": step.tolist(),
-        "middle": ((near + far) / 2).tolist(),
+        "middle": middle.tolist(),
         "radius": max(float(np.linalg.norm(far - near)) / 2, 0.05),
         "spacing": _spacing(points[chosen]),
-        "cut": None,
+        "cut": cut,
     }
-    if cut_height is not None:
-        thickness = np.minimum(_WALL_THICKNESS, 0.05 * (far - near))  # a thin cloud is not all wall
-        view["cut"] = {
-            "low": (near + thickness)[:2].tolist(),
-            "high": (far - thickness)[:2].tolist(),
-            "floor": float(near[2]) + _FLOOR_THICKNESS,
-            "height": float(near[2]) + cut_height,
-        }
     return DrawnCloud(
         chosen=chosen,
         points=np.rint((points[chosen] - low) / step).astype("<u2"),

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from commands.pages.point_cloud import draw_cloud
-from commands.pages.scene_view import CUT_HEIGHT
+from commands.pages.scene_view import CUT_HEIGHT, slope_light
 
 MOST_POINTS = 150_000  # of a scene: 3 MB of its page
+_LIT_SPACINGS = 4.5  # edge of a cell that light is computed in, in distances between neighbours
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +73,11 @@ def draw_pair(pair: ScenePair) -> tuple[dict[str, Any], dict[str, bytes]]:
     names = np.concatenate([np.zeros(0, np.int64), *(each.ids for each in pair.boxes)])
     layers = np.repeat([each.layer for each in pair.boxes], [len(each.boxes) for each in pair.boxes])
     cloud = draw_cloud(pair.points, boxes, MOST_POINTS, CUT_HEIGHT)
+    # Squared, because nothing else darkens edges here, as it does in a picture.
+    light = slope_light(pair.points.astype(np.float64), _LIT_SPACINGS * cloud.view["spacing"]) ** 2
     arrays = {
         "points": cloud.points,
+        "light": np.rint(255 * light[cloud.chosen]).astype(np.uint8),
         "edges": cloud.edges,
         "edge-names": names[cloud.box_of_edge].astype("<u2"),
         "edge-layers": layers.astype(np.uint8)[cloud.box_of_edge],

@@ -1,8 +1,9 @@
 // Scenes of a report, each on two canvases that turn together; templates/viewer.js stands before this.
 //
 // `#scenes` says what there is, as JSON. Of scene s the elements `scene-S-NAME` hold base64: `points` (3 uint16 each, steps of
-// the box), `layer-L`, what a layer paints each point as (uint16 of the scene's names; of a layer without names 3 bytes, a
-// colour), `edges`, the points that boxes are drawn by, `edge-names` and `edge-layers`, to which layer each belongs.
+// the box), `light` (a byte, what its colour is multiplied with), `layer-L`, what a layer paints each point as (uint16 of the
+// scene's names; of a layer without names 3 bytes, a colour), `edges`, the points that boxes are drawn by, `edge-names` and
+// `edge-layers`, to which layer each belongs.
 (() => {
   const scenes = JSON.parse($("scenes").textContent);
 
@@ -10,7 +11,7 @@
     const part = (name) => bytesOf(`scene-${s}-${name}`), words = (name) => new Uint16Array(part(name).buffer);
     const points = words("points"), edges = words("edges"), edgeNames = words("edge-names"), edgeLayers = part("edge-layers");
     const layers = scene.layers.map((layer, l) => (layer.has_names ? words(`layer-${l}`) : part(`layer-${l}`)));
-    const colors = scene.names.map(({ color }) => packed(...color)), hidden = new Set(); // names
+    const light = part("light"), colors = scene.names.map(({ color }) => color), hidden = new Set(); // names
     const panes = [0, 1].map((side) => ({ canvas: $(`canvas-${s}-${side}`), buttons: $(`views-${s}-${side}`), layer: side }));
     const camera = homeOf(scene.cloud, panes[0].canvas);
 
@@ -18,10 +19,11 @@
       const { numPoints, shown, edgesShown, recolor } = pane.viewer, layer = layers[pane.layer];
       const { has_names: hasNames } = scene.layers[pane.layer];
       for (let i = 0; i < numPoints; i++) {
-        if (hasNames) shown[i] = hidden.has(layer[i]) ? 0 : colors[layer[i]];
-        else shown[i] = packed(layer[3 * i], layer[3 * i + 1], layer[3 * i + 2]);
+        if (hasNames && hidden.has(layer[i])) { shown[i] = 0; continue; }
+        const lit = light[i] / 255, from = hasNames ? colors[layer[i]] : layer, at = hasNames ? 0 : 3 * i;
+        shown[i] = packed(from[at] * lit, from[at + 1] * lit, from[at + 2] * lit);
       }
-      edgeNames.forEach((name, i) => { edgesShown[i] = edgeLayers[i] !== pane.layer || hidden.has(name) ? 0 : colors[name]; });
+      edgeNames.forEach((name, i) => { edgesShown[i] = edgeLayers[i] !== pane.layer || hidden.has(name) ? 0 : packed(...colors[name]); });
       recolor();
     }
 

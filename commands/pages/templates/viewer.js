@@ -52,7 +52,8 @@ function makeViewer({ canvas, cloud, points, edges, camera, onDrawn, onPick, onM
   const MOST_PIXELS = 1.2e6; // of a picture that a processor draws
   const SETTLED = 160; // milliseconds without a movement, after which all points are drawn
   const PICK_RADIUS = 7; // CSS pixels
-  const EDGE_WIDTH = 2; // CSS pixels
+  const EDGE_WIDTH = 2; // CSS pixels, at any distance
+  const HUGE = 1e9; // instead of infinity, where that is no number
   const FEW_POINTS = 200000; // up to which splats may be large
   const isPhone = matchMedia("(max-width: 40rem)").matches;
   const numPoints = Math.min(cloud.num_points, isPhone ? cloud.num_on_phone : Infinity);
@@ -136,7 +137,6 @@ function makeViewer({ canvas, cloud, points, edges, camera, onDrawn, onPick, onM
     buffer("place", 3, gl.UNSIGNED_SHORT, false, [points.subarray(0, 3 * numPoints), edges]);
     const tints = buffer("tint", 4, gl.UNSIGNED_BYTE, true, [shown, edgesShown]);
     gl.enable(gl.DEPTH_TEST);
-    const FAR = 1e9; // instead of infinity, which a uniform need not hold
     return {
       name: "the graphics card",
       slice: Infinity,
@@ -149,7 +149,7 @@ function makeViewer({ canvas, cloud, points, edges, camera, onDrawn, onPick, onM
       draw(from, to, count, background) {
         const { ofSteps } = lens(), [width, height] = [canvas.width, canvas.height];
         const uniform = (name) => gl.getUniformLocation(program, name);
-        const bounds = sight().map((value) => clamp(value, -FAR, FAR)), edge = EDGE_WIDTH * height / canvas.clientHeight;
+        const bounds = sight().map((value) => clamp(value, -HUGE, HUGE)), edge = EDGE_WIDTH * height / canvas.clientHeight;
         gl.viewport(0, 0, width, height);
         gl.clearColor(...background.map((channel) => channel / 255), 1);
         gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
@@ -160,10 +160,10 @@ function makeViewer({ canvas, cloud, points, edges, camera, onDrawn, onPick, onM
         gl.uniform1f(uniform("near"), 1);
         gl.uniform2f(uniform("size"), splatOf(count) * VIEWER_FOCAL * height, mostSplat);
         gl.drawArrays(gl.POINTS, 0, count);
-        gl.uniform4f(uniform("sight"), -FAR, -FAR, FAR, FAR);
-        gl.uniform2f(uniform("heights"), -FAR, FAR);
+        gl.uniform4f(uniform("sight"), -HUGE, -HUGE, HUGE, HUGE);
+        gl.uniform2f(uniform("heights"), -HUGE, HUGE);
         gl.uniform1f(uniform("near"), EDGE_AHEAD);
-        gl.uniform2f(uniform("size"), FAR, edge);
+        gl.uniform2f(uniform("size"), HUGE, edge);
         gl.drawArrays(gl.POINTS, numPoints, numEdges);
       },
     };
@@ -218,7 +218,7 @@ function makeViewer({ canvas, cloud, points, edges, camera, onDrawn, onPick, onM
         if (to < count) return;
         const edge = Math.max(1, Math.round(EDGE_WIDTH * height / canvas.clientHeight));
         const everywhere = [-Infinity, -Infinity, Infinity, Infinity, -Infinity, Infinity];
-        splat(edges, edgesShown, 0, numEdges, Infinity, edge, everywhere, EDGE_AHEAD);
+        splat(edges, edgesShown, 0, numEdges, HUGE, edge, everywhere, EDGE_AHEAD);
         context.putImageData(picture, 0, 0);
       },
     };

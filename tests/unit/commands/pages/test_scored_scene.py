@@ -94,6 +94,9 @@ def test_what_stands_in_a_page_is_what_a_scene_has_point_by_point() -> None:
     row = np.linalg.norm(points[:, None] - shown.points, axis=2).argmin(axis=1)
     assert sorted(row.tolist()) == list(range(30))
     np.testing.assert_allclose(points, shown.points[row], atol=1e-3)
+    light = np.frombuffer(blobs["light"], np.uint8)
+    assert len(light) == 30
+    assert light.min() > 0.5 * 255, "shaded, and no colour is lost"
     for place, (layer, told) in enumerate(zip(pair.layers, data["layers"], strict=True)):
         assert told == {"name": layer.name, "has_names": isinstance(layer, NamedLayer)}
         if isinstance(layer, ColorLayer):
