@@ -16,7 +16,7 @@ import typer
 from commands.bars import progress_bar
 from commands.evaluate import BestAndWorst, page_of
 from commands.pages.line_chart import Chart, Series
-from commands.pages.page import Fact, Page, Tile, render_page
+from commands.pages.page import Fact, Page, render_page
 from shards.errors import UserError
 from shards.results import write_result
 from t4p.config.kinds import task_named
@@ -80,9 +80,9 @@ def page_of_run(config: JobConfig, command: str, on_progress: Callable[[int, int
     return replace(
         scored,
         title=f"Fine-tuning {run_dir.name}",
-        summary=f"{len(steps)} steps of {config.train.global_batch_size} samples, task {config.task}. "
+        summary=f"Task {config.task}, {len(steps)} steps, global batch size {config.train.global_batch_size}; loss "
+        f"{begin:.3g} at the beginning, {end:.3g} at the end. "
         + (scored.summary or "No validation data with labels, so nothing was scored."),
-        tiles=(*scored.tiles, Tile("loss", f"{end:.3g}", f"{begin:.3g} at the beginning")),
         charts=charts_of(config.task, steps, validation),
         facts=(Fact("run folder", str(run_dir)), Fact("data", ", ".join(config.data.urls)), *scored.facts),
         next_commands=() if checkpoint is None else next_commands(config, checkpoint),

@@ -87,7 +87,7 @@ def render_scan(answer: ScanAnswer) -> str:
         "logit_scale": answer.logit_scale,
         "again": answer.again,
     }
-    blobs = {
+    blobs: dict[str, NDArray[Any]] = {
         "points": cloud.points,
         "colors": colors,
         "labels": answer.ids[chosen].astype("<u2"),

@@ -75,7 +75,7 @@ def draw_pair(pair: ScenePair) -> tuple[dict[str, Any], dict[str, bytes]]:
     cloud = draw_cloud(pair.points, boxes, MOST_POINTS, CUT_HEIGHT)
     # Squared, because nothing else darkens edges here, as it does in a picture.
     light = slope_light(pair.points.astype(np.float64), _LIT_SPACINGS * cloud.view["spacing"]) ** 2
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "points": cloud.points,
         "light": np.rint(255 * light[cloud.chosen]).astype(np.uint8),
         "edges": cloud.edges,

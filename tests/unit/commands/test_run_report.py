@@ -45,6 +45,7 @@ def test_a_run_without_validation_data_has_its_curves_and_says_that_nothing_was_
     for _ in range(2):  # a run that is started again when it is over writes it again
         page = write_run_report(config, "t4p finetune <it>").read_text()
     assert "nothing was scored" in page
+    assert "loss 7.5 at the beginning, -10.5 at the end" in page
     assert "t4p finetune &lt;it&gt;" in page
     assert page.count("<svg viewBox") == 2
     report = json.loads((tmp_path / "report.json").read_text())
