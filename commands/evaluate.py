@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from commands.pages.page import Fact, Gallery, LegendEntry, Page, Picture, ScoreRow, ScoreTable, Tile
-from commands.pages.palette import NO_LABEL, color_labels, label_colors
-from commands.pages.scene_view import CUT_HEIGHT, RoomView
+from commands.pages.page import ConfusionMatrix, Fact, Page, ScoreRow, ScoreTable, Tile
+from commands.pages.palette import color_features
+from commands.pages.scene_pair import ScenePair
+from commands.pages.scored_scene import show_sample
 from shards.doors.text import shown
 from t4p.config.kinds import task_named
-from t4p.config.tasks import EvaluateConfig
 from t4p.metrics.semantic import SemanticScores
-from t4p.tasks.scored import ScoreSheet
+from t4p.tasks.scored import ScoredSample, ScoreSheet
 
 if TYPE_CHECKING:
     from t4p.models.exported import ExportedNetwork  # loads torch
-    from t4p.tasks.evaluate import ScoredSample
 
-_MOST_SHOWN = 4  # samples on a page
-_RIGHT, _WRONG = (222, 222, 224), (20, 20, 22)  # no class has them
 RANDOM_TOWERS = "Random towers: the CLIP of this network knows no words, so a zero-shot score of it means nothing."
-_WIDTH, _HEIGHT = 480, 360  # pixels of a picture
+OF_PRESENT = "over the classes that are there"
+OF_FEATURES = "h3D_hat of bottleneck voxels; red, green and blue are its three principal components in the scenes shown"
 
 
 def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores | ScoreSheet) -> dict[str, Any]:
@@ -83,95 +84,115 @@ def _table_of(exported: ExportedNetwork, scores: SemanticScores) -> Table:
     return table
 
 
-class ShownSamples:
-    """Keeps a few samples from all over the datasets, for the page."""
+class BestAndWorst:
+    """Keeps the samples with the highest and the lowest score, for the page, and adds up what labels are taken for."""
 
     def __init__(self) -> None:
-        self.samples: list[ScoredSample] = []
+        self.counts: NDArray[np.int64] | None = None  # as ConfusionMatrix has them; None of objects
+        self._best: ScoredSample | None = None
+        self._worst: ScoredSample | None = None
 
     def take(self, sample: ScoredSample) -> None:
-        """Look at a sample; keep it if it is one of those to show."""
-        wanted = {place * sample.num_samples // _MOST_SHOWN for place in range(_MOST_SHOWN)}
-        if sample.position in wanted and len(sample.points):
-            self.samples.append(sample)
+        """Look at a sample; of equal scores the first is kept."""
+        if sample.counts is not None:
+            self.counts = sample.counts if self.counts is None else self.counts + sample.counts
+        if not math.isfinite(sample.score) or not len(sample.points):
+            return
+        if self._best is None or sample.score > self._best.score:
+            self._best = sample
+        if self._worst is None or sample.score < self._worst.score:
+            self._worst = sample
+
+    def scenes(self, exported: ExportedNetwork) -> tuple[ScenePair, ...]:
+        """Both as scenes, one where they are the same; features are coloured alike in both."""
+        from t4p.tasks.evaluate import features_of_voxels
+
+        if self._best is None or self._worst is None:
+            return ()
+        kept = {"best": self._best, "worst": self._worst}
+        if self._best is self._worst:
+            kept = {"only one": self._best}
+        features = [features_of_voxels(exported, sample.batch) for sample in kept.values()]
+        colors, _ = color_features(np.concatenate(features))
+        of_samples = np.split(colors, np.cumsum([len(each) for each in features])[:-1])
+        return tuple(
+            show_sample(which, sample, exported.labels, own)
+            for (which, sample), own in zip(kept.items(), of_samples, strict=True)
+        )
 
 
 def page_of(
-    config: EvaluateConfig, exported: ExportedNetwork, scores: SemanticScores | ScoreSheet, shown: ShownSamples
+    network: str,
+    urls: Sequence[str],
+    exported: ExportedNetwork,
+    scores: SemanticScores | ScoreSheet,
+    counts: NDArray[np.int64] | None,
+    scenes: tuple[ScenePair, ...],
 ) -> Page:
-    """The page as it is read."""
-    if isinstance(scores, ScoreSheet):
-        return _page_of_sheet(config, exported, scores)
-    labels = exported.labels
-    by_class = tuple(ScoreRow(label, (scores.iou[row], scores.recall[row])) for row, label in enumerate(labels))
-    network = Path(config.model.exported).name
+    """The page as it is read.
+
+    Args:
+        network: where it came from, a path.
+        urls: the datasets that it was scored on.
+        counts, scenes: of BestAndWorst.
+    """
+    parts = _parts_of_sheet(scores) if isinstance(scores, ScoreSheet) else _parts_of(exported.labels, scores)
+    confusion = None if counts is None else ConfusionMatrix("What is taken for what", "", exported.labels, counts)
     return Page(
-        title=f"Scores of {network}",
-        summary=f"{title_of(exported)}; ScanNet's protocol on {scores.num_points:,} labelled points."
+        title=f"Scores of {Path(network).name}",
+        summary=f"{title_of(exported)}; {parts.protocol}."
         + (f" {RANDOM_TOWERS}" if has_random_towers(exported) else ""),
-        tiles=(
-            Tile("mean IoU", f"{_percent(scores.miou)} %", "over the classes that are there"),
-            Tile("mean recall", f"{_percent(scores.macc)} %", "over the classes that are there"),
-            Tile("points that are right", f"{_percent(scores.accuracy)} %"),
+        tiles=parts.tiles,
+        scenes=scenes,
+        tables=(parts.table,),
+        confusion=confusion,
+        facts=(
+            Fact("network", network),
+            Fact("task and step", f"{exported.config.task}, step {exported.step}"),
+            *(Fact("dataset", url) for url in urls),
+            *((Fact("features", OF_FEATURES),) if scenes else ()),
         ),
-        galleries=tuple(_gallery(sample, labels) for sample in shown.samples),
-        tables=(
-            ScoreTable("By class", "One confusion matrix over all samples.", "class", ("IoU", "recall"), by_class),
-        ),
-        facts=_facts(config, exported),
         data=scores_as_dict(exported, scores),
     )
 
 
-def _page_of_sheet(config: EvaluateConfig, exported: ExportedNetwork, sheet: ScoreSheet) -> Page:
+@dataclass(frozen=True)
+class _Parts:
+    """What differs between labels and objects."""
+
+    protocol: str
+    tiles: tuple[Tile, ...]
+    table: ScoreTable
+
+
+def _parts_of(labels: Sequence[str], scores: SemanticScores) -> _Parts:
+    by_class = tuple(ScoreRow(label, (scores.iou[row], scores.recall[row])) for row, label in enumerate(labels))
+    return _Parts(
+        protocol=f"ScanNet's protocol on {scores.num_points:,} labelled points",
+        tiles=(
+            Tile("mean IoU", f"{_percent(scores.miou)} %", OF_PRESENT),
+            Tile("mean recall", f"{_percent(scores.macc)} %", OF_PRESENT),
+            Tile("points that are right", f"{_percent(scores.accuracy)} %"),
+        ),
+        table=ScoreTable("By class", "Over all samples together.", "class", ("IoU", "recall"), by_class),
+    )
+
+
+def _parts_of_sheet(sheet: ScoreSheet) -> _Parts:
     """Of a network that finds objects."""
-    by_class = tuple(ScoreRow(row.label, row.values) for row in sheet.rows)
-    return Page(
-        title=f"Scores of {Path(config.model.exported).name}",
-        summary=f"{title_of(exported)}; {sheet.protocol}."
-        + (f" {RANDOM_TOWERS}" if has_random_towers(exported) else ""),
+    return _Parts(
+        protocol=sheet.protocol,
         tiles=tuple(
-            Tile(f"mean {name}", f"{_percent(value)} %", "over the classes that are there")
+            Tile(f"mean {name}", f"{_percent(value)} %", OF_PRESENT)
             for name, value in zip(sheet.columns, sheet.means, strict=True)
         ),
-        tables=(ScoreTable("By class", sheet.protocol, "class", sheet.columns, by_class),),
-        facts=_facts(config, exported),
-        data=scores_as_dict(exported, sheet),
-    )
-
-
-def _facts(config: EvaluateConfig, exported: ExportedNetwork) -> tuple[Fact, ...]:
-    """What was scored, on what."""
-    return (
-        Fact("network", config.model.exported),
-        Fact("task and step", f"{exported.config.task}, step {exported.step}"),
-        *(Fact("dataset", url) for url in config.data.shards),
-    )
-
-
-def _gallery(sample: ScoredSample, labels: tuple[str, ...]) -> Gallery:
-    """One sample: the truth, what was said, and where that was wrong."""
-    view = RoomView.of(sample.points, _WIDTH, _HEIGHT)
-    known = (sample.truth >= 0) & (sample.truth < len(labels))
-    right = known & (sample.predicted == sample.truth)
-    faults = np.array([NO_LABEL, _WRONG, _RIGHT], np.uint8)[np.where(known, 1 + right, 0)]
-    share = f"{right.sum() / known.sum():.0%}" if known.any() else "none"
-    present = np.unique(np.concatenate([sample.predicted, sample.truth[known]]))
-    legend = [
-        LegendEntry(label, (int(color[0]), int(color[1]), int(color[2])))
-        for row, (label, color) in enumerate(zip(labels, label_colors(labels), strict=True))
-        if row in present
-    ]
-    return Gallery(
-        heading=sample.key,
-        text=f"{len(sample.points):,} voxels; what is above {CUT_HEIGHT:g} m and the two near walls are left out.",
-        pictures=(
-            Picture("truth", "the class of every voxel", view.draw(color_labels(sample.truth, labels))),
-            Picture("what the network says", "the predicted class", view.draw(color_labels(sample.predicted, labels))),
-            Picture(f"right: {share} (black: wrong)", "where the prediction is wrong", view.draw(faults)),
+        table=ScoreTable(
+            "By class",
+            "Over all samples together.",
+            "class",
+            sheet.columns,
+            tuple(ScoreRow(row.label, row.values) for row in sheet.rows),
         ),
-        legend=(*legend, LegendEntry("no label", NO_LABEL)),
-        small=True,
     )
 
 

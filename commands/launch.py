@@ -93,6 +93,10 @@ def _add_command(name: str, summary: str) -> None:
             launch_training(config, num_workers, address=address)
             for line in look_afterwards(config):
                 typer.echo(line)
+            if name == "finetune" and address is None:
+                from commands.run_report import tell_run_report
+
+                tell_run_report(config)
             return
         spec = plan_job(config, num_workers, forward_env or (), os.environ)
         if dry_run:

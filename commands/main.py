@@ -134,7 +134,8 @@ def evaluate(
     arguments: ConfigArguments,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     page: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write the scores and a few samples as a page, too.")
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write the scores, and the best and the worst sample, as a page, too."),
     ] = None,
     submission: Annotated[
         Path | None,
@@ -157,18 +158,20 @@ def evaluate(
     look_before_evaluation(config, submission)
     if page is not None:
         check_result(page, force)
-    from commands.evaluate import ShownSamples, page_of, print_scores, scores_as_dict
+    from commands.evaluate import BestAndWorst, page_of, print_scores, scores_as_dict
     from commands.pages.page import render_page
     from t4p.tasks.evaluate import evaluate as run_evaluation
 
-    shown = ShownSamples()
+    looked = BestAndWorst()
     with progress_bar("evaluating") as on_progress:
-        exported, scores = run_evaluation(config, on_progress, None if page is None else shown.take, submission)
+        exported, scores = run_evaluation(config, on_progress, None if page is None else looked.take, submission)
     if submission is not None:
         typer.echo(f"wrote {submission}: zip what is in it, and hand that in", err=True)
     if page is not None:
+        network, urls, scenes = config.model.exported, config.data.shards, looked.scenes(exported)
+        report = page_of(network, urls, exported, scores, looked.counts, scenes)
         with write_result(page, force) as partial:
-            partial.write_text(render_page(page_of(config, exported, scores, shown)), encoding="utf-8")
+            partial.write_text(render_page(report), encoding="utf-8")
         typer.echo(f"wrote {page}", err=True)
     if as_json:
         typer.echo(json.dumps(scores_as_dict(exported, scores)))
@@ -308,8 +311,14 @@ def _train(command: str, arguments: list[str]) -> None:
             tell_stopped(asked())  # here, where a second signal and the limit end what waits for a reader
     if stopped:
         raise typer.Exit(128 + asked())
-    for line in look_afterwards(config) if is_first else ():
+    if not is_first:
+        return
+    for line in look_afterwards(config):
         typer.echo(line)
+    if command == "finetune":
+        from commands.run_report import tell_run_report
+
+        tell_run_report(config)
 
 
 def main() -> NoReturn:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from commands.pages.page import Fact
 from commands.pages.palette import NO_LABEL, label_colors
 from commands.pages.scan_page import MOST_POINTS, ScanAnswer, grey_by_height, render_scan
+from commands.pages.scored_scene import SURE_FROM
 from shards.doors.ply import write_ply
 from shards.doors.text import shown
 from shards.errors import CallError, ResultError
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # both load torch
 
 FILES = ("points.ply", "points.npz", "index.html")
 OBJECTS = "objects.json"  # of networks that find objects
-SURE_FROM = 0.25  # score from which an object is shown
 ABOVE = 0.5  # score from which a point counts as what a phrase asks for
 _NO_ID = -1
 _HIGHLIGHT = np.array([235, 72, 30], np.float32)  # as in the page

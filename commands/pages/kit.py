@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ from markupsafe import Markup, escape
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, data: Mapping[str, Any], script: str | None = None, **values: Any) -> str:
+def render(template: str, data: Mapping[str, Any], scripts: Sequence[str] = (), **values: Any) -> str:
     """A page.
 
     Args:
         template: a file of `templates/` that extends base.html.
         data: what stands in the page for programs, in `<script type="application/json" id="data">`.
-        script: a file of `templates/` that runs when the page has been read; none runs otherwise.
+        scripts: files of `templates/` that run as one when the page has been read; none runs otherwise.
         values: what the template shows. Text is escaped, whatever is in it.
     """
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    code = "" if script is None else (TEMPLATES / script).read_text(encoding="utf-8")
+    code = "\n".join((TEMPLATES / script).read_text(encoding="utf-8") for script in scripts)
     allowed = f" script-src {_source_of(code)};" if code else ""
     policy = (
         f"default-src 'none'; img-src data:; style-src {_source_of(style)};{allowed} "
@@ -52,7 +52,7 @@ def _source_of(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def json_element(data: Mapping[str, Any]) -> Markup:
+def json_element(data: Mapping[str, Any] | Sequence[Any]) -> Markup:
     """JSON that can stand in a script element: no `<` in it, and null for what is not finite."""
     text = json.dumps(_finite(data), allow_nan=False, ensure_ascii=False)
     for letter in "<>&\u2028\u2029":  # the last two end a line in a script, and none in JSON

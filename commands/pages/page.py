@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from commands.pages.kit import render
+import numpy as np
+from numpy.typing import NDArray
+
+from commands.pages.kit import json_element, render
 from commands.pages.line_chart import NUM_COLORS, Chart, draw_chart
+from commands.pages.scene_pair import ScenePair, draw_pair
+
+LEAST_SHARE = 0.005  # of a row of a matrix, that is shown: what rounds to a per cent
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,26 @@ class ScoreTable:
                 )
 
 
+@dataclass(frozen=True, eq=False)
+class ConfusionMatrix:
+    """Of every class, how its points were labelled.
+
+    Attributes:
+        counts: (K, K + 1) points by true and predicted label; the last column holds those that have none.
+    """
+
+    heading: str
+    text: str
+    labels: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(K, K) of the points of the row's class; nan where there are none."""
+        totals = self.counts.sum(axis=1, keepdims=True)
+        return np.divide(self.counts[:, :-1], totals, out=np.full((len(totals), len(totals)), np.nan), where=totals > 0)
+
+
 @dataclass(frozen=True)
 class Figures:
     """Numbers of any kind, as text: a row is a name, and one entry of every column."""
@@ -115,6 +141,15 @@ class Figures:
     text: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A page that stands beside this one, `href` from here, and what can be done there."""
+
+    name: str
+    href: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -133,10 +168,13 @@ class Page:
         title: title of the document.
         summary: one sentence.
         tiles: headline figures.
+        links: pages beside this one.
         galleries: samples in pictures.
+        scenes: samples to turn.
         figures: what a terminal shows too.
         tables: scores.
-        charts: losses.
+        confusion: which labels are taken for which; None where there are none.
+        charts: losses and scores over the steps.
         sections: what was done, in order.
         notes: what this does not show, a paragraph each.
         facts: versions and machine.
@@ -149,9 +187,12 @@ class Page:
     summary: str
     sections: tuple[Section, ...] = ()
     tiles: tuple[Tile, ...] = ()
+    links: tuple[Link, ...] = ()
     galleries: tuple[Gallery, ...] = ()
+    scenes: tuple[ScenePair, ...] = ()
     figures: tuple[Figures, ...] = ()
     tables: tuple[ScoreTable, ...] = ()
+    confusion: ConfusionMatrix | None = None
     charts: tuple[Chart, ...] = ()
     notes: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
@@ -167,16 +208,22 @@ def render_page(page: Page) -> str:
         for chart in page.charts
         if (svg := draw_chart(chart))
     ]
+    scenes = [draw_pair(pair) for pair in page.scenes]
     return render(
         "page.html",
         data=page.data,
+        scripts=("viewer.js", "scenes.js") if scenes else (),
         page=page,
+        scenes=json_element([data for data, _ in scenes]),
+        blobs=[blobs for _, blobs in scenes],
         galleries=[gallery for gallery in page.galleries if gallery.pictures],
         tables=[table for table in page.tables if table.rows],
         charts=drawn,
         has_means=any(chart.has_means for chart in page.charts),
         duration=format_duration,
         score=format_score,
+        bar=bar_length,
+        level=level_of,
     )
 
 
@@ -200,3 +247,13 @@ def format_duration(seconds: float) -> str:
 def format_score(value: float) -> str:
     """A share in per cent, without the sign; an en dash where there is none."""
     return f"{100 * value:.1f}" if math.isfinite(value) else "\N{EN DASH}"
+
+
+def bar_length(value: float) -> str:
+    """Of a bar that is 100 long where the score is 1; nothing where there is none."""
+    return f"{100 * min(max(value, 0.0), 1.0):.1f}" if math.isfinite(value) else "0"
+
+
+def level_of(share: float) -> int:
+    """How strongly a cell of a matrix is tinted, 0 to 10: any share that shows as a number is."""
+    return min(10, math.ceil(10 * share)) if math.isfinite(share) and share >= LEAST_SHARE else 0

@@ -1,4 +1,4 @@
-"""The colours of labels and instances, the same in every picture and on every page."""
+"""The colours of labels, instances and features, the same in every picture and on every page."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ STRUCTURE = {"wall": (216, 213, 206), "floor": (230, 205, 160), "ceiling": (160,
 NO_LABEL = (60, 60, 60)  # of what has no label, or one that was not asked for
 NO_INSTANCE = (222, 222, 224)
 UNLABELLED = "unlabelled"
+_STRETCHED = (2.0, 98.0)  # percentiles of a component of features that are black and full
 _DISTINCT = (
     (66, 113, 174),
     (240, 138, 36),
@@ -62,6 +63,32 @@ def color_instances(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     colors[present != 0] = distinct_colors(int(np.count_nonzero(present)))
     colors[present == 0] = NO_INSTANCE
     return colors[dense.reshape(ids.shape)]
+
+
+def color_features(features: NDArray[np.floating]) -> tuple[NDArray[np.uint8], float]:
+    """Features as red, green and blue, so that what is alike to a network looks alike.
+
+    These are their three principal components, the largest first, each stretched from its 2nd to its 98th percentile. A
+    direction has two signs: the one whose largest entry is positive is taken, so that one network gives one picture.
+
+    Args:
+        features: (N, C), N at least 1.
+
+    Returns:
+        (N, 3) uint8, grey where a component is the same everywhere; and the share of the variance in them, in [0, 1].
+    """
+    offsets = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    variances, directions = np.linalg.eigh(offsets.T @ offsets)  # ascending
+    variances, directions = variances[::-1], directions[:, ::-1][:, :3]
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.where(directions[largest, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
+    components = np.zeros((len(features), 3))
+    components[:, : directions.shape[1]] = offsets @ directions
+    low, high = np.percentile(components, _STRETCHED, axis=0)
+    flat = high - low <= 1e-9 * max(1.0, float(np.abs(features).max()))
+    shares = np.where(flat, 0.5, (components - low) / np.where(flat, 1.0, high - low))
+    kept = float(variances[:3].sum() / variances.sum()) if variances.sum() > 0 else 0.0
+    return np.rint(255 * np.clip(shares, 0, 1)).astype(np.uint8), kept
 
 
 def lab_of(colors: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,10 @@ from numpy.typing import NDArray
 
 from commands.pages.kit import render
 from commands.pages.page import Fact
+from commands.pages.point_cloud import OUTLIERS, draw_cloud
 
 MOST_POINTS = 1_000_000  # of a page: 20 MB
-NUM_MOVING = 120_000  # of them, drawn while the view moves
-NUM_ON_PHONE = 200_000  # of them, that a phone draws at all
-_CELL = 0.05  # metres
-_EDGE_STEP = 0.008  # metres between the points that draw the edge of a box
-_STEPS = 65535  # of the box, along each axis
 _COSINE_STEPS = 32767
-_OUTLIERS = 1.0  # per cent of the points at either end of an axis that are not what the view begins with
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,25 +67,13 @@ class ScanAnswer:
 
 def render_scan(answer: ScanAnswer) -> str:
     """The whole document; points are drawn by chance where there are more than MOST_POINTS."""
-    num_scanned = len(answer.points)
-    answer = _with_edges(answer)
-    points = answer.points
-    chosen = drawing_order(points)
-    low, high = points.min(axis=0).astype(np.float64), points.max(axis=0).astype(np.float64)
-    step = np.maximum(high - low, 1e-6) / _STEPS
-    near, far = np.percentile(points[chosen[:100_000]], (_OUTLIERS, 100 - _OUTLIERS), axis=0)
+    cloud = draw_cloud(answer.points, answer.boxes, MOST_POINTS)
+    chosen = cloud.chosen
     rows = answer.row_of_point[chosen]
-    is_wide = len(answer.cosines) > _STEPS + 1
+    is_wide = len(answer.cosines) > 65536
+    colors = grey_by_height(answer.points[chosen]) if answer.colors is None else answer.colors[chosen]
     data: dict[str, Any] = {
-        "num_points": len(chosen),
-        "num_moving": NUM_MOVING,
-        "num_on_phone": NUM_ON_PHONE,
-        "num_scanned": num_scanned,
-        "low": low.tolist(),
-        "step": step.tolist(),
-        "middle": ((near + far) / 2).tolist(),
-        "radius": max(float(np.linalg.norm(far - near)) / 2, 0.05),
-        "spacing": _spacing(points[chosen]),
+        "cloud": cloud.view,
         "has_color": answer.colors is not None,
         "wide_rows": is_wide,
         "labels": [
@@ -105,10 +87,12 @@ def render_scan(answer: ScanAnswer) -> str:
         "logit_scale": answer.logit_scale,
         "again": answer.again,
     }
-    blobs = {
-        "points": np.rint((points[chosen] - low) / step).astype("<u2"),
-        "colors": grey_by_height(points[chosen]) if answer.colors is None else answer.colors[chosen],
+    blobs: dict[str, NDArray[Any]] = {
+        "points": cloud.points,
+        "colors": colors,
         "labels": answer.ids[chosen].astype("<u2"),
+        "edges": cloud.edges,
+        "edge_labels": cloud.box_of_edge.astype("<u2"),
         "shares": np.rint(np.clip(answer.shares[chosen], 0, 1) * 255).astype(np.uint8),
         "rows": rows.astype("<u4" if is_wide else "<u2"),
         "cosines": np.rint(np.clip(answer.cosines, -1, 1) * _COSINE_STEPS).astype("<i2"),
@@ -116,7 +100,7 @@ def render_scan(answer: ScanAnswer) -> str:
     return render(
         "scan.html",
         data,
-        "scan.js",
+        ("viewer.js", "scan.js"),
         title=answer.title,
         summary=answer.summary,
         example=", ".join(answer.words[:2]),
@@ -127,61 +111,8 @@ def render_scan(answer: ScanAnswer) -> str:
     )
 
 
-def _with_edges(answer: ScanAnswer) -> ScanAnswer:
-    """The edges of boxes as points of their labels: what turns and hides points does so with them."""
-    if not len(answer.boxes):
-        return answer
-    edges = [_edges_of(box) for box in answer.boxes]
-    label = np.repeat(np.arange(len(edges)), [len(edge) for edge in edges])
-    added = np.concatenate(edges).astype(np.float32)
-    colors = None if answer.colors is None else np.concatenate([answer.colors, answer.label_colors[label]])
-    return replace(
-        answer,
-        points=np.concatenate([answer.points, added]),
-        colors=colors,
-        ids=np.concatenate([answer.ids, label]),
-        shares=np.concatenate([answer.shares, np.ones(len(added), np.float32)]),
-        row_of_point=np.concatenate([answer.row_of_point, np.zeros(len(added), np.int64)]),
-    )
-
-
-def _edges_of(box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(E, 3) points along the twelve edges of a box (7,)."""
-    corners = np.array(list(product((-0.5, 0.5), repeat=3))) * box[3:6]
-    pairs = [(corner, corner | bit) for bit in (1, 2, 4) for corner in range(8) if not corner & bit]
-    along = []
-    for first, second in pairs:
-        share = np.linspace(0, 1, 2 + int(np.linalg.norm(corners[second] - corners[first]) / _EDGE_STEP))[:, None]
-        along.append(corners[first] + share * (corners[second] - corners[first]))
-    x, y, z = np.concatenate(along).T
-    cos, sin = np.cos(box[6]), np.sin(box[6])
-    return np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=1) + box[:3]
-
-
-def drawing_order(points: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(M,) rows drawn by chance, in three parts that are each a fair sample: what is drawn while the view moves, what a
-    phone draws beside it, and the rest.
-
-    Within a part neighbours in space stand together: they are neighbours in the picture too, and in the cache.
-    """
-    chosen = np.random.default_rng(0).permutation(len(points))[:MOST_POINTS]
-    cells = np.floor((points[chosen] - points.min(axis=0)) / _CELL).astype(np.int64)
-    parts = np.searchsorted([NUM_MOVING, NUM_ON_PHONE], np.arange(len(chosen)), side="right")
-    return chosen[np.lexsort((*cells.T, parts))]
-
-
 def grey_by_height(points: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(N, 3) greys, the higher the lighter: for points without a colour."""
-    low, high = np.percentile(points[:, 2], (_OUTLIERS, 100 - _OUTLIERS))
+    low, high = np.percentile(points[:, 2], (OUTLIERS, 100 - OUTLIERS))
     grey = 90 + 120 * np.clip((points[:, 2] - low) / max(float(high - low), 1e-6), 0, 1)
     return np.repeat(np.rint(grey).astype(np.uint8)[:, None], 3, axis=1)
-
-
-def _spacing(points: NDArray[np.float32]) -> float:
-    """Metres between neighbours, nearly, in a cloud that lies on surfaces: from how many share a cell."""
-    extent = float((points.max(axis=0) - points.min(axis=0)).max())
-    if len(points) < 2 or extent <= 0:
-        return 0.01
-    cell = extent / 64
-    num_cells = len(np.unique(np.floor(points / cell).astype(np.int64), axis=0))
-    return cell / max(1.0, float(np.sqrt(len(points) / num_cells)))

@@ -130,7 +130,7 @@ class RoomView:
         ends = np.concatenate([none, *(box.edges.reshape(-1, 3) for box in boxes)])
         camera = _place_camera(checked, ends, int(np.argmax(seen)), width * _SUBPIXELS, height * _SUBPIXELS)
         point_of_pixel, depth = _look(checked, camera, width * _SUBPIXELS, height * _SUBPIXELS)
-        slopes = _slope_light(_turned(checked, camera.quarters))
+        slopes = slope_light(_turned(checked, camera.quarters), _CELL)
         light = np.append(slopes, 1.0)[point_of_pixel] * _edge_light(depth)
         return cls(len(points), point_of_pixel, depth.astype(np.float32), light.astype(np.float32), camera)
 
@@ -260,36 +260,41 @@ def _spacing(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Cells at the edge of a surface hold few points: nowhere is it more than 1.4 times that of the fullest quarter.
     """
-    cell_of_point, counts = _cells(points, shift=0.0)
+    cell_of_point, counts = _cells(points, shift=0.0, cell=_CELL)
     full = float(np.percentile(counts, 75))
     return _CELL / np.sqrt(np.clip(counts, full / 2, full))[cell_of_point]
 
 
-def _cells(points: NDArray[np.float64], shift: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _cells(points: NDArray[np.float64], shift: float, cell: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(N,) the cell of space that a point lies in, counting those that hold any, and (M,) how many points each holds.
 
     Args:
         shift: shift of the grid, in cells.
+        cell: edge of a cell, metres.
     """
-    cells = np.floor((points - points.min(axis=0)) / _CELL + shift).astype(np.int64)
+    cells = np.floor((points - points.min(axis=0)) / cell + shift).astype(np.int64)
     extent = cells.max(axis=0) + 1
     flat = (cells[:, 0] * extent[1] + cells[:, 1]) * extent[2] + cells[:, 2]
     _, cell_of_point, counts = np.unique(flat, return_inverse=True, return_counts=True)
     return cell_of_point, counts
 
 
-def _slope_light(points: NDArray[np.float64]) -> NDArray[np.float64]:
+def slope_light(points: NDArray[np.float64], cell: float) -> NDArray[np.float64]:
     """(N,) how bright a point's surface is, by the axis it faces: so that shapes show also where a colour is flat.
 
     The normal of a point is that of the plane through its cell of space, its light the mean over shifted grids.
+
+    Args:
+        points: (N, 3) metres, N at least 1.
+        cell: edge of a cell, metres.
     """
-    lights = [_normals(points, shift) ** 2 @ np.array(_LIGHT_OF_AXIS) for shift in (0.0, 0.25, 0.5, 0.75)]
+    lights = [_normals(points, shift, cell) ** 2 @ np.array(_LIGHT_OF_AXIS) for shift in (0.0, 0.25, 0.5, 0.75)]
     return np.mean(lights, axis=0)
 
 
-def _normals(points: NDArray[np.float64], shift: float) -> NDArray[np.float64]:
+def _normals(points: NDArray[np.float64], shift: float, cell: float) -> NDArray[np.float64]:
     """(N, 3) unit normals, of either sign."""
-    cell_of_point, counts = _cells(points, shift)
+    cell_of_point, counts = _cells(points, shift, cell)
 
     def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(cell_of_point, values) / counts

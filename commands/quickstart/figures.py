@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from commands.pages.page import Gallery, Section, format_score
+from commands.pages.page import Gallery, Link, Section, format_score
 from shards.synthetic.furniture import STRUCTURE_NAMES
 from t4p.metrics.retrieval import NUM_CANDIDATES
 from t4p.metrics.semantic import SemanticScores, best_trivial_miou
@@ -130,6 +128,7 @@ class QuickstartReport:
         scores: on rooms; None on data of the user's own.
         finetunings: the lines of metrics.jsonl of the fine-tunings, by name.
         gallery: pictures of one held-out scene, or of frames of the user's own.
+        links: pages beside the report.
         next_commands: what to call next.
     """
 
@@ -140,6 +139,7 @@ class QuickstartReport:
     scores: RoomScores | None = None
     finetunings: Mapping[str, Lines] = field(default_factory=dict)
     gallery: Gallery | None = None
+    links: tuple[Link, ...] = ()
     next_commands: tuple[str, ...] = ()
 
     @property
@@ -160,13 +160,6 @@ class QuickstartReport:
         if not scores.finetuned.miou > scores.scratch.miou:
             return "fine-tuned from the pre-trained weights it is no better than from scratch"
         return None
-
-
-def read_lines(path: Path) -> list[dict[str, float]]:
-    """All records of a JSON-lines file; none where it is missing."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def to_json(report: QuickstartReport) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from t4p.tasks.afterwards import next_commands
 
 # Says that a folder belongs to this command, which replaces what is in it.
 OWNER_MARK = ".quickstart"
-OURS = ("run", "shards", "scratch", "finetuned", *EXPORTS.values(), "report.json", "report.html")
+OURS = ("run", "shards", "scratch", "finetuned", "asked", *EXPORTS.values(), "report.json", "report.html")
 # One batch of configs/smoke.yaml, and one frame to validate with.
 MIN_FRAMES = 3
 NUM_SHOWN = 3  # frames in the report
@@ -90,7 +90,8 @@ def quickstart(data: str | None, out: Path) -> int:
     console.print(f"report: {out / 'report.html'}, for programs {out / 'report.json'}", highlight=False, soft_wrap=True)
     if report.problem is None:
         if report.scores is not None:
-            console.print(f"ask it in words: {report.next_commands[0]}", highlight=False, soft_wrap=True)
+            asked = out / report.links[0].href
+            console.print(f"ask it in words: {asked}, or {report.next_commands[0]}", highlight=False, soft_wrap=True)
         return 0
     console.print(report.problem, style="bold red", soft_wrap=True)
     return 1

@@ -106,6 +106,7 @@ def page_of(report: QuickstartReport) -> Page:
             "asked in words, and needs fewer labels. All scores are of rooms that nothing was trained or chosen on."
         ),
         tiles=_tiles(scores),
+        links=report.links,
         galleries=galleries,
         figures=(figures,),
         tables=_tables(scores),

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from commands.arguments import split_arguments
 from commands.bars import progress_bar
-from commands.pages.page import Gallery, LegendEntry, Picture
+from commands.pages.page import Gallery, LegendEntry, Link, Picture
 from commands.pages.palette import color_labels, label_colors
 from commands.pages.scene_view import CUT_HEIGHT, RoomView
-from commands.quickstart.figures import QuickstartReport, RoomScores, read_lines
+from commands.quickstart.figures import QuickstartReport, RoomScores
 from commands.quickstart.stages import Stages, collect_pretraining, count_workers, override
+from commands.scans import ScanCall, query_scan
 from launch.processes.side_by_side import Command, run_side_by_side
 from launch.processes.stop_signals import Stopped
 from launch.progress import follow_trainings
@@ -29,6 +30,7 @@ from t4p.config.data import EvaluatedDataConfig
 from t4p.config.files import load_config, load_config_of
 from t4p.config.tasks import PretrainConfig, SemanticConfig
 from t4p.runs.checkpoint import checkpoints_in
+from t4p.runs.logs import read_lines
 from t4p.tasks.afterwards import next_commands
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ FINETUNED_SHARES = {"scratch": 1.0, "finetuned": 0.5}  # of an export; the rest 
 # What a user is left with, by run folder; that from scratch stays in its run folder.
 EXPORTS = {"run": "pretrained.safetensors", "finetuned": "finetuned.safetensors"}
 ASKED = ("bed", "sofa", "bookshelf")  # in the command that the quickstart ends with
+ASKED_PAGE = "asked/index.html"  # beside the report
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,12 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         "A scene", "One of the held-out rooms as a whole, labelled in both ways and drawn from one side."
     ):
         gallery = show_scene(rooms.shown, exported)
+    with stages.stage(
+        "Words",
+        f"The pre-trained network was asked for {', '.join(ASKED)} in that room, as `t4p query` does; its page, where "
+        f"further words can be typed, is {out / ASKED_PAGE}.",
+    ):
+        ask_room(out / EXPORTS["run"], rooms.shown, (out / ASKED_PAGE).parent)
     return QuickstartReport(
         command=command,
         shards=rooms.training,
@@ -139,6 +148,15 @@ def try_on_rooms(out: Path, command: str, console: Console) -> QuickstartReport:
         ),
         finetunings={f"from {whence}": read_lines(out / name / "metrics.jsonl") for name, whence in STARTS.items()},
         gallery=gallery,
+        links=(
+            Link(
+                "Ask it in words",
+                ASKED_PAGE,
+                f"The held-out room below, to turn. Press {', '.join(ASKED)}, or type any of "
+                f"{', '.join(config.model.labels)}; several with commas, `chair, stool`, are one phrase. The first "
+                "command of those that are next, at the end of this page, asks for other words, and of other scans.",
+            ),
+        ),
         next_commands=(
             shlex.join(["t4p", "query", str(out / EXPORTS["run"]), rooms.shown, *ASKED]),
             shlex.join(["t4p", "predict", str(out / EXPORTS["finetuned"]), rooms.shown]),
@@ -253,6 +271,12 @@ def score(exported: ExportedNetwork, held_out: EvaluatedDataConfig) -> SemanticS
 
     with progress_bar("scoring") as on_progress:
         return score_network(exported, held_out, on_progress)
+
+
+def ask_room(model: Path, scan: str, folder: Path) -> None:
+    """Ask a network for the words of ASKED, as `t4p query` does."""
+    command = shlex.join(["t4p", "query", str(model), scan, *ASKED, "--out", str(folder)])
+    query_scan(ScanCall(str(model), scan, folder, unit=None, up=None, force=True, command=command), ASKED)
 
 
 def show_scene(url: str, exported: Mapping[str, ExportedNetwork]) -> Gallery:

@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from commands.pages.page import Section
-from commands.quickstart.figures import Pretraining, read_lines
+from commands.quickstart.figures import Pretraining
 from launch.errors import LaunchError
 from shards.reader import DatasetReader
 from t4p.config.tasks import PretrainConfig
+from t4p.runs.logs import read_lines
 
 
 class Stages:

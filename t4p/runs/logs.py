@@ -116,6 +116,13 @@ class RunLog:
             ) from error
 
 
+def read_lines(path: Path) -> list[dict[str, float]]:
+    """All records of a JSON-lines file; none where it is missing."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def last_line(path: Path) -> dict[str, float] | None:
     """The last record of a JSON-lines file; None where there is none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

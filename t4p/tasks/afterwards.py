@@ -64,15 +64,15 @@ def next_commands(config: JobConfig, checkpoint: Path) -> tuple[str, ...]:
     commands = []
     if not exported.exists():
         commands.append(["checkpoint", "export", str(checkpoint), str(exported)])
-    if (scored := _scored_data(config)) is not None:
-        commands.append(["evaluate", f"model.exported={exported}", *scored])
+    if (scored := scored_data(config)) is not None:
+        commands.append(["evaluate", f"model.exported={exported}", *_overrides_of(scored)])
     if not commands:
         commands.append(["checkpoint", "verify", str(checkpoint)])
     return tuple(shlex.join(["t4p", *command]) for command in commands)
 
 
-def _scored_data(config: JobConfig) -> Sequence[str] | None:
-    """Overrides of `t4p evaluate` for the validation data, where it has labels of the run; else None."""
+def scored_data(config: JobConfig) -> EvaluatedDataConfig | None:
+    """The validation data as it is scored, where it has labels of the run; else None."""
     urls, labels = config.data.validation_shards, config.model.label_names
     usual = EvaluatedDataConfig(shards=("",))
     ignored = config.data.ignored_labels if isinstance(config.data, LabelledDataConfig) else usual.ignored_labels
@@ -85,7 +85,13 @@ def _scored_data(config: JobConfig) -> Sequence[str] | None:
         return None
     if not names <= {*labels, *ignored} and ANY_OTHER not in ignored:
         ignored = (ANY_OTHER,)
-    same = ("cache_dir", "cache_bytes", "pixel_stride", "max_depth")
-    wanted = {"ignored_labels": ignored, **{name: getattr(config.data, name) for name in same}}
-    given = {name: value for name, value in wanted.items() if value != getattr(usual, name)}
-    return [f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in {"shards": urls, **given}.items()]
+    same = {name: getattr(config.data, name) for name in ("cache_dir", "cache_bytes", "pixel_stride", "max_depth")}
+    return usual.model_copy(update={"shards": urls, "ignored_labels": ignored, **same})
+
+
+def _overrides_of(scored: EvaluatedDataConfig) -> Sequence[str]:
+    """What `t4p evaluate` is told of its data: the datasets, and what is not as usual."""
+    usual = EvaluatedDataConfig(shards=("",))
+    names = ("shards", "ignored_labels", "cache_dir", "cache_bytes", "pixel_stride", "max_depth")
+    given = {name: getattr(scored, name) for name in names if getattr(scored, name) != getattr(usual, name)}
+    return [f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]

@@ -31,6 +31,7 @@ from t4p.models.norm import build_norm
 from t4p.models.text4point import Text4Point
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
+from t4p.tasks.evaluate import middles_of_voxels
 from t4p.tasks.finetune import (
     PromptedModule,
     embed_labels,
@@ -39,8 +40,8 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
-from t4p.tasks.object_task import ObjectTask
-from t4p.tasks.scored import ScoreSheet, SheetRow
+from t4p.tasks.object_task import ObjectTask, objects_of_boxes, scored_sample
+from t4p.tasks.scored import ScoredSample, ScoreSheet, SheetRow
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -291,12 +292,16 @@ def boxes_of_points(
 
 
 def score(
-    exported: ExportedNetwork, scored: EvaluatedDataConfig, on_progress: Callable[[int, int], None]
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None],
+    on_sample: Callable[[ScoredSample], None] | None,
 ) -> ScoreSheet:
     """Average precision of the boxes of the datasets, by VoteNet's protocol.
 
     Args:
         on_progress: called with (samples done, samples in all).
+        on_sample: told what was said of each sample.
 
     Raises:
         ConfigError: the classes of a dataset are not its labels.
@@ -305,11 +310,22 @@ def score(
     config = exported.config
     assert isinstance(config, DetectionConfig)
     head, text = head_of(exported), exported.label_embeddings
-    compared = [
-        pair
-        for batch in scored_batches(config, scored, build_recipe, on_progress)
-        for pair in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
-    ]
+    compared: list[tuple[Detections, Boxes]] = []
+    for batch in scored_batches(config, scored, build_recipe, on_progress):
+        (pair,) = compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+        compared.append(pair)
+        if on_sample is not None:
+            found, there = pair
+            on_sample(
+                scored_sample(
+                    batch,
+                    middles_of_voxels(batch.labelled, config.model.voxel_size),
+                    "AP25",
+                    scores_at([pair])[0].map,
+                    objects_of_boxes(found.boxes, found.class_ids, found.scores),
+                    objects_of_boxes(there.boxes, there.class_ids, np.ones(len(np.asarray(there.boxes)))),
+                )
+            )
     low, high = scores_at(compared)
     if not math.isfinite(low.map):
         raise DataError(

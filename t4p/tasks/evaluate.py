@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -31,32 +30,11 @@ from t4p.errors import ConfigError, DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 from t4p.models.hub import fetched
-from t4p.tasks.scored import ScoreSheet
-from t4p.tasks.submission import write_submission
+from t4p.tasks.scored import ScoredSample, ScoreSheet
+from t4p.tasks.submission import Submission, write_submission
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredSample:
-    """What a network says of the voxels of one frame or scene, for whoever wants to look at it.
-
-    Attributes:
-        key: key of the stored sample.
-        position: place among all samples, from 0.
-        num_samples: of all datasets.
-        points: (V, 3) float32 middles of the voxels, metres, z up, from the corner of the sample.
-        predicted: (V,) int64 indices of the network's labels.
-        truth: (V,) int64, likewise, or IGNORED.
-    """
-
-    key: str
-    position: int
-    num_samples: int
-    points: NDArray[np.float32]
-    predicted: NDArray[np.int64]
-    truth: NDArray[np.int64]
 
 
 def evaluate(
@@ -69,7 +47,7 @@ def evaluate(
 
     Args:
         on_progress: called with (samples done, samples in all).
-        on_sample: told what was said of each sample, where the network gives every voxel a label.
+        on_sample: told what was said of each sample.
         submission: folder that becomes the predictions in ScanNet's layout. Without a label in the data, as in a test
             split, the scores are nan then.
 
@@ -91,16 +69,41 @@ def evaluate(
             f"model.finds is {config.model.finds}, and {config.model.exported} finds {task.finds} "
             f"(task: {task.name}); leave model.finds out, or name a network that labels points"
         )
-    with nullcontext() if submission is None else write_submission(submission, exported.labels, finds) as written:
-        on_masks = () if written is None else (written.add_masks,)
-        if finds != task.finds:
-            from t4p.tasks.named_groups import score_named_groups  # which needs this module
+    if submission is None:
+        return exported, score_exported(exported, config.data, on_progress, on_sample, finds)
+    with write_submission(submission, exported.labels, finds) as written:
+        return exported, score_exported(exported, config.data, on_progress, on_sample, finds, written)
 
-            return exported, score_named_groups(exported, config.data, on_progress, *on_masks)
-        if finds != "labels":
-            return exported, task.load().score(exported, config.data, on_progress, *on_masks)
+
+def score_exported(
+    exported: ExportedNetwork,
+    scored: EvaluatedDataConfig,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_sample: Callable[[ScoredSample], None] | None = None,
+    finds: str | None = None,
+    written: Submission | None = None,
+) -> SemanticScores | ScoreSheet:
+    """Score a network by the protocol of its task.
+
+    Args:
+        on_progress, on_sample: as for `evaluate`.
+        finds: "masks" scores those of a network that labels points; None is what its task finds.
+        written: takes the predictions, which is no boxes.
+
+    Raises:
+        ConfigError, ShardError, DataError: as `score_network`.
+    """
+    task = task_named(exported.config.task)
+    if finds in (None, task.finds) and task.finds == "labels":
         on_labels = None if written is None else written.add_labels
-        return exported, score_network(exported, config.data, on_progress, on_sample, on_labels)
+        return score_network(exported, scored, on_progress, on_sample, on_labels)
+    on_masks = {} if written is None else {"on_masks": written.add_masks}
+    if finds in (None, task.finds):
+        sheet: ScoreSheet = task.load().score(exported, scored, on_progress, on_sample, **on_masks)
+        return sheet
+    from t4p.tasks.named_groups import score_named_groups  # which needs this module
+
+    return score_named_groups(exported, scored, on_progress, on_sample, **on_masks)
 
 
 def score_network(
@@ -175,15 +178,40 @@ def label_points(
     batches = scored_stream(scored, catalogue, recipe).batches()
     for done, batch in enumerate(batches, start=1):
         predicted = predict(exported, batch)
+        of_point = predicted[batch.voxel_of_point]
         if on_sample is not None:
-            middles = (batch.voxel_coords[:, 1:].numpy().astype(np.float32) + 0.5) * np.float32(model.voxel_size)
-            truth = batch.label_of_voxel.numpy()
-            on_sample(ScoredSample(batch.keys[0], done - 1, catalogue.num_samples, middles, predicted.numpy(), truth))
-        of_points = predicted[batch.voxel_of_point]
+            class_ids = range(len(exported.labels))
+            counts = confusion(of_point.numpy(), batch.label_of_point.numpy(), class_ids, (IGNORED,))
+            on_sample(
+                ScoredSample(
+                    key=batch.keys[0],
+                    measure="mIoU",
+                    score=scores(counts, class_ids).miou,
+                    points=middles_of_voxels(batch, model.voxel_size),
+                    predicted=predicted.numpy(),
+                    truth=batch.label_of_voxel.numpy(),
+                    counts=counts,
+                    batch=batch,
+                )
+            )
         if on_labels is not None:
-            on_labels(batch.keys[0], of_points.numpy())
-        yield of_points, batch.label_of_point
+            on_labels(batch.keys[0], of_point.numpy())
+        yield of_point, batch.label_of_point
         on_progress(done, catalogue.num_samples)
+
+
+def middles_of_voxels(batch: LabelledBatch, voxel_size: float) -> NDArray[np.float32]:
+    """(V, 3) metres, from the corner of voxel (0, 0, 0)."""
+    return (batch.voxel_coords[:, 1:].cpu().numpy().astype(np.float32) + 0.5) * np.float32(voxel_size)
+
+
+@torch.no_grad()
+def features_of_voxels(exported: ExportedNetwork, batch: LabelledBatch) -> NDArray[np.float32]:
+    """(V, d) h3D_hat of the bottleneck voxel that each voxel lies in, unit-norm: what is compared with text."""
+    text = exported.label_embeddings
+    batch = batch.to(text.device)
+    expanded, _ = exported.net(batch.voxel_coords, batch.voxel_features, text, read="bottleneck")
+    return F.normalize(expanded.float(), dim=1)[batch.bottleneck_of_voxel].cpu().numpy()
 
 
 def scored_stream(

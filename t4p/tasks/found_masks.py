@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from t4p.data.objects import ObjectBatch
 from t4p.errors import DataError
 from t4p.metrics.instance import ComparedScene, InstanceScene, compare, scores_of
-from t4p.tasks.scored import ScoreSheet, SheetRow
+from t4p.tasks.evaluate import middles_of_voxels
+from t4p.tasks.object_task import objects_of_masks, scored_sample
+from t4p.tasks.scored import ScoredSample, ScoreSheet, SheetRow
 
 MIN_REGION = 100  # points of the smallest instance that is scored, ScanNet's
 MOST_MASKS = 100  # of a sample
@@ -36,14 +38,39 @@ class FoundMasks:
     scores: NDArray[np.float32]
 
 
-def compare_found(
-    found: Iterable[FoundMasks], batch: ObjectBatch, num_labels: int, on_masks: OnMasks | None = None
-) -> Iterator[ComparedScene]:
-    """The masks of every sample of a batch beside its true instances, point by point.
+def score_masks(
+    found: Iterable[tuple[ObjectBatch, FoundMasks]],
+    labels: Sequence[str],
+    voxel_size: float,
+    urls: Sequence[str],
+    on_sample: Callable[[ScoredSample], None] | None,
+    on_masks: OnMasks | None,
+) -> ScoreSheet:
+    """Score the masks of samples by ScanNet's protocol on points.
 
     Args:
-        on_masks: told of the masks of each.
+        found: each sample in a batch of its own, and its masks.
+        voxel_size: metres.
+        urls: places of the datasets, for messages.
+        on_sample: told what was said of each sample.
+        on_masks: told of the masks of each. Then no point needs a true object, and without any the scores are nan.
+
+    Raises:
+        DataError: they hold no object.
     """
+    class_ids, compared = range(len(labels)), []
+    for batch, masks in found:
+        (scene,) = scenes_of_batch((masks,), batch)
+        compared.append(compare(scene, class_ids, MIN_REGION))
+        if on_masks is not None:
+            on_masks(batch.labelled.keys[0], np.asarray(scene.masks), masks.class_ids, masks.scores)
+        if on_sample is not None:
+            on_sample(_look_at(batch, masks, voxel_size, scores_of(compared[-1:], class_ids).mean_ap50))
+    return sheet_of(labels, compared, urls, unlabelled=on_masks is not None)
+
+
+def scenes_of_batch(found: Iterable[FoundMasks], batch: ObjectBatch) -> Iterator[InstanceScene]:
+    """The masks of every sample of a batch beside its true instances, point by point."""
     labelled = batch.labelled
     sample_of_voxel, voxel_of_point, label_of_point, instance_of_point = (
         tensor.cpu().numpy()
@@ -54,20 +81,31 @@ def compare_found(
             batch.instance_of_point,
         )
     )
-    for sample, of_sample in enumerate(found):
+    for sample, masks in enumerate(found):
         own = sample_of_voxel[voxel_of_point] == sample
         rows = voxel_of_point[own] - np.count_nonzero(sample_of_voxel < sample)
-        masks = of_sample.masks[:, rows]
-        if on_masks is not None:
-            on_masks(labelled.keys[sample], masks, of_sample.class_ids, of_sample.scores)
-        scene = InstanceScene(
+        yield InstanceScene(
             semantic=label_of_point[own],
             instance=instance_of_point[own] + 1,
-            masks=masks,
-            class_ids=of_sample.class_ids,
-            scores=of_sample.scores,
+            masks=masks.masks[:, rows],
+            class_ids=masks.class_ids,
+            scores=masks.scores,
         )
-        yield compare(scene, range(num_labels), MIN_REGION)
+
+
+def _look_at(batch: ObjectBatch, masks: FoundMasks, voxel_size: float, score: float) -> ScoredSample:
+    """The one sample of a batch with its objects, found and true."""
+    points = middles_of_voxels(batch.labelled, voxel_size)
+    label_ids = batch.label_of_instance.numpy()
+    there = batch.instance_of_voxel.numpy() == np.arange(len(label_ids))[:, None]
+    return scored_sample(
+        batch,
+        points,
+        "AP50",
+        score,
+        objects_of_masks(points, masks.masks, masks.class_ids, masks.scores),
+        objects_of_masks(points, there, label_ids, np.ones(len(there))),
+    )
 
 
 def sheet_of(

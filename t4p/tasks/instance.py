@@ -27,7 +27,7 @@ from t4p.data.transforms import PointCloud, VoxelCloud
 from t4p.errors import RunError
 from t4p.losses.instance import InstanceWeights, by_layer, decode_masks, instance_loss
 from t4p.losses.segmentation import balanced_cross_entropy
-from t4p.metrics.instance import ComparedScene, scores_of
+from t4p.metrics.instance import ComparedScene, compare, scores_of
 from t4p.models.exported import ExportedNetwork
 from t4p.models.offset_votes import cluster_votes, vote_loss
 from t4p.models.query_decoder import QueryDecoder, pool_groups
@@ -43,9 +43,9 @@ from t4p.tasks.finetune import (
     prompt_labels,
     scored_batches,
 )
-from t4p.tasks.found_masks import MIN_REGION, MOST_MASKS, FoundMasks, OnMasks, compare_found, sheet_of
+from t4p.tasks.found_masks import MIN_REGION, MOST_MASKS, FoundMasks, OnMasks, scenes_of_batch, score_masks
 from t4p.tasks.object_task import ObjectTask
-from t4p.tasks.scored import ScoreSheet
+from t4p.tasks.scored import ScoredSample, ScoreSheet
 
 if TYPE_CHECKING:
     from t4p.models.clip import ClipTowers
@@ -209,21 +209,23 @@ def find_masks(
 
 
 def compare_batch(
-    net: Text4Point,
-    head: QueryDecoder | VoteHead,
-    text: Tensor,
-    voxel_size: float,
-    batch: ObjectBatch,
-    on_masks: OnMasks | None = None,
+    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
 ) -> Iterator[ComparedScene]:
-    """What was found in every sample of a batch beside what is there, point by point.
+    """What was found in every sample of a batch beside what is there; arguments of `masks_of_batch`."""
+    for scene in scenes_of_batch(masks_of_batch(net, head, text, voxel_size, batch), batch):
+        yield compare(scene, range(len(text)), MIN_REGION)
+
+
+def masks_of_batch(
+    net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
+) -> Iterator[FoundMasks]:
+    """What was found in every sample of a batch.
 
     Args:
         batch: on the network's device.
-        on_masks: told of the masks of each sample.
     """
     labelled = batch.labelled
-    found = find_masks(
+    return find_masks(
         net,
         head,
         text,
@@ -234,7 +236,6 @@ def compare_batch(
         batch.sample_of_group,
         len(batch.corners),
     )
-    return compare_found(found, batch, len(text), on_masks)
 
 
 class InstanceTask(ObjectTask[ComparedScene]):
@@ -373,12 +374,14 @@ def score(
     exported: ExportedNetwork,
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None],
+    on_sample: Callable[[ScoredSample], None] | None,
     on_masks: OnMasks | None = None,
 ) -> ScoreSheet:
     """Average precision on every point of the datasets, by ScanNet's protocol.
 
     Args:
         on_progress: called with (samples done, samples in all).
+        on_sample: told what was said of each sample.
         on_masks: called with the key of each sample and the masks, class ids and scores of its objects. Then no point
             needs a true object, and without any the scores are nan.
 
@@ -390,9 +393,9 @@ def score(
     assert isinstance(config, InstanceConfig)
     head, text = head_of(exported), exported.label_embeddings
     make_recipe = partial(build_recipe, unlabelled=on_masks is not None)
-    compared = [
-        scene
+    found = (
+        (batch, masks)
         for batch in scored_batches(config, scored, make_recipe, on_progress)
-        for scene in compare_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device), on_masks)
-    ]
-    return sheet_of(exported.labels, compared, scored.shards, unlabelled=on_masks is not None)
+        for masks in masks_of_batch(exported.net, head, text, config.model.voxel_size, batch.to(text.device))
+    )
+    return score_masks(found, exported.labels, config.model.voxel_size, scored.shards, on_sample, on_masks)

@@ -346,11 +346,15 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
         MissingExtraError: of a checkpoint: DeepSpeed or open_clip is not installed; of the hub: huggingface_hub.
     """
     path = fetched(spelt_out(path))
-    return Model(_export_of_run(path, device) if path.is_dir() else load_exported_network(path, device))
+    return Model(export_of_run(path, device) if path.is_dir() else load_exported_network(path, device))
 
 
-def _export_of_run(folder: Path, device: torch.device | str) -> ExportedNetwork:
-    """What `t4p checkpoint export` would write of it, so that both ways give one network."""
+def export_of_run(folder: Path, device: torch.device | str) -> ExportedNetwork:
+    """What `t4p checkpoint export` would write of a run folder, or of one checkpoint: both ways give one network.
+
+    Raises:
+        CheckpointError, ConfigError, MissingExtraError: as `load`.
+    """
     newest, passed_over = newest_of_run(folder)
     checkpoint = newest or folder
     for reason in passed_over:

@@ -20,11 +20,10 @@ from t4p.data.fetch import Catalogue
 from t4p.data.groups import neighbour_pairs
 from t4p.data.labelled import build_label_recipe
 from t4p.data.objects import ObjectBatch, ObjectRecipe
-from t4p.metrics.instance import ComparedScene
 from t4p.models.exported import ExportedNetwork
 from t4p.tasks.evaluate import scored_stream, voxel_scores
-from t4p.tasks.found_masks import MOST_MASKS, FoundMasks, OnMasks, compare_found, sheet_of
-from t4p.tasks.scored import ScoreSheet
+from t4p.tasks.found_masks import MOST_MASKS, FoundMasks, OnMasks, score_masks
+from t4p.tasks.scored import ScoredSample, ScoreSheet
 
 FEWEST_VOXELS = 8  # of an instance
 
@@ -68,6 +67,7 @@ def score_named_groups(
     exported: ExportedNetwork,
     scored: EvaluatedDataConfig,
     on_progress: Callable[[int, int], None],
+    on_sample: Callable[[ScoredSample], None] | None = None,
     on_masks: OnMasks | None = None,
 ) -> ScoreSheet:
     """Average precision of such instances on every point of the datasets, by ScanNet's protocol.
@@ -75,7 +75,7 @@ def score_named_groups(
     Args:
         exported: of a task that labels points.
         on_progress: called with (samples done, samples in all).
-        on_masks: as for `t4p.tasks.instance.score`.
+        on_sample, on_masks: as for `t4p.tasks.instance.score`.
 
     Raises:
         ConfigError: the classes of a dataset are not the network's labels.
@@ -89,17 +89,20 @@ def score_named_groups(
         catalogue, data, model, exported.labels, scored.ignored_labels, augment=None, unlabelled=unlabelled
     )
     recipe = ObjectRecipe(labels, exported.labels, groups_of="own")
-    compared: list[ComparedScene] = []
-    for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
-        compared += compare_found(_found_in(exported, batch), batch, len(exported.labels), on_masks)
-        on_progress(done, catalogue.num_samples)
-    return sheet_of(exported.labels, compared, scored.shards, unlabelled=unlabelled)
+    batches = enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1)
+
+    def found() -> Iterator[tuple[ObjectBatch, FoundMasks]]:
+        for done, batch in batches:
+            yield batch, _found_in(exported, batch)
+            on_progress(done, catalogue.num_samples)
+
+    return score_masks(found(), exported.labels, model.voxel_size, scored.shards, on_sample, on_masks)
 
 
-def _found_in(exported: ExportedNetwork, batch: ObjectBatch) -> Iterator[FoundMasks]:
+def _found_in(exported: ExportedNetwork, batch: ObjectBatch) -> FoundMasks:
     """The instances of the one sample of a batch."""
     labelled = batch.labelled
     scores = voxel_scores(exported, labelled.voxel_coords, labelled.voxel_features, labelled.bottleneck_of_voxel)
     scale = exported.logit_scale if task_named(exported.config.task).any_words else 1.0  # of cosines, or of logits
     shares = (scores.float() * scale).softmax(1).cpu().numpy()
-    yield join_groups(labelled.voxel_coords[:, 1:].numpy(), batch.group_of_voxel.numpy(), shares)
+    return join_groups(labelled.voxel_coords[:, 1:].numpy(), batch.group_of_voxel.numpy(), shares)

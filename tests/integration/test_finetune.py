@@ -162,6 +162,8 @@ def test_four_rooms_are_learnt_by_heart_and_the_export_knows_them_without_clip(r
     assert scores["task"] == "semantic"
     assert scores["miou"] == pytest.approx(after["miou"], abs=1e-6)
     assert scores["iou"].keys() == set(labels)
+    assert f"report: {run_dir / 'report.html'}" in output
+    assert json.loads((run_dir / "report.json").read_text())["scores"] == scores
 
 
 def test_a_pre_training_with_four_labels_starts_a_fine_tuning_with_all(rooms, labels, pretrained, tmp_path):
@@ -357,6 +359,7 @@ def test_two_workers_fine_tune_on_scenes_through_ray(scenes, labels, pretrained,
     assert logged is not None
     assert logged.is_last, "the same lines in the log of rank 0"
     assert next_commands(output)[0][:2] == ["checkpoint", "export"]
+    assert "What is taken for what" in (run_dir / "report.html").read_text(), "the launch leaves a report, too"
     assert load_config_of(SemanticConfig, [run_dir / "config.yaml"]).model.labels == labels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,17 @@ from rank_processes import start_ranks
 from read_submission import read_masks
 
 import t4p
+from commands.pages.scored_scene import match_objects
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from shards.sample import members_of_sample
+from t4p.config.data import EvaluatedDataConfig
+from t4p.data.boxes import points_inside
 from t4p.metrics.instance import InstanceScene, evaluate
 from t4p.metrics.scannet import SCANNET_IDS
+from t4p.models.exported import load_exported_network
+from t4p.tasks.evaluate import score_exported
+from t4p.tasks.scored import ScoredSample
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_python")]
 
@@ -101,7 +108,23 @@ def learn(
     for name, value in scores["mean"].items():
         assert after[name] == pytest.approx(value, abs=1e-6) if name in after else name.startswith("ar")
     assert "mean" in command("evaluate", *scored)
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["scores"]["mean"] == pytest.approx(scores["mean"], abs=1e-6)
+    assert report["losses"]["loss"]["last"] < report["losses"]["loss"]["first"]
+    page = (run_dir / "report.html").read_text()
+    assert "Parts of loss_task" in page
+    assert re.findall("<h2>The (.*): ", page) in (["only one"], ["best", "worst"])
     return scores["mean"]
+
+
+def look(model: Path, scenes: str) -> ScoredSample:
+    """What is told of the one sample of a dataset when a network is scored on it."""
+    seen: list[ScoredSample] = []
+    data = EvaluatedDataConfig(shards=(scenes,), ignored_labels=("*",), num_workers=0)
+    sheet = score_exported(load_exported_network(model), data, on_sample=seen.append)
+    (sample,) = seen
+    assert sheet.means[sheet.columns.index(sample.measure)] == sample.score, "one sample is the whole"
+    return sample
 
 
 def test_one_room_is_learnt_by_heart_and_its_objects_are_found_by_the_export(room, tmp_path):
@@ -112,6 +135,10 @@ def test_one_room_is_learnt_by_heart_and_its_objects_are_found_by_the_export(roo
     assert {one["label"] for one in objects} <= set(t4p.load(tmp_path / "boxes" / "exported.safetensors").labels)
     assert objects
     boxes, label_ids, scores = t4p.load(tmp_path / "boxes" / "exported.safetensors").detect(scene.points, scene.rgb)
+    looked = look(tmp_path / "boxes" / "exported.safetensors", room)
+    true, found = looked.truth, looked.predicted
+    assert all(points_inside(looked.points, box + [0, 0, 0, 0.1, 0.1, 0.1, 0]).any() for box in true.boxes)
+    assert np.isin(np.arange(len(true.boxes)), match_objects(true, found[found.scores > 0.25])).mean() > 0.9
     best = boxes[np.argmax(scores)]
     near = np.abs(scene.points - best[:3]).max(1) < best[3:6].max() / 2
     assert near.sum() > 100, "the box lies in the room where its points are"
@@ -126,6 +153,12 @@ def test_one_room_is_learnt_by_heart_and_its_objects_are_found_by_the_export(roo
         scene.points, scene.rgb
     )
     assert masks.shape == (len(label_ids), len(scene.points))
+    looked = look(tmp_path / "masks" / "exported.safetensors", room)
+    true, found = looked.truth, looked.predicted
+    assert true.masks.sum(axis=0).max() == 1, "a voxel is of one true object"
+    for mask, box in zip(true.masks, true.boxes, strict=True):
+        assert points_inside(looked.points[mask], box + [0, 0, 0, 1e-3, 1e-3, 1e-3, 0]).all()
+    assert np.isin(np.arange(len(true.boxes)), match_objects(true, found[found.scores > 0.25])).mean() > 0.9
     of_best = scene.instance[masks[np.argmax(scores)]]
     assert (of_best == np.bincount(of_best).argmax()).mean() > 0.9
 

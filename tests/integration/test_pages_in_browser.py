@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands.evaluate import ShownSamples, page_of
+from commands.evaluate import page_of
 from commands.pages.dataset_view import show_dataset
 from commands.pages.line_chart import Chart, Series
 from commands.pages.page import (
@@ -33,15 +33,15 @@ from commands.pages.page import (
 )
 from commands.pages.palette import color_labels, label_colors
 from commands.pages.scan_page import ScanAnswer, render_scan
+from commands.pages.scene_pair import ScenePair
 from commands.pages.scene_view import RoomView
+from commands.pages.scored_scene import show_sample
 from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScores
 from commands.quickstart.report import write_report
 from shards.images import encode_depth
 from shards.packing.pack import pack
-from t4p.config.data import EvaluatedDataConfig
-from t4p.config.network import EvaluatedModelConfig
-from t4p.config.tasks import EvaluateConfig
-from t4p.metrics.semantic import evaluate
+from t4p.metrics.semantic import confusion, evaluate
+from t4p.tasks.scored import Objects, ScoredSample
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 EVIL = "</script><img src=x onerror=console.error('RAN')>"
@@ -126,15 +126,15 @@ def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
         write_report(QuickstartReport(EVIL, EVIL, run, (Section(EVIL, EVIL, 1.0),), of_rooms), folder / name)
         found[name] = folder / name / "report.html"
 
-    points, labels = small_room()
-    shown = ShownSamples()
-    shown.take(SimpleNamespace(key=EVIL, position=0, num_samples=1, points=points, predicted=labels, truth=labels))
     clip = SimpleNamespace(pretrained="random")
     of_network = SimpleNamespace(task="pretrain", model=SimpleNamespace(clip=clip))
     network = SimpleNamespace(labels=LABELS, step=3, finetuned_share=1.0, config=of_network)
-    config = EvaluateConfig(model=EvaluatedModelConfig(exported=EVIL), data=EvaluatedDataConfig(shards=(EVIL,)))
+    counts = confusion(np.roll(truth, 9), truth, range(4))
     found["scores"] = folder / "scores.html"
-    found["scores"].write_text(render_page(page_of(config, network, scores[0], shown)), encoding="utf-8")
+    found["scores"].write_text(
+        render_page(page_of(EVIL, (EVIL,), network, scores[0], counts, (labelled_scene(), scene_of_objects()))),
+        encoding="utf-8",
+    )
 
     found["scan"] = folder / "scan.html"
     found["scan"].write_text(render_scan(asked_room()), encoding="utf-8")
@@ -155,6 +155,28 @@ def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
         found[name] = folder / f"{name}.html"
         show_dataset(str(folder / "shards"), key, found[name], 6)
     return found
+
+
+def scored(predicted: np.ndarray | Objects, truth: np.ndarray | Objects) -> ScenePair:
+    points = small_room()[0].astype(np.float32)
+    sample = ScoredSample(EVIL, "mIoU", 0.5, points, predicted, truth, None, SimpleNamespace())
+    return show_sample("best", sample, LABELS, np.full((len(points), 3), 90, np.uint8))
+
+
+def labelled_scene() -> ScenePair:
+    """The floor is taken for a bed."""
+    labels = small_room()[1]
+    return scored(np.full_like(labels, 3), labels)
+
+
+def scene_of_objects() -> ScenePair:
+    """The bed is found, and something that is not there."""
+    points, labels = small_room()
+    bed, corner = labels == 3, (points < 0.5).all(axis=1)
+    masks = np.stack([bed, corner])
+    boxes = np.array([[2.0, 1.5, 0.5, 2, 1, 0.1, 0], [0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.3]])
+    found = Objects(np.array([3, 2]), np.array([0.9, 0.8]), boxes, masks)
+    return scored(found, Objects(np.array([3]), np.ones(1), boxes[:1], masks[:1]))
 
 
 def asked_room() -> ScanAnswer:
@@ -180,7 +202,7 @@ def asked_room() -> ScanAnswer:
         facts=(Fact("labels", EVIL),),
         command=EVIL,
         again=EVIL,
-        boxes=np.zeros((0, 7)),
+        boxes=np.array([[2.0, 1.5, 0.5, 2.0, 1.0, 0.2, 0.0]]),
     )
 
 
@@ -346,4 +368,81 @@ def test_the_page_of_a_scan_turns_picks_and_answers_at_every_width(
             "unknown": 'This page knows no "dog"',
             "hidden": True,
             "views after": 5,
+        }
+
+
+# Uses the scenes of a page of scores as a reader would.
+TURN = """<!DOCTYPE html><title>frames</title>
+<script>
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+async function use(frame, s) {
+  const page = frame.contentDocument, $ = (id) => page.getElementById(`${id}-${s}`);
+  const tell = (what, value) => console.log(`USED ${frame.width} ${s} ${what}: ${JSON.stringify(value)}`);
+  const canvases = [0, 1].map((side) => page.getElementById(`canvas-${s}-${side}`));
+  const pictures = () => canvases.map((canvas) => canvas.toDataURL());
+  const after = async (act) => {
+    const before = pictures();
+    act();
+    for (let i = 0; i < 40 && pictures().every((each, side) => each === before[side]); i++) await wait(100);
+    await wait(300);
+    return pictures().map((each, side) => each !== before[side]);
+  };
+  const pointer = (type, x, y) => {
+    const box = canvases[0].getBoundingClientRect();
+    const place = { clientX: box.left + x * box.width, clientY: box.top + y * box.height, pointerId: 1, buttons: 1 };
+    canvases[0].dispatchEvent(new frame.contentWindow.PointerEvent(type, { ...place, bubbles: true }));
+  };
+  const views = (side) => [...page.getElementById(`views-${s}-${side}`).children];
+  const names = () => [...$("legend").querySelectorAll("button")].map((each) => each.textContent);
+  for (let i = 0; i < 40 && canvases.some((canvas) => !canvas.dataset.drawn); i++) await wait(100);
+  tell("views", views(0).map((each) => each.textContent));
+  tell("pressed", [0, 1].map((side) => views(side).findIndex((each) => each.ariaPressed === "true")));
+  tell("differ", canvases[0].toDataURL() !== canvases[1].toDataURL());
+  tell("names", names());
+  pointer("pointerdown", 0.5, 0.5);
+  pointer("pointerup", 0.5, 0.5);
+  tell("picked", $("picked").textContent);
+  tell("turned", await after(() => { pointer("pointerdown", 0.5, 0.5); pointer("pointermove", 0.6, 0.52);
+    pointer("pointerup", 0.6, 0.52); }));
+  tell("other layer", await after(() => views(1).at(-1).click()));
+  tell("names then", names());
+  tell("hidden", await after(() => $("legend").querySelector("button").click()));
+}
+addEventListener("load", async () => {
+  for (const frame of document.querySelectorAll("iframe")) for (const s of [0, 1]) await use(frame, s);
+});
+</script>
+"""
+
+
+def test_the_scenes_of_scores_turn_together_and_paint_what_is_asked(
+    browser: str, pages: Mapping[str, Path], tmp_path: Path
+) -> None:
+    index = tmp_path / "turn.html"
+    frames = [f'<iframe src="{pages["scores"].as_uri()}" width="{width}" height="900"></iframe>' for width in WIDTHS]
+    index.write_text(TURN + "\n".join(frames), encoding="utf-8")
+    said = browse(browser, index, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=90000")
+    used = [re.search(r'"USED (\d+) (\d) ([a-z ]+): (.*)", source', line) for line in said]
+    assert [line for line, found in zip(said, used, strict=True) if not found] == [], "no page complains"
+    told = {(int(found[1]), found[2], found[3]): json.loads(found[4].replace("\\n", "")) for found in used if found}
+    both = {"pressed": [0, 1], "differ": True, "turned": [True, True], "other layer": [False, True]}
+    for width in WIDTHS:
+        of_labels, of_objects = (
+            {what: value for (of, s, what), value in told.items() if (of, s) == (width, scene)} for scene in "01"
+        )
+        assert of_labels == {
+            **both,
+            "views": ["ground truth", "prediction", "right or wrong", "features"],
+            "names": ["floor", "bed"],
+            "picked": "ground truth: bed; prediction: bed; right or wrong: right",
+            "names then": ["floor", "bed"],
+            "hidden": [True, False],
+        }
+        assert of_objects == {
+            **both,
+            "views": ["ground truth", "prediction", "features"],
+            "names": ["bed 1", f"not there: {EVIL}", "no object"],
+            "picked": "ground truth: bed 1; prediction: bed 1",
+            "names then": ["bed 1", "no object"],
+            "hidden": [True, False],
         }

@@ -15,7 +15,6 @@ OWN_FILES = {
     "commands/doctor/finding.py": "what a probe in a process of its own tells",
     "commands/doctor/probes.py": "a note of the installer",
     "commands/pages/sheet.py": "pictures that it has just drawn",
-    "commands/quickstart/figures.py": "metrics of the run that it just made",
     "launch/driver.py": "what Ray puts into the environment",
     "launch/outcome.py": "what workers of this launch tell",
     "launch/progress.py": "metrics of a run of this launch",

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.pages import scan_page
+from commands.pages import point_cloud
 from commands.scans import FILES, predict_scan, query_scan, scan_call
 from shards.doors.ply import read_ply, write_ply
 from shards.errors import CallError, ShardError
@@ -49,7 +49,7 @@ def test_a_prediction_is_what_classify_says_in_every_file(tmp_path: Path, capsys
     assert b"comment 0 = wall\n" in (out / "points.ply").read_bytes()
     data = data_of(out / "index.html")
     assert [label["name"] for label in data["labels"]] == list(model.labels)
-    assert data["num_points"] == len(ids)
+    assert data["cloud"]["num_points"] == len(ids)
     said = capsys.readouterr()
     assert f"wrote {out / 'points.ply'}" in said.err
     assert "of the points" in said.out
@@ -77,14 +77,14 @@ def test_a_handful_of_points_has_a_page_too(tmp_path: Path, num_points: int) -> 
     points = np.random.default_rng(0).random((num_points, 3)) * 0.01
     write_ply(tmp_path / "few.ply", points, np.zeros((num_points, 3), np.uint8), {})
     query_scan(call(PRETRAINED, str(tmp_path / "few.ply"), tmp_path), ["chair"])
-    assert data_of(tmp_path / "index.html")["num_points"] == num_points
+    assert data_of(tmp_path / "index.html")["cloud"]["num_points"] == num_points
 
 
 def test_the_first_points_of_a_page_are_fair_samples_of_it_and_there_is_a_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, count in (("MOST_POINTS", 900), ("NUM_ON_PHONE", 300), ("NUM_MOVING", 100)):
-        monkeypatch.setattr(scan_page, name, count)
+    for name, count in (("NUM_ON_PHONE", 300), ("NUM_MOVING", 100)):
+        monkeypatch.setattr(point_cloud, name, count)
     points = np.arange(3000, dtype=np.float32).reshape(1000, 3)
-    order = scan_page.drawing_order(points)
+    order = point_cloud.drawing_order(points, 900)
     assert len(set(order.tolist())) == len(order) == 900
     for part in (order[:100], order[100:300], order[300:]):
         assert abs(part.mean() - 500) < 60
@@ -112,7 +112,7 @@ def test_what_cannot_be_asked_is_told_and_leaves_no_folder(tmp_path: Path) -> No
 
 def test_the_edges_of_a_box_lie_on_it_and_are_its_own_points():
     box = np.array([1.0, 2.0, 0.5, 2.0, 1.0, 0.6, 0.7])
-    edges = scan_page._edges_of(box)
+    edges = point_cloud.edges_of_box(box)
     inner, outer = box.copy(), box.copy()
     inner[3:6] -= 1e-6
     outer[3:6] += 1e-6

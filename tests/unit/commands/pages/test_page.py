@@ -11,22 +11,27 @@ from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from commands.pages.line_chart import Chart, Series
 from commands.pages.page import (
+    ConfusionMatrix,
     Fact,
     Figures,
     Gallery,
     LegendEntry,
+    Link,
     Page,
     Picture,
     ScoreRow,
     ScoreTable,
     Section,
     Tile,
+    bar_length,
     format_duration,
     format_score,
+    level_of,
     render_page,
 )
 
@@ -45,6 +50,10 @@ FULL = replace(
             "Scores", "Of unseen rooms.", "predictor", ("mIoU", "furniture"), (ScoreRow("wall", (0.0414, 0.0)),)
         ),
         ScoreTable("By class", "", "class", ("ours",), (ScoreRow("ceiling", (math.nan,)), ScoreRow("bed", (1.0,)))),
+    ),
+    links=(Link("Ask it", "asked/index.html", "Try `bed`."),),
+    confusion=ConfusionMatrix(
+        "What is taken for what", "", ("wall", "bed", "lamp"), np.array([[93, 6, 1, 0], [0, 0, 0, 0], [0, 1, 999, 0]])
     ),
     charts=(Chart("Pre-training", (Series("L_e", ((1, 5.0), (2, 4.0))), Series("L_d", ((1, 3.0), (2, 2.0))))),),
     notes=("It is small.",),
@@ -96,7 +105,7 @@ def test_a_page_is_well_formed_and_loads_nothing(page: Page) -> None:
     assert html.startswith("<!DOCTYPE html>")
     assert document.tags.count("script") == 1, "figures for programs, which nothing runs"
     assert not {"link", "iframe", "object", "embed", "base"} & set(document.tags)
-    loaded = [value for name, value in document.attributes if name in ("src", "href", "srcset", "data", "action")]
+    loaded = [value for name, value in document.attributes if name in ("src", "srcset", "data", "action")]
     assert all(value.startswith("data:image/png;base64,") for value in loaded)
     assert not re.search(r"https?:|//[a-z]|url\(|@import", html, re.IGNORECASE)
     assert not [name for name, _ in document.attributes if name.startswith("on") or name == "style"]
@@ -116,7 +125,7 @@ def test_everything_given_stands_in_the_page() -> None:
     html = render_page(FULL)
     document = Document(html)
     assert document.texts_of("h1") == document.texts_of("title") == ["A report"]
-    assert document.texts_of("td") == ["9.1", "3.2", "4.1", "0.0", "\N{EN DASH}", "100.0"]
+    assert document.texts_of("td") == ["9.1", "3.2", "4.1", "0.0", "\N{EN DASH}", "100.0", "93", "6", "1", "100"]
     assert {"31.2 %", "teacher 52.0", "1 min 15 s", "L_d", "2.11.0", "t4p pretrain 'data.shards=[x]'"} <= {
         text for _, text in document.texts
     }
@@ -128,11 +137,13 @@ def test_everything_given_stands_in_the_page() -> None:
 
 def test_parts_stand_in_reading_order_and_missing_ones_leave_no_heading() -> None:
     assert Document(render_page(FULL)).texts_of("h2") == [
+        "Ask it",
         "A room",
         "In numbers",
         "Scores",
         "By class",
-        "Loss curves",
+        "What is taken for what",
+        "Curves",
         "What was done",
         "What this does not show",
         "What is next",
@@ -147,19 +158,21 @@ def test_parts_stand_in_reading_order_and_missing_ones_leave_no_heading() -> Non
 def test_no_text_becomes_an_element_or_ends_an_attribute() -> None:
     evil = "\"'><script>alert(1)</script>&amp;"
     page = Page(
-        evil,
-        evil,
-        (Section(evil, evil, 1.0),),
-        (Tile(evil, evil, evil),),
-        (Gallery(evil, evil, (Picture(evil, evil, PNG),), (LegendEntry(evil, (0, 0, 0)),)),),
-        (Figures(evil, evil, (evil,), ((evil, evil),)),),
-        (ScoreTable(evil, evil, evil, (evil,), (ScoreRow(evil, (0.5,), evil),)),),
-        (Chart(evil, (Series(evil, ((1, 2.0),)),), evil, evil),),
-        (evil,),
-        (Fact(evil, evil),),
-        (evil,),
-        evil,
-        {evil: evil},
+        title=evil,
+        summary=evil,
+        sections=(Section(evil, evil, 1.0),),
+        tiles=(Tile(evil, evil, evil),),
+        links=(Link(evil, evil, evil),),
+        galleries=(Gallery(evil, evil, (Picture(evil, evil, PNG),), (LegendEntry(evil, (0, 0, 0)),)),),
+        figures=(Figures(evil, evil, (evil,), ((evil, evil),)),),
+        tables=(ScoreTable(evil, evil, evil, (evil,), (ScoreRow(evil, (0.5,), evil),)),),
+        confusion=ConfusionMatrix(evil, evil, (evil,), np.ones((1, 2), np.int64)),
+        charts=(Chart(evil, (Series(evil, ((1, 2.0),)),), evil, evil),),
+        notes=(evil,),
+        facts=(Fact(evil, evil),),
+        next_commands=(evil,),
+        command=evil,
+        data={evil: evil},
     )
     html = render_page(page)
     document = Document(html)
@@ -185,6 +198,15 @@ def test_durations_and_scores_read_well() -> None:
         "2 min 5 s",
     ]
     assert [format_score(value) for value in (0.0, 0.31249, 1.0, math.nan)] == ["0.0", "31.2", "100.0", "\N{EN DASH}"]
+
+
+def test_a_cell_of_a_matrix_is_tinted_where_it_has_a_number_and_a_bar_is_as_long_as_its_score() -> None:
+    shares = (0.0, 0.0049, 0.005, 0.1, 0.101, 1.0, math.nan)
+    assert [level_of(share) for share in shares] == [0, 0, 1, 1, 2, 10, 0]
+    assert [bar_length(value) for value in (0.0, 0.333, 1.0, math.nan)] == ["0.0", "33.3", "100.0", "0"]
+    counts = np.array([[2, 1, 1], [0, 0, 0]])
+    shares_of_rows = ConfusionMatrix("", "", ("a", "b"), counts).shares
+    np.testing.assert_array_equal(shares_of_rows, [[0.5, 0.25], [math.nan, math.nan]])
 
 
 def test_what_stands_between_backticks_is_code() -> None:

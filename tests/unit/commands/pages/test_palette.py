@@ -9,6 +9,7 @@ from commands.pages.palette import (
     NO_INSTANCE,
     NO_LABEL,
     STRUCTURE,
+    color_features,
     color_instances,
     color_labels,
     distinct_colors,
@@ -53,3 +54,36 @@ def test_what_has_no_label_and_no_instance_has_a_colour_of_its_own() -> None:
     assert instances[0, 0].tolist() == list(NO_INSTANCE)
     assert (instances[0, 1] == instances[1, 0]).all()
     assert (instances[0, 1] != instances[1, 1]).any()
+
+
+def test_features_are_coloured_by_what_varies_most_whatever_their_axes_are() -> None:
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(500, 3)) * [9.0, 3.0, 1.0]
+    axes = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    features = hidden @ axes[:3] + 5.0
+    colors, kept = color_features(features)
+    assert kept == pytest.approx(1.0)
+    for channel in range(3):
+        assert abs(np.corrcoef(colors[:, channel], hidden[:, channel])[0, 1]) > 0.97
+    order = rng.permutation(500)
+    np.testing.assert_allclose(color_features(features[order])[0].astype(int), colors[order].astype(int), atol=1)
+    turned = color_features(features @ np.diag([1, -1, 1, 1, 1, 1, 1, 1.0]))[0]
+    assert min(np.abs(turned[:, 0].astype(int) - each).max() for each in (colors[:, 0], 255 - colors[:, 0])) <= 2
+    assert (color_features(features - 7.0)[0] == colors).mean() > 0.99, "the middle does not count"
+
+
+def test_a_sign_of_a_direction_is_chosen_by_its_largest_entry() -> None:
+    along = np.linspace(0, 1, 101)
+    rising, _ = color_features(np.stack([3 * along, along], axis=1))
+    falling, _ = color_features(np.stack([-3 * along, along], axis=1))
+    assert rising[0, 0] == 0
+    assert rising[-1, 0] == 255
+    assert falling[0, 0] == 255, "the largest entry grows to the other side"
+
+
+@pytest.mark.parametrize("features", [np.ones((4, 5)), np.zeros((1, 2)), np.arange(3.0)[:, None]])
+def test_features_without_three_directions_are_grey_where_they_have_none(features: np.ndarray) -> None:
+    colors, kept = color_features(features)
+    assert colors.shape == (len(features), 3)
+    assert (colors[:, 1:] == 128).all()
+    assert kept == (1.0 if np.ptp(features) else 0.0)

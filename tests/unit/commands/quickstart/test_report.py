@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from commands.pages.page import Section
-from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScores, read_lines
+from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScores
 from commands.quickstart.report import show_table, write_report
 from t4p.metrics.semantic import evaluate
+from t4p.runs.logs import read_lines
 
 LABELS = ("wall", "floor", "ceiling", "chair", "lamp")
 TRUTH = np.repeat([0, 1, 2, 3], [60, 20, 10, 10])  # no lamp

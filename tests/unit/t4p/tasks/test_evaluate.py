@@ -19,12 +19,12 @@ from t4p.data.labelled import LabelledBatch
 from t4p.data.labels import IGNORED
 from t4p.data.stream import ValidationStream
 from t4p.losses.segmentation import balanced_cross_entropy
-from t4p.metrics.semantic import best_trivial_miou
+from t4p.metrics.semantic import best_trivial_miou, scores
 from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
 from t4p.models.towers import load_towers_from
 from t4p.tasks import named_groups
-from t4p.tasks.evaluate import label_points, predict, score_network
+from t4p.tasks.evaluate import features_of_voxels, label_points, predict, score_network
 from t4p.tasks.finetune import label_recipe
 from t4p.tasks.named_groups import score_named_groups
 from t4p.tasks.pretrain import PretrainModule, untrained_network
@@ -107,6 +107,24 @@ def test_labels_that_are_right_come_to_instances(config, scenes, monkeypatch):
     good = score_named_groups(network, scored_on(scenes), lambda *_: None)
     assert good.columns == ("AP", "AP50", "AP25")
     assert good.means[1] > 0.6 > 2 * poor.means[1]  # not 1: chairs that touch are one
+
+
+def test_whoever_looks_at_the_samples_is_told_their_own_scores_and_all_of_them_are_the_whole(config, frames):
+    network, seen = untrained_network(config), []
+    whole = score_network(network, scored_on(frames), on_sample=seen.append)
+    assert [sample.key for sample in seen] == [
+        f"room-12-0000{room}/000{frame}" for room in range(3) for frame in range(3)
+    ]
+    labels = range(len(network.labels))
+    summed = scores(sum(sample.counts for sample in seen), labels)
+    assert summed.to_json(network.labels) == whole.to_json(network.labels)
+    for sample in seen:
+        assert sample.score == scores(sample.counts, labels).miou
+        assert len(sample.points) == len(sample.predicted) == len(sample.truth)
+    features = features_of_voxels(network, seen[0].batch)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    same = seen[0].batch.bottleneck_of_voxel.numpy()
+    assert (features == features[np.unique(same, return_index=True)[1]][np.unique(same, return_inverse=True)[1]]).all()
 
 
 def test_a_tower_sees_no_scenes(config, scenes):
