@@ -34,6 +34,7 @@ NUM_ROOMS = 3  # that the building repeats
 SPACING = 6.0  # metres between their corners
 NOISE = 0.005  # metres
 CLIP_DIM = 512
+SHY = -6.5  # logit of every class of boxes before it has seen anything
 NEUTRAL = ("object", "thing", "stuff", "texture")
 # What is asked, and the task of the network that is.
 ASKED = {"predict": "semantic", "query": "pretrain", "boxes": "detection", "masks": "instance"}
@@ -89,6 +90,8 @@ def write_network(path: Path, task: str, voxel_size: float) -> None:
             else instance.build_head(config, CLIP_DIM)
         )
         weights |= {f"head.{name}": value for name, value in head.state_dict().items()}
+    if isinstance(config, DetectionConfig):  # random weights would suggest thousands of boxes, trained ones do not
+        weights["head.class_bias"] = torch.tensor([SHY])
     texts = torch.nn.functional.normalize(torch.randn(len(config.model.label_names) + len(NEUTRAL), CLIP_DIM), dim=1)
     labels, neutral = texts.split([len(config.model.label_names), len(NEUTRAL)])
     words = dict(zip(NEUTRAL, neutral, strict=True))
