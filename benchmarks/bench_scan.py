@@ -44,27 +44,26 @@ def main(
     points: Annotated[list[int], typer.Option(help="of the scans")] = [1_000_000, 10_000_000],  # noqa: B006
     asked: Annotated[list[str], typer.Option(help=f"of {', '.join(ASKED)}")] = list(ASKED),  # noqa: B006
     voxel_size: Annotated[float, typer.Option(help="metres")] = 0.02,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON object of each")] = False,
 ) -> None:
     """One process after the other for every scan and question."""
     torch.set_num_threads(1)
-    rows = []
     with TemporaryDirectory(prefix="bench-scan-") as scratch:
         folder = Path(scratch)
         for question in asked:
             write_network(folder / f"{question}.safetensors", ASKED[question], voxel_size)
         for num_points, scan, num_voxels in make_scans(folder, sorted(points), voxel_size):
             for question in asked:
-                measured = ask(question, folder / f"{question}.safetensors", scan, folder / "out")
-                rows.append({"asked": question, "points": num_points, "voxels": num_voxels} | measured)
-                if not as_json:
-                    typer.echo("  ".join(f"{key} {_short(value)}" for key, value in rows[-1].items()))
-    figures = {
-        f"{row['asked']}_{row['points'] / 1e6:g}M_{key}": row[key] for row in rows for key in ("peak_gb", "cpu_seconds")
-    }
-    report = record("scan", 1, figures, rows, ("torch", "numpy"))
-    if as_json:
-        typer.echo(json.dumps(report))
+                row: dict[str, Any] = {"asked": question, "points": num_points, "voxels": num_voxels}
+                row |= {"voxel_size": voxel_size} | ask(
+                    question, folder / f"{question}.safetensors", scan, folder / "out"
+                )
+                # At once: the largest takes longest, and is the likeliest to be stopped.
+                figures = {f"{question}_{num_points / 1e6:g}M_{key}": row[key] for key in ("peak_gb", "cpu_seconds")}
+                report = record("scan", 1, figures, [row], ("torch", "numpy"))
+                typer.echo(
+                    json.dumps(report) if as_json else "  ".join(f"{key} {_short(value)}" for key, value in row.items())
+                )
 
 
 def _short(value: Any) -> str:
