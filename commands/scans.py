@@ -19,12 +19,14 @@ from commands.pages.page import Fact
 from commands.pages.palette import NO_LABEL, label_colors
 from commands.pages.scan_page import MOST_POINTS, ScanAnswer, grey_by_height, render_scan
 from commands.pages.scored_scene import SURE_FROM
+from shards.doors.npz import RepeatedRows, write_npz
 from shards.doors.ply import write_ply
 from shards.doors.text import shown
 from shards.errors import CallError, ResultError
 from shards.results import check_result, write_result
 from t4p.data.upright import METRES, UP_AXES, Unit, UpAxis
 from t4p.models.hub import SCHEME, spelt_out
+from t4p.tasks.described import Embedded
 
 if TYPE_CHECKING:  # both load torch
     from t4p.data.scan import Scan
@@ -74,91 +76,13 @@ def scan_call(model: str, scan: str, out: Path | None, unit: str | None, up: str
 
 
 @dataclass(frozen=True, eq=False)
-class _Said:
-    """What is written of the points.
+class _Asked:
+    """A network, a scan, and the folder that takes what comes of them."""
 
-    Attributes:
-        names: what the ids count: labels or phrases.
-        ids: (N,) int32, _NO_ID where none fits.
-        scores: (N, K) float32 in [0, 1].
-        colors: (N, 3) uint8 of the PLY.
-    """
-
-    names: Sequence[str]
-    ids: NDArray[np.int32]
-    scores: NDArray[np.float32]
-    colors: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class _Objects:
-    """What a network that finds objects says of a scan: those above SURE_FROM, the surest first.
-
-    Attributes:
-        names: of each object: its label and a number.
-        label_ids: (P,) rows of the network's labels.
-        scores: (P,) in [0, 1].
-        boxes: (P, 7) middle, full extents, metres; turn about the vertical. Of masks, the bounds of their points.
-        of_point: (N,) int32 surest object that a point belongs to or, of boxes, lies in; _NO_ID for none.
-    """
-
-    names: tuple[str, ...]
-    label_ids: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    boxes: NDArray[np.float64]
-    of_point: NDArray[np.int32]
-
-
-def _find_objects(model: Model, scan: Scan) -> _Objects:
-    from t4p.data.boxes import bounds_of_instances, points_inside
-
-    points = scan.points.astype(np.float64)
-    if model.finds == "masks":
-        masks, label_ids, sureness = model.segment_instances(scan.points, scan.colors)
-        masks = masks[sureness >= SURE_FROM]
-        boxes = [bounds_of_instances(points, mask.astype(np.int64) - 1, 1) for mask in masks]
-        boxes_of_objects = np.concatenate([np.zeros((0, 7)), *boxes])
-        scores = sureness.astype(np.float64)
-    else:
-        boxes_of_objects, label_ids, scores = model.detect(scan.points, scan.colors)
-        boxes_of_objects = boxes_of_objects[scores >= SURE_FROM]
-        masks = np.array([points_inside(points, box) for box in boxes_of_objects], bool).reshape(-1, len(points))
-    sure = scores >= SURE_FROM
-    of_point = np.full(len(points), _NO_ID, np.int32)
-    for place in reversed(range(len(masks))):  # the surest last: a point is its
-        of_point[masks[place]] = place
-    seen: Counter[str] = Counter()
-    names = []
-    for label_id in label_ids[sure]:
-        label = model.labels[label_id]
-        seen[label] += 1
-        names.append(f"{label} {seen[label]}")
-    return _Objects(tuple(names), label_ids[sure], scores[sure], boxes_of_objects, of_point)
-
-
-def _predict_objects(call: ScanCall, model: Model, scan: Scan, folder: Path) -> None:
-    """Find the objects of a scan; objects.json beside the other files, which have the object of every point."""
-    with _as_call_errors(call):
-        objects = _find_objects(model, scan)
-        features, row_of_point = model.embed_coarsely(scan.points, scan.colors)
-        words = model.embed_words(model.vocabulary)
-    of_point = objects.of_point
-    scores = np.append(objects.scores, 0.0).astype(np.float32)[of_point]  # _NO_ID is the last
-    names = (*objects.names, "no object")
-    shown_ids = np.where(of_point == _NO_ID, len(objects.names), of_point)
-    palette = np.concatenate([label_colors(objects.names), np.array([NO_LABEL], np.uint8)])
-    said = _Said(objects.names, of_point, scores[:, None], palette[shown_ids])
-    painted = _Painted(names, palette, shown_ids, scores, objects.boxes)
-    _write(call, folder, model, scan, said, features, row_of_point, words, painted, ())
-    records = [
-        {"label": model.labels[label], "name": name, "score": float(score), "box": box.tolist()}
-        for name, label, score, box in zip(objects.names, objects.label_ids, objects.scores, objects.boxes, strict=True)
-    ]
-    with write_result(folder / OBJECTS, call.force) as partial:
-        partial.write_text(json.dumps({"task": model.task, "objects": records}, indent=1), encoding="utf-8")
-    typer.echo(f"{len(records)} objects with a score of {SURE_FROM:g} or more ({folder / OBJECTS})")
-    for record in records:
-        typer.echo(f"  {shown(record['name'])}: {record['score']:.2f}")
+    call: ScanCall
+    model: Model
+    scan: Scan
+    folder: Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +104,81 @@ class _Painted:
     boxes: NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What is written of the points.
+
+    Attributes:
+        embedded: their features.
+        words: what the page can be asked, with their embeddings.
+        phrases: words that were asked.
+        names: what the ids count: labels, phrases or objects.
+        ids: (N,) int32, _NO_ID where none fits.
+        scores: (R, K) float32 in [0, 1], and
+        row_of_point: (N,) which of its rows each point has: points of one voxel share theirs.
+        colors: (N, 3) uint8 of the PLY.
+        painted: of the page.
+    """
+
+    embedded: Embedded
+    words: dict[str, NDArray[np.float32]]
+    phrases: Sequence[str]
+    names: Sequence[str]
+    ids: NDArray[np.int32]
+    scores: NDArray[np.float32]
+    row_of_point: NDArray[np.integer]
+    colors: NDArray[np.uint8]
+    painted: _Painted
+
+
+def _predict_objects(asked: _Asked) -> None:
+    """Find the objects of a scan; objects.json beside the other files, which have the object of every point."""
+    call, model, scan = asked.call, asked.model, asked.scan
+    with _as_call_errors(call):
+        objects = model.find_objects(scan.points, scan.colors, least_score=SURE_FROM)
+        words = model.embed_words(model.vocabulary)
+    labels = [model.labels[label_id] for label_id in objects.label_ids]
+    names = _numbered(labels)
+    of_point = np.full(len(scan.points), _NO_ID, np.int32)
+    for place in reversed(range(len(names))):  # the surest last: a point is its
+        of_point[objects.points_of[place]] = place
+    scores = np.append(objects.scores, 0.0).astype(np.float32)  # _NO_ID is the last
+    shown_ids = np.where(of_point == _NO_ID, len(names), of_point)
+    palette = np.concatenate([label_colors(names), np.array([NO_LABEL], np.uint8)])
+    painted = _Painted((*names, "no object"), palette, shown_ids, scores[of_point], objects.boxes)
+    answer = _Answer(
+        embedded=objects,
+        words=words,
+        phrases=(),
+        names=names,
+        ids=of_point,
+        scores=scores[:, None],
+        row_of_point=of_point,
+        colors=palette[shown_ids],
+        painted=painted,
+    )
+    _write(asked, answer)
+    records = [
+        {"label": label, "name": name, "score": float(score), "box": box.tolist()}
+        for name, label, score, box in zip(names, labels, objects.scores, objects.boxes, strict=True)
+    ]
+    with write_result(asked.folder / OBJECTS, call.force) as partial:
+        partial.write_text(json.dumps({"task": model.task, "objects": records}, indent=1), encoding="utf-8")
+    typer.echo(f"{len(records)} objects with a score of {SURE_FROM:g} or more ({asked.folder / OBJECTS})")
+    for record in records:
+        typer.echo(f"  {shown(record['name'])}: {record['score']:.2f}")
+
+
+def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
+    """A name for each object: its label and how many of them there are up to it."""
+    seen: Counter[str] = Counter()
+    names = []
+    for label in labels:
+        seen[label] += 1
+        names.append(f"{label} {seen[label]}")
+    return tuple(names)
+
+
 NO_BOXES = np.zeros((0, 7))
 
 
@@ -197,24 +196,35 @@ def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
         CheckpointError, ConfigError, ClipError: the network cannot be read.
         ResultError: the results cannot be written.
     """
-    model, scan, folder = _prepare(call)
+    asked = _prepare(call)
+    model, scan = asked.model, asked.scan
     if model.finds != "labels":
         if labels is not None:
             raise CallError(f"--labels is for networks that label points, and {shown(call.model)} finds {model.finds}")
-        _predict_objects(call, model, scan, folder)
-        return folder
+        _predict_objects(asked)
+        return asked.folder
     with _as_call_errors(call):
-        ids, scores = model.classify(scan.points, scan.colors, labels)
-        features, row_of_point = model.embed_coarsely(scan.points, scan.colors)
+        described = model.describe(scan.points, scan.colors, labels)
         names = model.labels if labels is None else tuple(labels)
         words = model.embed_words(tuple(dict.fromkeys((*names, *model.vocabulary))))
-    scale = model.logit_scale if model.scores_are_cosines else 1.0
-    shares = _softmax(scores * np.float32(scale))
-    said = _Said(names, ids.astype(np.int32), shares, label_colors(names)[ids])
-    painted = _Painted(names, label_colors(names), ids, shares[np.arange(len(ids)), ids], NO_BOXES)
-    _write(call, folder, model, scan, said, features, row_of_point, words, painted, ())
+    best = described.scores.argmax(axis=1)
+    shares = _softmax_in_place(described.scores, model.logit_scale if model.scores_are_cosines else 1.0)
+    rows, palette = described.voxel_of_point, label_colors(names)
+    ids = best[rows]
+    answer = _Answer(
+        embedded=described,
+        words=words,
+        phrases=(),
+        names=names,
+        ids=ids.astype(np.int32),
+        scores=shares,
+        row_of_point=rows,
+        colors=palette[ids],
+        painted=_Painted(names, palette, ids, shares.max(axis=1, initial=0.0)[rows], NO_BOXES),
+    )
+    _write(asked, answer)
     _tell_shares(names, ids)
-    return folder
+    return asked.folder
 
 
 def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
@@ -226,35 +236,44 @@ def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
     Raises:
         as `predict_scan`.
     """
-    model, scan, folder = _prepare(call)
+    asked = _prepare(call)
+    model, scan = asked.model, asked.scan
     with _as_call_errors(call):
         words = model.embed_words(tuple(dict.fromkeys((*model.vocabulary, *phrases))))
-        scores = model.score_phrases(features_and_rows := model.embed_coarsely(scan.points, scan.colors), phrases)
-    features, row_of_point = features_and_rows
-    best = scores.argmax(axis=1)
-    highest = scores[np.arange(len(scores)), best]
+        embedded = Embedded(*model.embed_coarsely(scan.points, scan.colors))
+        scores = model.score_features(embedded.features, phrases)
+    rows = embedded.row_of_point
+    highest = scores.max(axis=1)
+    ids = np.where(highest > ABOVE, scores.argmax(axis=1), _NO_ID).astype(np.int32)
     grey = grey_by_height(scan.points) if scan.colors is None else scan.colors
     quiet = (70 + 0.5 * grey.mean(axis=1, dtype=np.float32))[:, None]
-    colors = quiet + (_HIGHLIGHT - quiet) * highest[:, None]
-    ids = np.where(highest > ABOVE, best, _NO_ID).astype(np.int32)
-    said = _Said(phrases, ids, scores, colors.astype(np.uint8))
+    colors = (quiet + (_HIGHLIGHT - quiet) * highest[rows, None]).astype(np.uint8)
     # The page's labels are those whose text is nearest; a phrase is shown by its own score.
-    cosines = features @ np.stack([words[label] for label in model.labels]).T
+    cosines = embedded.features @ np.stack([words[label] for label in model.labels]).T
     nearest = cosines.argmax(axis=1)
-    share = _softmax(cosines * np.float32(model.logit_scale))[np.arange(len(nearest)), nearest]
-    colors_of_labels = label_colors(model.labels)
-    painted = _Painted(model.labels, colors_of_labels, nearest[row_of_point], share[row_of_point], NO_BOXES)
-    _write(call, folder, model, scan, said, features, row_of_point, words, painted, phrases)
+    share = _softmax_in_place(cosines, model.logit_scale).max(axis=1)
+    answer = _Answer(
+        embedded=embedded,
+        words=words,
+        phrases=phrases,
+        names=phrases,
+        ids=ids[rows],
+        scores=scores,
+        row_of_point=rows,
+        colors=colors,
+        painted=_Painted(model.labels, label_colors(model.labels), nearest[rows], share[rows], NO_BOXES),
+    )
+    _write(asked, answer)
     typer.echo(model.query_rule)
     for column, phrase in enumerate(phrases):
-        above = float((scores[:, column] > ABOVE).mean())
+        above = float((scores[:, column] > ABOVE)[rows].mean())
         typer.echo(
             f"  {shown(phrase)}: {above:.1%} of the points above {ABOVE:g}, the highest {scores[:, column].max():.2f}"
         )
-    return folder
+    return asked.folder
 
 
-def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
+def _prepare(call: ScanCall) -> _Asked:
     """The network, the scan, and a folder that takes the results; the quick checks first."""
     if not spelt_out(call.model).startswith(SCHEME) and not Path(call.model).exists():
         raise CallError(
@@ -279,7 +298,7 @@ def _prepare(call: ScanCall) -> tuple[Model, Scan, Path]:
             "give a scan with colour, or a network that can do without: one trained with "
             "data.drop_features.color=0.5, or without colour (model.point_features=[one,height])"
         )
-    return model, scan, folder
+    return _Asked(call, model, scan, folder)
 
 
 class _as_call_errors:
@@ -295,47 +314,45 @@ class _as_call_errors:
             raise CallError(f"{shown(self._call.scan)}: {error}") from error
 
 
-def _write(
-    call: ScanCall,
-    folder: Path,
-    model: Model,
-    scan: Scan,
-    said: _Said,
-    features: NDArray[np.float32],
-    row_of_point: NDArray[np.int64],
-    words: dict[str, NDArray[np.float32]],
-    painted: _Painted,
-    phrases: Sequence[str],
-) -> None:
+def _write(asked: _Asked, answer: _Answer) -> None:
+    call, scan, folder = asked.call, asked.scan, asked.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResultError(f"{folder}: cannot be made ({error}); name another --out") from error
-    highest = said.scores.max(axis=1, initial=0.0)
-    comments = [f"{name} = {shown(text)}" for name, text in enumerate(said.names)]
+    highest = answer.scores.max(axis=1, initial=0.0)[answer.row_of_point]
+    comments = [f"{name} = {shown(text)}" for name, text in enumerate(answer.names)]
     if scan.offset.any():
         comments.append(f"offset {' '.join(f'{value:.0f}' for value in scan.offset)}, to be added to x, y, z")
     with write_result(folder / "points.ply", call.force) as partial:
-        write_ply(partial, scan.points, said.colors, {"label": said.ids, "score": highest}, tuple(comments))
-    with write_result(folder / "points.npz", call.force) as partial, partial.open("wb") as file:
-        np.savez(
-            file,
-            points=scan.points,
-            colors=grey_by_height(scan.points) if scan.colors is None else scan.colors,
-            labels=said.ids,
-            label_names=np.array(said.names),
-            scores=said.scores.astype(np.float16),
-            features=features.astype(np.float16),
-            feature_of_point=row_of_point.astype(np.int32),
-            rows=scan.rows,
-            offset=scan.offset,
-        )
+        write_ply(partial, scan.points, answer.colors, {"label": answer.ids, "score": highest}, tuple(comments))
+    arrays: dict[str, NDArray[Any] | RepeatedRows] = {
+        "points": scan.points,
+        "colors": grey_by_height(scan.points) if scan.colors is None else scan.colors,
+        "labels": answer.ids,
+        "label_names": np.array(answer.names),
+        "scores": RepeatedRows(answer.scores.astype(np.float16), answer.row_of_point),
+        "features": answer.embedded.features.astype(np.float16),
+        "feature_of_point": answer.embedded.row_of_point.astype(np.int32),
+        "rows": scan.rows,
+        "offset": scan.offset,
+    }
+    with write_result(folder / "points.npz", call.force) as partial:
+        write_npz(partial, arrays)
+    with write_result(folder / "index.html", call.force) as partial:
+        partial.write_text(render_scan(_answer_of_page(asked, answer)), encoding="utf-8")
+    typer.echo(f"wrote {', '.join(str(folder / name) for name in FILES)}", err=True)
+
+
+def _answer_of_page(asked: _Asked, answer: _Answer) -> ScanAnswer:
+    call, model, scan = asked.call, asked.model, asked.scan
+    embedded, words, painted = answer.embedded, answer.words, answer.painted
     embeddings = np.stack(list(words.values()))
     columns = {word: column for column, word in enumerate(words)}
     about = f"{len(scan.points):,} points" + (
         "" if len(scan.points) <= MOST_POINTS else f", {MOST_POINTS:,} of them drawn by chance for this page"
     )
-    answer = ScanAnswer(
+    return ScanAnswer(
         title=f"Scan {scan.name}",
         summary=f"What {Path(call.model).name} says of {about}.",
         points=scan.points,
@@ -344,13 +361,13 @@ def _write(
         label_colors=painted.colors,
         ids=painted.ids.astype(np.int64),
         shares=painted.shares,
-        row_of_point=row_of_point,
+        row_of_point=embedded.row_of_point,
         words=list(words),
         embeddings=embeddings,
-        cosines=features @ embeddings.T,
+        cosines=embedded.features @ embeddings.T,
         others=[columns[word] for word in model.vocabulary],
         logit_scale=model.logit_scale,
-        phrases=phrases,
+        phrases=answer.phrases,
         rule=model.query_rule,
         facts=(
             Fact("network", f"{call.model} ({model.task})"),
@@ -361,9 +378,6 @@ def _write(
         again=shlex.join(["t4p", "query", call.model, call.scan, "a word"]),
         boxes=painted.boxes,
     )
-    with write_result(folder / "index.html", call.force) as partial:
-        partial.write_text(render_scan(answer), encoding="utf-8")
-    typer.echo(f"wrote {', '.join(str(folder / name) for name in FILES)}", err=True)
 
 
 def _tell_shares(names: Sequence[str], ids: NDArray[np.int64]) -> None:
@@ -373,6 +387,10 @@ def _tell_shares(names: Sequence[str], ids: NDArray[np.int64]) -> None:
             typer.echo(f"  {shown(names[place])}: {shares[place]:.1%} of the points")
 
 
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+def _softmax_in_place(logits: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """Of each row of (R, K) times `scale`: the same array, which of a large scan is as large as anything."""
+    logits *= np.float32(scale)
+    logits -= logits.max(axis=1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=1, keepdims=True)
+    return logits

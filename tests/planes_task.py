@@ -18,6 +18,7 @@ from t4p.data.fetch import Catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.models.exported import ExportedNetwork
+from t4p.models.score_map import VoxelScores
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.tasks.job import build_engine, build_training_stream, run_training, start_worker
@@ -88,8 +89,11 @@ def problem_of_start(config: PlanesConfig) -> str:
 
 
 @torch.no_grad()
-def voxel_scores(exported: ExportedNetwork, coords: Tensor, features: Tensor, bottleneck_of_voxel: Tensor) -> Tensor:
-    return exported.net(coords, features, exported.label_embeddings)[1]
+def voxel_scores(
+    exported: ExportedNetwork, coords: Tensor, features: Tensor, bottleneck_of_voxel: Tensor
+) -> VoxelScores:
+    expanded, scores = exported.net(coords, features, exported.label_embeddings)
+    return VoxelScores(scores, expanded)
 
 
 TASKS[NAME] = Task(

@@ -1,4 +1,4 @@
-"""The one way in for npz archives: names, types and shapes are held against the sizes before anything is allocated."""
+"""The one way in and out for npz archives: what one announces is held against its size before anything is allocated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +24,7 @@ _END_MARK = b"PK\x05\x06"
 _LOCATOR_64 = b"PK\x06\x07"
 _MAX_HEADER = 4096
 _PIECE_BYTES = 1 << 20
+_ROWS_AT_ONCE = 1 << 16
 # What zipfile and zlib raise, and numpy where it takes a header for Python: it tokenizes and evaluates it.
 _ERRORS = (
     ValueError,
@@ -41,6 +44,39 @@ _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # numpy's; others ta
 
 class NpzError(ValueError):
     """Bytes that are not the archive of arrays that they should be; says what is wrong, the caller says where."""
+
+
+@dataclass(frozen=True, eq=False)
+class RepeatedRows:
+    """The array (N, ...) whose row i is `rows[row_of[i]]`: it is written without being there as a whole.
+
+    Attributes:
+        rows: (R, ...).
+        row_of: (N,) integer.
+    """
+
+    rows: NDArray[Any]
+    row_of: NDArray[np.integer]
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any] | RepeatedRows]) -> None:
+    """Write an archive of arrays as np.savez does, uncompressed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                if isinstance(values, np.ndarray):
+                    np.lib.format.write_array(file, values, allow_pickle=False)
+                    continue
+                shape = (len(values.row_of), *values.rows.shape[1:])
+                descr = np.lib.format.dtype_to_descr(values.rows.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for start in range(0, len(values.row_of), _ROWS_AT_ONCE):
+                    file.write(values.rows[values.row_of[start : start + _ROWS_AT_ONCE]].tobytes())
 
 
 def read_npz(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -61,6 +62,15 @@ def bounds_of_instances(
     return np.concatenate([(low + high) / 2, high - low, np.zeros((num_instances, 1))], axis=1)
 
 
+def bounds_of(points: NDArray[np.floating], rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+    """(M, 7) axis-aligned boxes around the points (N, 3) of each list of rows; none is empty."""
+    boxes = np.zeros((len(rows), 7))
+    for box, own in zip(boxes, rows, strict=True):
+        low, high = points[own].min(axis=0).astype(np.float64), points[own].max(axis=0).astype(np.float64)
+        box[:3], box[3:6] = (low + high) / 2, high - low
+    return boxes
+
+
 def points_inside(points: NDArray[np.floating], box: NDArray[np.float64]) -> NDArray[np.bool_]:
     """(N,) whether each point (N, 3) lies in an upright box (7,), on its faces too."""
     offset = points - box[:3]
@@ -69,3 +79,17 @@ def points_inside(points: NDArray[np.floating], box: NDArray[np.float64]) -> NDA
         [cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0], offset[:, 2]], axis=1
     )
     return (np.abs(across) <= box[3:6] / 2).all(axis=1)
+
+
+def rows_inside(points: NDArray[np.floating], boxes: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
+    """Of each upright box (B, 7) the ascending rows of the points (N, 3) that lie in it, as `points_inside` says.
+
+    Of each box only the points abreast of it along x are looked at: boxes may be thousands among millions of points.
+    """
+    order = np.argsort(points[:, 0], kind="stable")
+    points = points[order]
+    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2
+    starts = np.searchsorted(points[:, 0], boxes[:, 0] - reach, side="left")
+    ends = np.searchsorted(points[:, 0], boxes[:, 0] + reach, side="right")
+    for start, end, box in zip(starts, ends, boxes, strict=True):
+        yield np.sort(order[start:end][points_inside(points[start:end], box)])

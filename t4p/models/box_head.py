@@ -21,6 +21,7 @@ from t4p.models.sparse.pyramid import SparseBackend, SparsePyramid, build_pyrami
 
 FIRST_SIZE = 0.6  # metres, of every side of every box before anything is learnt: furniture
 FIRST_SCORE = 0.01  # of every class likewise: nearly all locations belong to no box (Lin et al. 2017)
+BLOCK_LOCATIONS = 2**15
 LOG_SIZES = (-5.0, 4.0)  # 7 mm to 55 m: a step gone wrong must not end in an infinite box
 
 
@@ -124,8 +125,8 @@ class BoxHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             centers = (coords[:, 1:].to(features.dtype) + 0.5) * voxel_sizes
             boxes = self._boxes(self.to_box(features), centers, voxel_sizes)
-            cosines = compare_with_text(self.to_embedding(features), text, self.log_logit_scale.exp())
-            return LocatedBoxes(centers, coords[:, 0].long(), is_coarse, cosines + self.class_bias, boxes)
+            class_logits = self._class_logits(features, text)
+            return LocatedBoxes(centers, coords[:, 0].long(), is_coarse, class_logits, boxes)
 
     def _refine(
         self, pyramid: SparsePyramid, coarse: Tensor, fine_coords: Tensor, fine: Tensor
@@ -137,6 +138,13 @@ class BoxHead(nn.Module):
         features = generated.index_add(0, rows, self.fine_projection(fine).to(generated.dtype))
         features = F.relu(self.up_norm(features))
         return coords, F.relu(self.fine_norm(self.fine_conv(children, features, 0)))
+
+    def _class_logits(self, features: Tensor, text: Tensor) -> Tensor:
+        """(L, K) of features (L, hidden_channels); without gradients some at a time: embeddings are CLIP's width."""
+        blocks = (features,) if torch.is_grad_enabled() else features.split(BLOCK_LOCATIONS)
+        scale = self.log_logit_scale.exp()
+        cosines = torch.cat([compare_with_text(self.to_embedding(block), text, scale) for block in blocks])
+        return cosines + self.class_bias
 
     def _boxes(self, raw: Tensor, centers: Tensor, voxel_sizes: Tensor) -> Tensor:
         """(L, 7) of what to_box says, (L, 6 or 8)."""

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class VoxelScores(NamedTuple):
+    """What a network says of the voxels of a batch, for a list of labels.
+
+    Attributes:
+        scores: (V, K) float32, cosines or logits, as its task has them.
+        expanded: (Vb, d) h3D_hat of the same pass, not normalised.
+    """
+
+    scores: Tensor
+    expanded: Tensor
 
 
 def compare_with_text(expanded: Tensor, text: Tensor, logit_scale: float | Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class Text4Point(nn.Module):
         queried = self.reduce(self.text_query(expanded, text))
         aggregated = self.alpha * bottleneck + self.beta * queried.to(bottleneck.dtype)
         if read == "voxels":
-            return expanded, self.head(self.unet.decode(pyramid, (*levels[:-1], aggregated)))
+            return expanded, self.unet.decode(pyramid, (*levels[:-1], aggregated), self.head)
         coarse = self.unet.num_levels - 1
         fine = self.unet.decode_once(pyramid, aggregated, levels[-2])
         return expanded, aggregated, pyramid.coords(coarse), fine, pyramid.coords(coarse - 1)

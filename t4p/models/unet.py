@@ -15,9 +15,15 @@ from t4p.config.plans import UNetPlan
 from t4p.models.norm import NormFactory, Recomputation, RowBatchNorm
 from t4p.models.sparse.layers import Downsample, SubmanifoldConv, Upsample
 from t4p.models.sparse.pyramid import SparsePyramid
+from t4p.models.sparse.tiles import in_tiles, is_large
 
 # Without the decorator that keeps torch's compiler out, for which it would be imported: 2 CPU seconds.
 _checkpoint = inspect.unwrap(checkpoint)
+CONVS_OF_BLOCK = 2  # of kernel 3, each of which looks one voxel farther
+
+
+def _as_they_are(features: Tensor) -> Tensor:
+    return features
 
 
 class SparseUNet(nn.Module):
@@ -25,6 +31,9 @@ class SparseUNet(nn.Module):
 
     encode and decode are separate because the Text Querying Module sits between them. There is no final linear layer.
     A pyramid is not a tensor: under ZeRO-3 this module has to be a leaf (its parameters are gathered together).
+
+    In evaluation without gradients a stage goes through a large scan in tiles: then only what goes in and out of each
+    stage exists for all voxels at once.
     """
 
     def __init__(
@@ -85,24 +94,70 @@ class SparseUNet(nn.Module):
                 f"the pyramid has {pyramid.num_levels} levels but the network {self.num_levels}; pass num_levels="
                 f"{self.num_levels} to build_pyramid"
             )
-        level_features = [self._run(self._stem_stage, pyramid, features)]
-        for level, stage in enumerate(self.encoder):
-            level_features.append(self._run(stage, pyramid, level_features[-1], level))
+        if self._is_in_tiles(pyramid, 0):
+            reach = self.plan.stem_kernel_size // 2
+            level_features = [in_tiles(self._stem_stage, pyramid, [(features, 0)], 0, reach)]
+        else:
+            level_features = [self._run(self._stem_stage, pyramid, features)]
+        for level in range(self.num_levels - 1):
+            level_features.append(self._encode_once(pyramid, level_features[-1], level))
         return tuple(level_features)
 
-    def decode(self, pyramid: SparsePyramid, level_features: tuple[Tensor, ...]) -> Tensor:
-        """From the levels of encode, the bottleneck possibly replaced, to (V, out_channels), z3D."""
+    def decode(
+        self,
+        pyramid: SparsePyramid,
+        level_features: tuple[Tensor, ...],
+        finish: Callable[[Tensor], Tensor] = _as_they_are,
+    ) -> Tensor:
+        """From the levels of encode, the bottleneck possibly replaced, to z3D.
+
+        Args:
+            finish: what becomes of the features (V, out_channels), each voxel by itself: narrow results of wide
+                features need not wait for all of these.
+        """
         features = level_features[-1]
-        for level, stage in zip(range(self.num_levels - 1, 0, -1), self.decoder, strict=True):
-            features = self._run(stage, pyramid, features, level_features[level - 1], level)
-        return features
+        for level in range(self.num_levels - 1, 1, -1):
+            features = self._decode_once(pyramid, features, level_features[level - 1], level)
+        return self._decode_once(pyramid, features, level_features[0], 1, finish)
 
     def decode_once(self, pyramid: SparsePyramid, bottleneck: Tensor, skip: Tensor) -> Tensor:
         """The decoder's first stage: (Vb, C) and the encoder's features of the level above to that level's."""
-        return self._run(self.decoder[0], pyramid, bottleneck, skip, self.num_levels - 1)
+        return self._decode_once(pyramid, bottleneck, skip, self.num_levels - 1)
 
     def _stem_stage(self, pyramid: SparsePyramid, features: Tensor) -> Tensor:
         return F.relu(self.stem_norm(self.stem(pyramid, features, 0)))
+
+    def _encode_once(self, pyramid: SparsePyramid, features: Tensor, level: int) -> Tensor:
+        stage = self.encoder[level]
+        assert isinstance(stage, EncoderStage)
+        if not self._is_in_tiles(pyramid, level):
+            return self._run(stage, pyramid, features, level)
+        reach = 2 * stage.reach  # of cells half as large
+        return in_tiles(lambda tile, fine: stage(tile, fine, 0), pyramid, [(features, level)], level + 1, reach)
+
+    def _decode_once(
+        self,
+        pyramid: SparsePyramid,
+        features: Tensor,
+        skip: Tensor,
+        level: int,
+        finish: Callable[[Tensor], Tensor] = _as_they_are,
+    ) -> Tensor:
+        stage = self.decoder[self.num_levels - 1 - level]
+        assert isinstance(stage, DecoderStage)
+        if not self._is_in_tiles(pyramid, level - 1):
+            return finish(self._run(stage, pyramid, features, skip, level))
+        return in_tiles(
+            lambda tile, coarse, beside: finish(stage(tile, coarse, beside, 1)),
+            pyramid,
+            [(features, level), (skip, level - 1)],
+            level - 1,
+            stage.reach,
+        )
+
+    def _is_in_tiles(self, pyramid: SparsePyramid, level: int) -> bool:
+        """Whether a stage whose finest level this is goes in tiles. In training a norm must see all voxels at once."""
+        return not (torch.is_grad_enabled() or self.training) and is_large(pyramid, level)
 
     def _run(self, stage: Callable[..., Tensor], *arguments: SparsePyramid | Tensor | int) -> Tensor:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
@@ -124,6 +179,7 @@ class EncoderStage(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, norm: NormFactory) -> None:
         super().__init__()
+        self.reach = CONVS_OF_BLOCK * num_blocks  # in voxels of the coarser level
         self.down = Downsample(in_channels, in_channels)
         self.norm = norm(in_channels)
         self.blocks = _residual_blocks(in_channels, out_channels, num_blocks, norm)
@@ -143,6 +199,7 @@ class DecoderStage(nn.Module):
         self, in_channels: int, skip_channels: int, out_channels: int, num_blocks: int, norm: NormFactory
     ) -> None:
         super().__init__()
+        self.reach = CONVS_OF_BLOCK * num_blocks  # in voxels of the finer level
         self.up = Upsample(in_channels, out_channels)
         self.norm = norm(out_channels)
         self.blocks = _residual_blocks(out_channels + skip_channels, out_channels, num_blocks, norm)

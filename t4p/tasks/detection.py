@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.tasks import DetectionConfig
-from t4p.data.boxes import points_inside
+from t4p.data.boxes import rows_inside
 from t4p.data.fetch import Catalogue
 from t4p.data.objects import ObjectBatch, ObjectRecipe
 from t4p.data.transforms import VoxelCloud
@@ -128,16 +129,14 @@ class DetectionModule(PromptedModule):
 
 
 @torch.no_grad()
-def find_boxes(
-    net: Text4Point, head: BoxHead, text: Tensor, voxel_coords: Tensor, voxel_features: Tensor, num_samples: int
-) -> Iterator[Detections]:
+def find_boxes(head: BoxHead, text: Tensor, levels: Sequence[Tensor], num_samples: int) -> Iterator[Detections]:
     """The boxes of every sample, in order, metres from the corner of its voxel (0, 0, 0).
 
     Args:
         text: (K, d) label embeddings, unit-norm.
-        voxel_coords, voxel_features: (V, 4) int32 and (V, C_in), as in LabelledBatch.
+        levels: what the network gives with `read="levels"`, behind h3D_hat.
     """
-    _, coarse, coarse_coords, fine, fine_coords = net(voxel_coords, voxel_features, text, read="levels")
+    coarse, coarse_coords, fine, fine_coords = levels
     located = head(coarse_coords, coarse, fine_coords, fine, text)
     for sample in range(num_samples):
         proposed = propose(located, sample)
@@ -149,21 +148,11 @@ def find_boxes(
 def drop_empty(found: Detections, points: NDArray[np.floating]) -> Detections:
     """Leave out boxes with fewer than FEWEST_POINTS of (N, 3) points in the same frame."""
     boxes = np.asarray(found.boxes)
-    # Of each box only the points abreast of it: an untrained head finds thousands of boxes among all of them.
-    points = points[np.argsort(points[:, 0])]
-    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2
-    starts = np.searchsorted(points[:, 0], boxes[:, 0] - reach, side="left")
-    ends = np.searchsorted(points[:, 0], boxes[:, 0] + reach, side="right")
-    kept = np.array(
-        [
-            np.count_nonzero(points_inside(points[start:end], box)) >= FEWEST_POINTS
-            for box, start, end in zip(boxes, starts, ends, strict=True)
-        ],
-        bool,
-    )
+    kept = np.array([len(rows) >= FEWEST_POINTS for rows in rows_inside(points, boxes)], bool)
     return Detections(boxes[kept], np.asarray(found.class_ids)[kept], np.asarray(found.scores)[kept])
 
 
+@torch.no_grad()
 def compare_batch(
     net: Text4Point, head: BoxHead, text: Tensor, voxel_size: float, batch: ObjectBatch
 ) -> Iterator[tuple[Detections, Boxes]]:
@@ -173,7 +162,8 @@ def compare_batch(
         batch: on the network's device.
     """
     labelled = batch.labelled
-    found = find_boxes(net, head, text, labelled.voxel_coords, labelled.voxel_features, len(batch.corners))
+    _, *levels = net(labelled.voxel_coords, labelled.voxel_features, text, read="levels")
+    found = find_boxes(head, text, levels, len(batch.corners))
     coords = labelled.voxel_coords.cpu().numpy()
     # A point stands in the middle of its voxel here, as far as counting those in a box goes.
     of_point = labelled.voxel_of_point.cpu().numpy()
@@ -271,10 +261,9 @@ def head_of(exported: ExportedNetwork) -> BoxHead:
     return head.to(text.device).eval().requires_grad_(False)
 
 
-def boxes_of_points(
-    exported: ExportedNetwork, voxels: VoxelCloud
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Boxes around the objects among points of a user: (n, 7) in their frame, rows of the labels, scores.
+@torch.no_grad()
+def boxes_of_points(exported: ExportedNetwork, voxels: VoxelCloud) -> tuple[Detections, Tensor]:
+    """Boxes around the objects among points of a user, in their frame, and h3D_hat (Vb, d) of the same pass.
 
     Args:
         voxels: of the points, as the network takes them.
@@ -283,12 +272,13 @@ def boxes_of_points(
     assert isinstance(config, DetectionConfig)
     coords = F.pad(voxels.voxel_coords, (1, 0)).to(text.device)
     features = voxels.voxel_features.to(text.device)
-    (found,) = find_boxes(exported.net, head_of(exported), text, coords, features, 1)
+    expanded, *levels = exported.net(coords, features, text, read="levels")
+    (found,) = find_boxes(head_of(exported), text, levels, 1)
     middles = (voxels.voxel_coords[voxels.voxel_of_point].numpy() + 0.5) * config.model.voxel_size
     kept = drop_empty(found, middles)
     boxes = np.array(kept.boxes, np.float64)
     boxes[:, :3] += voxels.corner.numpy()
-    return boxes, np.asarray(kept.class_ids), np.asarray(kept.scores)
+    return replace(kept, boxes=boxes), expanded
 
 
 def score(

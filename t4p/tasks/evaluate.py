@@ -30,6 +30,7 @@ from t4p.errors import ConfigError, DataError
 from t4p.metrics.semantic import SemanticScores, confusion, scores
 from t4p.models.exported import ExportedNetwork, load_exported_network
 from t4p.models.hub import fetched
+from t4p.models.score_map import VoxelScores
 from t4p.tasks.scored import ScoredSample, ScoreSheet
 from t4p.tasks.submission import Submission, write_submission
 
@@ -226,19 +227,16 @@ def scored_stream(
 def predict(exported: ExportedNetwork, batch: LabelledBatch) -> Tensor:
     """The label of every voxel: (V,) int64 on the CPU, that of the largest of `voxel_scores`."""
     voxels = (batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel)
-    return voxel_scores(exported, *voxels).argmax(dim=1).cpu()
+    return voxel_scores(exported, *voxels).scores.argmax(dim=1).cpu()
 
 
 def voxel_scores(
     exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
-) -> Tensor:
-    """What a network says of every voxel for every one of its labels: cosines or logits, as its task has them.
+) -> VoxelScores:
+    """What a network says of every voxel for every one of its labels, on the network's device.
 
     Args:
         voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch.
-
-    Returns:
-        (V, K) float32, on the network's device.
     """
     device = exported.label_embeddings.device
     voxels = (tensor.to(device) for tensor in (voxel_coords, voxel_features, bottleneck_of_voxel))

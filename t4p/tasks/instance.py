@@ -45,6 +45,7 @@ from t4p.tasks.finetune import (
 )
 from t4p.tasks.found_masks import MIN_REGION, MOST_MASKS, FoundMasks, OnMasks, scenes_of_batch, score_masks
 from t4p.tasks.object_task import ObjectTask
+from t4p.tasks.pieces import Mask, Piece, cut_pieces, join_masks
 from t4p.tasks.scored import ScoredSample, ScoreSheet
 
 if TYPE_CHECKING:
@@ -161,12 +162,11 @@ def middle_of_instances(middles: Tensor, instance_of_voxel: Tensor, num_instance
 
 @torch.no_grad()
 def find_masks(
-    net: Text4Point,
     head: QueryDecoder | VoteHead,
     text: Tensor,
     voxel_size: float,
+    decoded: Tensor,
     voxel_coords: Tensor,
-    voxel_features: Tensor,
     group_of_voxel: Tensor,
     sample_of_group: Tensor,
     num_samples: int,
@@ -176,10 +176,9 @@ def find_masks(
     Args:
         text: (K, d) label embeddings, unit-norm.
         voxel_size: metres.
-        voxel_coords, voxel_features, group_of_voxel, sample_of_group: (V, 4) int32, (V, C_in), (V,) and (G,), as in
-            ObjectBatch.
+        decoded: (V, C) z3D of the network.
+        voxel_coords, group_of_voxel, sample_of_group: (V, 4) int32, (V,) and (G,), as in ObjectBatch.
     """
-    _, decoded = net(voxel_coords, voxel_features, text)
     samples = voxel_coords[:, 0]
     if isinstance(head, VoteHead):
         class_logits, offsets = head(decoded, text)
@@ -208,6 +207,7 @@ def find_masks(
         yield FoundMasks(masks[:, of_voxel].cpu().numpy(), class_ids.cpu().numpy(), scores.float().cpu().numpy())
 
 
+@torch.no_grad()
 def compare_batch(
     net: Text4Point, head: QueryDecoder | VoteHead, text: Tensor, voxel_size: float, batch: ObjectBatch
 ) -> Iterator[ComparedScene]:
@@ -225,13 +225,13 @@ def masks_of_batch(
         batch: on the network's device.
     """
     labelled = batch.labelled
+    _, decoded = net(labelled.voxel_coords, labelled.voxel_features, text)
     return find_masks(
-        net,
         head,
         text,
         voxel_size,
+        decoded,
         labelled.voxel_coords,
-        labelled.voxel_features,
         batch.group_of_voxel,
         batch.sample_of_group,
         len(batch.corners),
@@ -328,17 +328,18 @@ def head_of(exported: ExportedNetwork) -> QueryDecoder | VoteHead:
     return head.to(text.device).eval().requires_grad_(False)
 
 
+@torch.no_grad()
 def masks_of_points(
     exported: ExportedNetwork, cloud: PointCloud, voxels: VoxelCloud, group_of_point: NDArray[np.int64] | None
-) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float32]]:
-    """The objects among points of a user.
+) -> tuple[tuple[Mask, ...], Tensor]:
+    """The objects among points of a user, the surest first, and h3D_hat (Vb, d) of the same pass.
+
+    The network sees all of a scan; of more than PIECE_VOXELS voxels the head sees one piece after the other, since it
+    was trained on scenes that have no more objects than it has queries.
 
     Args:
         voxels: of the points, as the network takes them.
         group_of_point: (N,) from 0 without gaps; None makes groups as the run did, our own where it had given ones.
-
-    Returns:
-        (P, N) masks, (P,) rows of the labels, (P,) scores, the surest first.
 
     Raises:
         ValueError: groups are given, and the masks of the network are votes.
@@ -353,21 +354,27 @@ def masks_of_points(
         )
     if group_of_point is None and config.model.masks == "queries" and config.model.groups != "none":
         group_of_point = group_points(cloud.points, cloud.colors).numpy()
-    group_of_voxel = groups_of_voxels(group_of_point, voxels.voxel_of_point, num_voxels)
-    num_groups = int(group_of_voxel.max()) + 1 if num_voxels else 0
-    found = find_masks(
-        exported.net,
-        head_of(exported),
-        text,
-        config.model.voxel_size,
-        F.pad(voxels.voxel_coords, (1, 0)).to(text.device),
-        voxels.voxel_features.to(text.device),
-        group_of_voxel.to(text.device),
-        torch.zeros(num_groups, dtype=torch.int64, device=text.device),
-        1,
+    group_of_voxel = groups_of_voxels(group_of_point, voxels.voxel_of_point, num_voxels).to(text.device)
+    coords = F.pad(voxels.voxel_coords, (1, 0)).to(text.device)
+    expanded, decoded = exported.net(coords, voxels.voxel_features.to(text.device), text)
+    head, voxel_size = head_of(exported), config.model.voxel_size
+    pieces = []
+    for seen, is_own in cut_pieces(coords, voxel_size):
+        groups, group_of_seen = torch.unique(group_of_voxel[seen], return_inverse=True)
+        (found,) = find_masks(
+            head, text, voxel_size, decoded[seen], coords[seen], group_of_seen, torch.zeros_like(groups), 1
+        )
+        pieces.append(piece_of(seen, is_own, found))
+    return join_masks(pieces, num_voxels), expanded
+
+
+def piece_of(seen: Tensor, is_own: Tensor, found: FoundMasks) -> Piece:
+    """What was found among the voxels `seen`, in rows of the scan."""
+    rows = seen.cpu().numpy()
+    masks = zip(found.masks, found.class_ids.tolist(), found.scores.tolist(), strict=True)
+    return Piece(
+        rows, is_own.cpu().numpy(), tuple(Mask(rows[mask], class_id, score) for mask, class_id, score in masks)
     )
-    (masks,) = found
-    return masks.masks[:, voxels.voxel_of_point.numpy()], masks.class_ids, masks.scores
 
 
 def score(

@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from t4p.config.clip_models import words_not_learnt
 from t4p.config.kinds import task_named
+from t4p.data.boxes import bounds_of, rows_inside
 from t4p.data.placement import AS_RECORDED
 from t4p.data.tensors import as_tensor
 from t4p.data.transforms import PointCloud, VoxelCloud, voxelize_cloud
@@ -26,10 +26,11 @@ from t4p.models.hub import fetched, spelt_out
 from t4p.models.towers import load_towers_from
 from t4p.runs.checkpoint import newest_of_run
 from t4p.runs.terms import Terms
+from t4p.tasks.described import Described, Embedded, FoundObjects, PointsOfVoxels
 from t4p.tasks.evaluate import voxel_scores
+from t4p.tasks.given import Points, checked_colors, checked_groups, checked_points, checked_words
 from t4p.tasks.query import query_scores, rule_of_scores
 
-Points: TypeAlias = ArrayLike | Tensor
 # The method of a Model by what its network finds.
 DOORS = {"labels": "classify", "masks": "segment_instances", "boxes": "detect"}
 
@@ -109,8 +110,8 @@ class Model:
         voxels = self._voxels_of(points, colors)
         coords, features = self._tensors(voxels)
         expanded, _ = self._exported.net(coords, features, self._exported.label_embeddings, read="bottleneck")
-        unit = F.normalize(expanded.float(), dim=1).cpu().numpy()
-        return unit, voxels.bottleneck_of_voxel[voxels.voxel_of_point].numpy()
+        embedded = _embedded(voxels, expanded)
+        return embedded.features, embedded.row_of_point
 
     def classify(
         self, points: Points, colors: Points | None = None, labels: Sequence[str] | None = None
@@ -134,20 +135,34 @@ class Model:
             MissingExtraError: open_clip, which reads new words, is not installed.
             ClipError, CheckpointError: the text tower of the run cannot be had, or is another one now.
         """
+        described = self.describe(points, colors, labels)
+        # The best of a voxel, then of its points: the same as evaluation.
+        rows = described.voxel_of_point
+        return described.scores.argmax(axis=1)[rows], described.scores[rows]
+
+    @torch.no_grad()
+    def describe(self, points: Points, colors: Points | None = None, labels: Sequence[str] | None = None) -> Described:
+        """What `classify` and `embed` say, in one pass and without repetitions: what fits into memory for large scans.
+
+        Args, raises:
+            As `classify`.
+        """
         self._require("labels")
         voxels = self._voxels_of(points, colors)
-        asked = self.labels if labels is None else _checked_words(labels, "labels")
+        asked = self.labels if labels is None else checked_words(labels, "labels")
         if task_named(self.task).any_words:
             asking = replace(self._exported, labels=asked, label_embeddings=self._embed_words(asked))
-            columns = list(range(len(asked)))
+            columns = None
         else:
-            asking, columns = self._exported, self._columns_of(asked)
+            asking, columns = self._exported, None if labels is None else self._columns_of(asked)
         coords, features = self._tensors(voxels)
-        found = voxel_scores(asking, coords, features, voxels.bottleneck_of_voxel)
-        scores = found[:, columns].float().cpu().numpy()
-        # The best of a voxel, then of its points: the same as evaluation.
-        rows = voxels.voxel_of_point.numpy()
-        return scores.argmax(axis=1)[rows], scores[rows]
+        scores, expanded = voxel_scores(asking, coords, features, voxels.bottleneck_of_voxel)
+        scores = scores if columns is None else scores[:, columns]
+        return Described(
+            **vars(_embedded(voxels, expanded)),
+            scores=scores.float().cpu().numpy(),
+            voxel_of_point=voxels.voxel_of_point.numpy(),
+        )
 
     @torch.no_grad()
     def segment_instances(
@@ -170,10 +185,11 @@ class Model:
                 without groups; the network is of another task.
         """
         self._require("masks")
-        cloud = self._cloud_of(points, colors)
-        voxels = self._voxelize(cloud, has_color=colors is not None)
-        of_point = None if groups is None else _checked_groups(groups, len(cloud.points))
-        return task_named(self.task).load().masks_of_points(self._exported, cloud, voxels, of_point)
+        found = self.find_objects(points, colors, groups)
+        masks = np.zeros((len(found.points_of), len(found.row_of_point)), bool)
+        for mask, rows in zip(masks, found.points_of, strict=True):
+            mask[rows] = True
+        return masks, found.label_ids, found.scores.astype(np.float32)
 
     @torch.no_grad()
     def detect(
@@ -194,7 +210,48 @@ class Model:
             ValueError: as `embed`; the network is of another task.
         """
         self._require("boxes")
-        return task_named(self.task).load().boxes_of_points(self._exported, self._voxels_of(points, colors))
+        found, _ = task_named(self.task).load().boxes_of_points(self._exported, self._voxels_of(points, colors))
+        return found.boxes, found.class_ids, found.scores
+
+    @torch.no_grad()
+    def find_objects(
+        self,
+        points: Points,
+        colors: Points | None = None,
+        groups: Points | None = None,
+        least_score: float = 0.0,
+    ) -> FoundObjects:
+        """What `segment_instances` or `detect` finds, and what `embed` says, in one pass and without repetitions.
+
+        Args:
+            points, colors, groups: as for `segment_instances`; of a network for boxes, `groups` is None.
+            least_score: of the objects that are wanted.
+
+        Raises:
+            ValueError: as these; the network finds no objects.
+        """
+        if self.finds == "labels":
+            self._require("masks")
+        cloud = self._cloud_of(points, colors)
+        voxels = self._voxelize(cloud, has_color=colors is not None)
+        task = task_named(self.task).load()
+        if self.finds == "boxes":
+            found, expanded = task.boxes_of_points(self._exported, voxels)
+            sure = found.scores >= least_score
+            label_ids, scores, boxes = found.class_ids[sure], found.scores[sure], found.boxes[sure]
+            points_of = tuple(rows_inside(cloud.points.double().numpy(), boxes))
+        else:
+            of_point = None if groups is None else checked_groups(groups, len(cloud.points))
+            masks, expanded = task.masks_of_points(self._exported, cloud, voxels, of_point)
+            masks = [mask for mask in masks if mask.score >= least_score]
+            label_ids = np.array([mask.class_id for mask in masks], np.int64)
+            scores = np.array([mask.score for mask in masks], np.float64)
+            lookup = PointsOfVoxels(voxels.voxel_of_point.numpy(), len(voxels.voxel_coords))
+            points_of = tuple(lookup.rows(mask.voxels) for mask in masks)
+            boxes = bounds_of(cloud.points.numpy(), points_of)
+        return FoundObjects(
+            **vars(_embedded(voxels, expanded)), label_ids=label_ids, scores=scores, boxes=boxes, points_of=points_of
+        )
 
     def query(self, points: Points, colors: Points | None, phrases: Sequence[str]) -> NDArray[np.float32]:
         """How well each phrase fits every point, weighed against `self.labels` and `self.neutral_words`.
@@ -213,15 +270,13 @@ class Model:
             MissingExtraError, ClipError, CheckpointError: as `classify`.
         """
         self.embed_words(phrases)  # a word that it does not know is told before the work
-        return self.score_phrases(self.embed_coarsely(points, colors), phrases)
+        features, row_of_point = self.embed_coarsely(points, colors)
+        return self.score_features(features, phrases)[row_of_point]
 
-    def score_phrases(
-        self, embedded: tuple[NDArray[np.float32], NDArray[np.int64]], phrases: Sequence[str]
-    ) -> NDArray[np.float32]:
-        """`query` of points that `embed_coarsely` has looked at: (N, Q)."""
-        features, row_of_point = embedded
+    def score_features(self, features: NDArray[np.float32], phrases: Sequence[str]) -> NDArray[np.float32]:
+        """`query` of the features (Vb, d) of `embed_coarsely`: (Vb, Q)."""
         others = self.embed_words(self.vocabulary)
-        return query_scores(features, self.embed_words(phrases), others, self.logit_scale)[row_of_point]
+        return query_scores(features, self.embed_words(phrases), others, self.logit_scale)
 
     @property
     def neutral_words(self) -> tuple[str, ...]:
@@ -261,7 +316,7 @@ class Model:
             ValueError: no word or one twice; one that the text tower of the run has never seen.
             MissingExtraError, ClipError, CheckpointError: as `classify`.
         """
-        asked = _checked_words(words, "phrases")
+        asked = checked_words(words, "phrases")
         embedded = F.normalize(self._embed_words(asked).float(), dim=1).cpu().numpy()
         return dict(zip(asked, embedded, strict=True))
 
@@ -274,14 +329,14 @@ class Model:
             )
 
     def _cloud_of(self, points: Points, colors: Points | None) -> PointCloud:
-        xyz = _checked_points(points, self._exported.config.model.voxel_size)
+        xyz = checked_points(points, self._exported.config.model.voxel_size)
         if colors is None and self.needs_color:
             raise ValueError(
                 "colors are missing: this network was trained with the features "
                 f"{list(self._exported.config.model.point_features)}; give (N, 3) uint8, or floats in [0, 1], or load "
                 "a network that can do without: one trained with data.drop_features.color=0.5"
             )
-        rgb = np.zeros_like(xyz) if colors is None else _checked_colors(colors, len(xyz))
+        rgb = np.zeros_like(xyz) if colors is None else checked_colors(colors, len(xyz))
         return PointCloud(as_tensor(xyz), as_tensor(rgb))
 
     def _voxels_of(self, points: Points, colors: Points | None) -> VoxelCloud:
@@ -330,6 +385,12 @@ class Model:
         return torch.stack([known[label] for label in labels])
 
 
+def _embedded(voxels: VoxelCloud, expanded: Tensor) -> Embedded:
+    """What `embed` says of points, given h3D_hat (Vb, d)."""
+    unit = F.normalize(expanded.float(), dim=1).cpu().numpy()
+    return Embedded(unit, voxels.bottleneck_of_voxel[voxels.voxel_of_point].numpy())
+
+
 def load(path: str | Path, device: torch.device | str = "cpu") -> Model:
     """Read a trained network.
 
@@ -365,59 +426,3 @@ def export_of_run(folder: Path, device: torch.device | str) -> ExportedNetwork:
         exported = Path(scratch) / f"{checkpoint.name}.safetensors"
         export_checkpoint(checkpoint, exported)
         return load_exported_network(exported, device)
-
-
-def _checked_points(points: Points, voxel_size: float) -> NDArray[np.float32]:
-    array = _array(points)
-    if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
-        raise ValueError(f"points are {array.dtype} of shape {array.shape}, wanted numbers (N, 3): x, y, z in metres")
-    if num_broken := int((~np.isfinite(array)).any(axis=1).sum()):
-        raise ValueError(f"{num_broken} of {len(array)} points are not finite (NaN or infinite); leave them out")
-    farthest = float(np.abs(array).max(initial=0.0))
-    # Half a voxel: beyond, points of neighbouring voxels fall together before they are sorted into voxels.
-    if farthest > np.finfo(np.float32).max or float(np.spacing(np.float32(farthest))) > voxel_size / 2:
-        raise ValueError(
-            f"points lie up to {farthest:g} m from the origin, where float32 cannot tell voxels of {voxel_size:g} m "
-            "apart; subtract an offset near the middle of the scan"
-        )
-    return array.astype(np.float32)
-
-
-def _checked_colors(colors: Points, num_points: int) -> NDArray[np.float32]:
-    array = _array(colors)
-    if array.shape != (num_points, 3):
-        raise ValueError(f"colors have shape {array.shape}, wanted ({num_points}, 3), a row for every point")
-    if array.dtype == np.uint8:
-        return (array / 255).astype(np.float32)
-    if array.dtype.kind != "f":
-        raise ValueError(f"colors are {array.dtype}, wanted uint8, or floats in [0, 1]")
-    if not ((array >= 0) & (array <= 1)).all():  # NaN is neither
-        raise ValueError(
-            f"colors are floats from {array.min():g} to {array.max():g}, wanted [0, 1]; divide by 255, or give uint8"
-        )
-    return array.astype(np.float32)
-
-
-def _checked_groups(groups: Points, num_points: int) -> NDArray[np.int64]:
-    array = _array(groups)
-    if array.shape != (num_points,) or array.dtype.kind not in "iu":
-        raise ValueError(
-            f"groups are {array.dtype} of shape {array.shape}, wanted integers ({num_points},), one for every point"
-        )
-    return np.unique(array, return_inverse=True)[1].astype(np.int64)
-
-
-def _array(values: Points) -> NDArray[Any]:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _checked_words(words: Sequence[str], what: str) -> tuple[str, ...]:
-    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
-        raise ValueError(f"{what} is {words!r}, wanted a list of words such as ['chair', 'table']")
-    if not words:
-        raise ValueError(f"{what} is empty, wanted at least one word")
-    if any(not word.strip() for word in words):
-        raise ValueError(f"{what} is {list(words)}, of which one is empty; take it out")
-    if doubles := sorted({word for word in words if list(words).count(word) > 1}):
-        raise ValueError(f"{what} names twice: {', '.join(doubles)}")
-    return tuple(words)

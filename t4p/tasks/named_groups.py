@@ -91,18 +91,18 @@ def score_named_groups(
     recipe = ObjectRecipe(labels, exported.labels, groups_of="own")
     batches = enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1)
 
-    def found() -> Iterator[tuple[ObjectBatch, FoundMasks]]:
+    def found_masks() -> Iterator[tuple[ObjectBatch, FoundMasks]]:
         for done, batch in batches:
             yield batch, _found_in(exported, batch)
             on_progress(done, catalogue.num_samples)
 
-    return score_masks(found(), exported.labels, model.voxel_size, scored.shards, on_sample, on_masks)
+    return score_masks(found_masks(), exported.labels, model.voxel_size, scored.shards, on_sample, on_masks)
 
 
 def _found_in(exported: ExportedNetwork, batch: ObjectBatch) -> FoundMasks:
     """The instances of the one sample of a batch."""
     labelled = batch.labelled
-    scores = voxel_scores(exported, labelled.voxel_coords, labelled.voxel_features, labelled.bottleneck_of_voxel)
+    found = voxel_scores(exported, labelled.voxel_coords, labelled.voxel_features, labelled.bottleneck_of_voxel)
     scale = exported.logit_scale if task_named(exported.config.task).any_words else 1.0  # of cosines, or of logits
-    shares = (scores.float() * scale).softmax(1).cpu().numpy()
+    shares = (found.scores * scale).softmax(1).cpu().numpy()
     return join_groups(labelled.voxel_coords[:, 1:].numpy(), batch.group_of_voxel.numpy(), shares)

@@ -28,7 +28,7 @@ from t4p.losses.logit_scale import clamped_logit_scale
 from t4p.metrics.retrieval import NUM_CANDIDATES, choose_candidates, top1_retrieval
 from t4p.models.decoder2d import Decoder2d
 from t4p.models.exported import ExportedNetwork
-from t4p.models.score_map import compare_with_text
+from t4p.models.score_map import VoxelScores, compare_with_text
 from t4p.models.text4point import build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
@@ -261,15 +261,16 @@ def problem_of_start(config: PretrainConfig) -> str:
 @torch.no_grad()
 def voxel_scores(
     exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
-) -> Tensor:
-    """(V, K) float32: the cosine of each voxel's bottleneck voxel and each label's text embedding.
+) -> VoxelScores:
+    """The cosine of each voxel's bottleneck voxel and each label's text embedding.
 
     Args:
         voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch, on
             the network's device.
     """
     expanded, _ = exported.net(voxel_coords, voxel_features, exported.label_embeddings, read="bottleneck")
-    return compare_with_text(expanded, exported.label_embeddings, 1.0).index_select(0, bottleneck_of_voxel)
+    score_map = compare_with_text(expanded, exported.label_embeddings, 1.0)
+    return VoxelScores(score_map.index_select(0, bottleneck_of_voxel), expanded)
 
 
 def untrained_network(config: PretrainConfig) -> ExportedNetwork:

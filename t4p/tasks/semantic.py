@@ -24,7 +24,7 @@ from t4p.errors import RunError
 from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import confusion, scores
 from t4p.models.exported import ExportedNetwork
-from t4p.models.score_map import compare_with_text, score_voxels
+from t4p.models.score_map import VoxelScores, compare_with_text, score_voxels
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show, print_line
 from t4p.tasks.finetune import PromptedModule, embed_labels, finetune, label_recipe, prompt_labels, weights_as_begun
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["embed_labels", "problem_of_start", "run", "voxel_scores", "weights_at_start"]
 
 MOST_STEPS_WITHOUT_LABEL = 100
+BLOCK_VOXELS = 2**16
 
 build_recipe = label_recipe  # under the name that it has in every task
 
@@ -235,8 +236,8 @@ def weights_at_start(config: SemanticConfig, towers: ClipTowers) -> Mapping[str,
 @torch.no_grad()
 def voxel_scores(
     exported: ExportedNetwork, voxel_coords: Tensor, voxel_features: Tensor, bottleneck_of_voxel: Tensor
-) -> Tensor:
-    """(V, K) float32: the logits of the head, with the words' where it began with them.
+) -> VoxelScores:
+    """The logits of the head, with the words' where it began with them.
 
     Args:
         voxel_coords, voxel_features, bottleneck_of_voxel: (V, 4) int32, (V, C_in) and (V,), as in LabelledBatch, on
@@ -244,6 +245,9 @@ def voxel_scores(
     """
     config, text = exported.config, exported.label_embeddings
     assert isinstance(config, SemanticConfig)
-    expanded, decoded = exported.net(voxel_coords, voxel_features, text)
+    expanded, scores = exported.net(voxel_coords, voxel_features, text)
     score_map = compare_with_text(expanded, text, config.loss.logit_scale)
-    return score_voxels(config.model.head, decoded, score_map, bottleneck_of_voxel)
+    # In place, some at a time: of a large scan the scores are as large as anything.
+    for own, bottleneck in zip(scores.split(BLOCK_VOXELS), bottleneck_of_voxel.split(BLOCK_VOXELS), strict=True):
+        own.copy_(score_voxels(config.model.head, own, score_map, bottleneck))
+    return VoxelScores(scores, expanded)

@@ -89,8 +89,8 @@ def test_both_exports_predict_what_they_did(name, dataset, monkeypatch):
     predict = evaluate.predict
 
     def noting_scores(exported, batch):
-        scores = evaluate.voxel_scores(exported, batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel)
-        scores_of_points.append(scores[batch.voxel_of_point])
+        found = evaluate.voxel_scores(exported, batch.voxel_coords, batch.voxel_features, batch.bottleneck_of_voxel)
+        scores_of_points.append(found.scores[batch.voxel_of_point])
         return predict(exported, batch)
 
     monkeypatch.setattr(evaluate, "predict", noting_scores)

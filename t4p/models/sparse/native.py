@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from t4p.models.sparse import native_functions
@@ -66,10 +65,7 @@ class NativePyramid:
     def _kernel_map(self, level: int, kernel_size: int) -> KernelMap:
         key = (level, kernel_size)
         if key not in self._kernel_maps:
-            found = build_kernel_map(self._coords[level], kernel_size)
-            if kernel_size > 3 and torch.is_inference_mode_enabled():
-                return found  # of the stem, used once: 500 bytes a voxel, more than any layer has
-            self._kernel_maps[key] = found
+            self._kernel_maps[key] = build_kernel_map(self._coords[level], kernel_size)
         return self._kernel_maps[key]
 
     def _stride_map(self, fine_level: int) -> StrideMap:

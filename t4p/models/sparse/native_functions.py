@@ -24,8 +24,6 @@ PAIRWISE_FROM_CHANNELS = 96
 # MinkowskiEngine); a GPU wants few large launches and has the memory.
 IM2COL_ROWS_CPU = 512
 IM2COL_ROWS_DEVICE = 2**15
-# Pairs of an offset that are gathered at once in inference: a scan of millions of voxels must fit beside its layers.
-PAIRS_PER_PIECE = 2**16
 # On a CPU a half-precision GEMM is compiled for its exact shape: 100 new row counts at 128 x 128 cost 141 ms, the same
 # again 38, and every frame brings thousands of new ones. So rows go in blocks of few shapes, whose code stays cached:
 # Res16UNet14A on frames seen once, 1.3 to 1.7 times faster (no difference for 34C, no AMX on that machine).
@@ -243,17 +241,9 @@ def _by_pairs(x: Tensor, w: Tensor, pairs: Pairs) -> Tensor:
     output = _times(x, w[len(w) // 2]).to(_sum_dtype(x.dtype))
     for k in _turns(pairs):
         if (rows := pairs[k]) is not None:
-            for source, target in _in_pieces(*rows):
-                output.index_add_(0, target, _times(x.index_select(0, source), w[k]).to(output.dtype))
+            source, target = rows
+            output.index_add_(0, target, _times(x.index_select(0, source), w[k]).to(output.dtype))
     return output.to(x.dtype)
-
-
-def _in_pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs of an offset, all at once; in inference some at a time: what is gathered is as large as a layer."""
-    if torch.is_inference_mode_enabled():
-        yield from zip(source.split(PAIRS_PER_PIECE), target.split(PAIRS_PER_PIECE), strict=True)
-    else:
-        yield source, target
 
 
 def _turns(pairs: Pairs) -> Sequence[int]:

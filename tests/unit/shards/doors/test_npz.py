@@ -5,6 +5,7 @@ import io
 import struct
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hostile_datasets import npy_header, npz, with_size
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.doors.npz import NpzError, read_npz
+from shards.doors.npz import NpzError, RepeatedRows, read_npz, write_npz
 
 NAMES = ("xyz", "rgb")
 TYPES = (np.dtype(np.float32), np.dtype(np.uint8))
@@ -116,3 +117,25 @@ def test_a_compression_that_numpy_does_not_write_is_refused_unread(compression: 
         archive.writestr("xyz.npy", npy_header((1, 3)) + bytes(12))
     with pytest.raises(NpzError, match="in another way than deflate"):
         read(buffer.getvalue())
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 70_000, 200_000])
+def test_repeated_rows_are_written_as_the_array_that_they_stand_for(tmp_path: Path, num_rows: int) -> None:
+    rows = np.arange(30, dtype=np.float16).reshape(10, 3)
+    row_of = np.random.default_rng(0).integers(-10, 10, num_rows)
+    write_npz(tmp_path / "made.npz", {"xyz": XYZ, "scores": RepeatedRows(rows, row_of), "names": np.array(["a", "bc"])})
+    with np.load(tmp_path / "made.npz") as found:
+        assert found["scores"].dtype == np.float16
+        np.testing.assert_array_equal(found["scores"], rows[row_of])
+        np.testing.assert_array_equal(found["xyz"], XYZ)
+        assert found["names"].tolist() == ["a", "bc"]
+    assert set(read_npz((tmp_path / "made.npz").read_bytes(), ("xyz",), TYPES, 1 << 20, max_others=2)) == {"xyz"}
+
+
+def test_what_repeated_rows_stand_for_is_never_there_as_a_whole(tmp_path: Path) -> None:
+    tracemalloc.start()
+    repeated = RepeatedRows(np.zeros((2, 100), np.float32), np.zeros(300_000, np.int8))
+    write_npz(tmp_path / "made.npz", {"scores": repeated})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 300_000 * 100 * 4 / 2

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from t4p.data.boxes import bounds_of_instances, points_inside, upright_boxes
+from t4p.data.boxes import bounds_of, bounds_of_instances, points_inside, rows_inside, upright_boxes
 from t4p.metrics.detection import box_iou
 
 SIZES = np.array([[0.5, 1.5, 0.8]])
@@ -83,3 +83,19 @@ def test_bounds_hold_the_points_of_their_instance_and_touch_them():
         assert np.allclose(box[:3] - box[3:6] / 2, own.min(0))
         assert np.allclose(box[:3] + box[3:6] / 2, own.max(0))
     assert (np.diag(box_iou(boxes, boxes)) > 1 - 1e-9).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rows_in_boxes_are_those_of_the_points_inside_each_and_bounds_are_those_of_instances(seed):
+    rng = np.random.default_rng(seed)
+    points = np.round(rng.uniform(-3, 3, (500, 3)), 1)  # many on one plane, and on faces
+    boxes = np.column_stack([rng.uniform(-3, 3, (40, 3)), rng.uniform(0, 3, (40, 3)), rng.uniform(-2, 2, 40)])
+    boxes[:20, 6] = 0
+    boxes[:20, :6] = np.round(boxes[:20, :6], 1)
+    rows = list(rows_inside(points, boxes))
+    for found, box in zip(rows, boxes, strict=True):
+        np.testing.assert_array_equal(found, np.flatnonzero(points_inside(points, box)))
+    assert list(rows_inside(points, boxes[:0])) == []
+    instance = rng.integers(0, 6, 500)
+    apart = [np.flatnonzero(instance == number) for number in range(6)]
+    np.testing.assert_allclose(bounds_of(points, apart), bounds_of_instances(points, instance, 6))

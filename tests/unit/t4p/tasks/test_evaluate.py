@@ -22,6 +22,7 @@ from t4p.losses.segmentation import balanced_cross_entropy
 from t4p.metrics.semantic import best_trivial_miou, scores
 from t4p.models.exported import ExportedNetwork
 from t4p.models.prompts import PromptedLabels
+from t4p.models.score_map import VoxelScores
 from t4p.models.towers import load_towers_from
 from t4p.tasks import named_groups
 from t4p.tasks.evaluate import features_of_voxels, label_points, predict, score_network
@@ -103,7 +104,7 @@ def test_labels_that_are_right_come_to_instances(config, scenes, monkeypatch):
     truth = next(ValidationStream(Catalogue([scenes]), recipe, 0).batches()).label_of_voxel
     right = torch.nn.functional.one_hot(truth.clamp(min=0), len(network.labels)).float()
     poor = score_named_groups(network, scored_on(scenes), lambda *_: None)
-    monkeypatch.setattr(named_groups, "voxel_scores", lambda *_: right)
+    monkeypatch.setattr(named_groups, "voxel_scores", lambda *_: VoxelScores(right, right))
     good = score_named_groups(network, scored_on(scenes), lambda *_: None)
     assert good.columns == ("AP", "AP50", "AP25")
     assert good.means[1] > 0.6 > 2 * poor.means[1]  # not 1: chairs that touch are one
