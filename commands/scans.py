@@ -366,6 +366,7 @@ def _answer_of_page(asked: _Asked, answer: _Answer) -> ScanAnswer:
         embeddings=embeddings,
         cosines=embedded.features @ embeddings.T,
         others=[columns[word] for word in model.vocabulary],
+        label_of=[columns.get(model.label_of.get(word, word), column) for word, column in columns.items()],
         logit_scale=model.logit_scale,
         phrases=answer.phrases,
         rule=model.query_rule,

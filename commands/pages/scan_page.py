@@ -34,6 +34,7 @@ class ScanAnswer:
         embeddings: (W, d) of these words, unit-norm.
         cosines: (Vb, W) of the features with the words.
         others: which of the words a phrase is weighed against.
+        label_of: (W,) of each word, the word that is its label, or itself: that one of the others does not count.
         logit_scale: multiplier of the cosines.
         phrases: words that were asked for.
         rule: how a phrase is scored, one sentence.
@@ -56,6 +57,7 @@ class ScanAnswer:
     embeddings: NDArray[np.float32]
     cosines: NDArray[np.float32]
     others: Sequence[int]
+    label_of: Sequence[int]
     logit_scale: float
     phrases: Sequence[str]
     rule: str
@@ -83,6 +85,7 @@ def render_scan(answer: ScanAnswer) -> str:
         "words": list(answer.words),
         "between": np.round(answer.embeddings @ answer.embeddings.T, 6).tolist(),
         "others": list(answer.others),
+        "label_of": list(answer.label_of),
         "phrases": list(answer.phrases),
         "logit_scale": answer.logit_scale,
         "again": answer.again,

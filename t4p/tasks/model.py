@@ -69,6 +69,11 @@ class Model:
         return self._exported.config.model.label_words
 
     @property
+    def label_of(self) -> dict[str, str]:
+        """The label of every synonym."""
+        return {word: label for label, words in self.synonyms.items() for word in words}
+
+    @property
     def terms(self) -> Terms:
         """What it was trained on, and under which licences."""
         return self._exported.terms
@@ -276,7 +281,7 @@ class Model:
     def score_features(self, features: NDArray[np.float32], phrases: Sequence[str]) -> NDArray[np.float32]:
         """`query` of the features (Vb, d) of `embed_coarsely`: (Vb, Q)."""
         others = self.embed_words(self.vocabulary)
-        return query_scores(features, self.embed_words(phrases), others, self.logit_scale)
+        return query_scores(features, self.embed_words(phrases), others, self.logit_scale, self.label_of)
 
     @property
     def neutral_words(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ def query_scores(
     phrases: Mapping[str, NDArray[np.float32]],
     others: Mapping[str, NDArray[np.float32]],
     logit_scale: float,
+    label_of: Mapping[str, str] | None = None,
 ) -> NDArray[np.float32]:
     """The share of each phrase in a softmax over itself and the others; phrases do not compete with each other.
 
@@ -21,13 +22,15 @@ def query_scores(
         phrases: Q phrases and their (d,) embeddings, unit-norm.
         others: likewise; one that is the phrase itself counts once.
         logit_scale: multiplier of the cosines.
+        label_of: of synonyms, the label that they are words of, against which they are not weighed.
 
     Returns:
         (V, Q) in [0, 1].
     """
     scores = np.empty((len(features), len(phrases)), np.float32)
     for column, (phrase, embedding) in enumerate(phrases.items()):
-        against = [other for word, other in others.items() if word != phrase]
+        same = (phrase, (label_of or {}).get(phrase))
+        against = [other for word, other in others.items() if word not in same]
         logits = logit_scale * (features @ np.stack([embedding, *against]).T)
         logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)
@@ -40,5 +43,5 @@ def rule_of_scores(labels: Sequence[str], neutral: Sequence[str], logit_scale: f
     against = f"the {len(labels)} labels" + (f" and the neutral words {', '.join(neutral)}" if neutral else "")
     return (
         f"The score of a phrase is its share in a softmax over itself, {against}, of {logit_scale:.3g} times the "
-        "cosines between the point's feature and the texts; phrases do not compete with each other."
+        "cosines between the point's feature and the texts; phrases do not compete with each other or their label."
     )

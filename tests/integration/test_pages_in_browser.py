@@ -196,6 +196,7 @@ def asked_room() -> ScanAnswer:
         embeddings=np.eye(4, dtype=np.float32),
         cosines=np.eye(4, dtype=np.float32),
         others=range(4),
+        label_of=range(4),
         logit_scale=10.0,
         phrases=(EVIL, "bed"),
         rule=EVIL,

@@ -31,7 +31,7 @@
     let square = 0;
     for (const a of columns) for (const b of columns) square += data.between[a][b];
     const length = Math.sqrt(square), scores = new Float32Array(numRows);
-    const others = data.others.filter((column) => !(columns.length === 1 && columns[0] === column));
+    const others = data.others.filter((column) => !(columns.length === 1 && data.label_of[columns[0]] === column));
     for (let row = 0; row < numRows; row++) {
       const start = row * numWords;
       let asked = 0, sum = 0;

@@ -132,6 +132,19 @@ def test_a_phrase_scores_its_share_among_the_labels_and_the_neutral_words_and_ph
         assert all(word in model.query_rule for word in words)
 
 
+def test_a_synonym_is_not_weighed_against_its_label(exported: ExportedNetwork, scene) -> None:
+    label_words = {label: (label, "seat") if label == "chair" else (label,) for label in exported.labels}
+    config = exported.config.model_copy(
+        update={"model": exported.config.model.model_copy(update={"labels": label_words})}
+    )
+    seat = torch.nn.functional.normalize(torch.arange(16.0), dim=0)
+    model = Model(replace(exported, config=config, neutral={"seat": seat}, logit_scale=5.0))
+    others = [exported.label_embeddings[row] for row, label in enumerate(exported.labels) if label != "chair"]
+    cosines = 5.0 * model.embed(*scene) @ torch.stack([seat, *others]).numpy().T
+    shares = np.exp(cosines) / np.exp(cosines).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(model.query(*scene, ["seat"])[:, 0], shares[:, 0], atol=1e-5)
+
+
 def test_another_phrase_is_one_more_in_its_own_softmax(pretrained, scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the CLIP of the run is a path
     scores = pretrained.query(*scene, ["a red chair", "wall"])
