@@ -23,6 +23,26 @@ from t4p.config.tasks import (
 from t4p.config.words import as_yaml
 from t4p.errors import ConfigError
 
+GroupsOf = Literal["own", "given", "none"]
+BoxesOf = Literal["axis_aligned", "oriented"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a stored sample must have for a task to learn from it, beside points.
+
+    Attributes:
+        labels: semantic labels.
+        masks: instance ids.
+        boxes: what boxes are made of, None for none.
+        groups: what masks are made of, None where nobody asks.
+    """
+
+    labels: bool = True
+    masks: bool = False
+    boxes: BoxesOf | None = None
+    groups: GroupsOf | None = None
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,6 +60,7 @@ class Task:
         out_dim: channels of the network's second output, in its export.
         scores: which of the scores of a validation a line of progress shows.
         finds: what its networks say: a label of every voxel, or objects, as masks or as boxes.
+        needs: of a configuration, what the samples of a fine-tuning must have.
     """
 
     name: str
@@ -51,6 +72,7 @@ class Task:
     out_dim: Callable[[Any], int]
     scores: tuple[str, ...] = ()
     finds: Literal["labels", "masks", "boxes"] = "labels"
+    needs: Callable[[Any], Needs] = lambda config: Needs()
 
     def load(self) -> ModuleType:
         """The module that runs it."""
@@ -91,6 +113,7 @@ TASKS: dict[str, Task] = {
             lambda config: config.model.mask_channels,
             ("ap50", "ap25"),
             "masks",
+            lambda config: Needs(masks=True, groups=config.model.groups if config.model.masks == "queries" else None),
         ),
         Task(
             "detection",
@@ -102,6 +125,7 @@ TASKS: dict[str, Task] = {
             lambda config: 1,
             ("ap25", "ap50"),
             "boxes",
+            lambda config: Needs(labels=False, boxes=config.model.boxes),
         ),
     )
 }

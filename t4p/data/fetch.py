@@ -181,13 +181,17 @@ class Catalogue:
                     "dataset of frames in data.shards (scenes are for t4p finetune)"
                 )
 
-    def require_scenes(self, purpose: str) -> None:
-        """Raise CallError unless every dataset holds whole scenes, which the purpose needs: `a submission`."""
+    def require_scenes(self, purpose: str, otherwise: str = "") -> None:
+        """Raise CallError unless every dataset holds whole scenes, which the purpose needs: `a submission`.
+
+        Args:
+            otherwise: another way out, for the message.
+        """
         for reader in self._readers:
             if reader.manifest.sample_kind != "scenes":
                 raise CallError(
                     f"{reader.url}: holds {reader.manifest.sample_kind}, and {purpose} is of whole scenes; name a "
-                    "dataset of scenes in data.shards"
+                    f"dataset of scenes in data.shards{otherwise}"
                 )
 
     def fetch(self, shard_index: int, sample_index: int) -> Sample:

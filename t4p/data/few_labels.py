@@ -30,7 +30,7 @@ def training_catalogue(data: LabelledDataConfig, seed: int, say: Callable[[str],
     """
     catalogue = Catalogue(data.urls, data.weights)
     if data.labels_per_scene is not None:
-        catalogue.require_scenes("data.labels_per_scene")
+        catalogue.require_scenes("data.labels_per_scene", ", or take fewer with data.label_fraction")
         say(f"data.labels_per_scene is {data.labels_per_scene}: all other labels of a scene are ignored (seed {seed})")
     if data.label_fraction == 1:
         return catalogue

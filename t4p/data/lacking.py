@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene
+from t4p.config.kinds import BoxesOf, GroupsOf, Needs
 
-GroupsOf = Literal["own", "given", "none"]
-BoxesOf = Literal["axis_aligned", "oriented"]
+
+def lacks(stored: StoredSample, needs: Needs) -> str | None:
+    """What keeps a task from learning from a sample; None for nothing."""
+    labels = lacks_labels(stored) if needs.labels else None
+    objects = lacks_objects(stored, needs.boxes) if needs.masks or needs.boxes else None
+    return labels or objects or lacks_groups(stored, needs.groups)
 
 
 def lacks_labels(stored: StoredSample) -> str | None:

@@ -14,6 +14,7 @@ from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
 from shards.scene import Scene, SceneBox
 from shards.schema import Box, Frame
+from t4p.config.kinds import BoxesOf, GroupsOf
 from t4p.data.boxes import bounds_of_instances, upright_boxes
 from t4p.data.groups import group_points
 from t4p.data.labelled import (
@@ -26,7 +27,7 @@ from t4p.data.labelled import (
     side_by_side,
 )
 from t4p.data.labels import IGNORED
-from t4p.data.lacking import BoxesOf, GroupsOf, lacks_groups, lacks_objects
+from t4p.data.lacking import lacks_groups, lacks_objects
 from t4p.data.lifting import out_from_camera
 from t4p.data.mixing import shift_between
 from t4p.data.placement import Placement

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.sample import Sample
 from t4p.config.clip_models import is_weights_file, problem_of_weights_file
 from t4p.config.data import DataConfig, LabelledDataConfig
+from t4p.config.kinds import task_named
 from t4p.config.network import FinetunedModelConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
-from t4p.config.tasks import DetectionConfig, EvaluateConfig, InstanceConfig, JobConfig
+from t4p.config.tasks import EvaluateConfig, JobConfig
 from t4p.data.course import Pool, check_pools
 from t4p.data.fetch import Catalogue
 from t4p.data.few_labels import training_catalogue
 from t4p.data.labels import build_label_table, require_labels
-from t4p.data.lacking import lacks_groups, lacks_labels, lacks_objects
+from t4p.data.lacking import lacks
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
 from t4p.models.hub import fetched
 from t4p.runs.checkpoint import MARKER, as_checkpoint, check_sizes, checkpoints_in
@@ -154,26 +154,16 @@ def _look_at_samples(config: JobConfig, catalogue: Catalogue, validation: bool =
     if isinstance(config.data, DataConfig):
         catalogue.require_frames()
     if isinstance(config.data, LabelledDataConfig):
-        labels, boxes_alone = config.model.label_names, isinstance(config, DetectionConfig)
+        labels, needs = config.model.label_names, task_named(config.task).needs(config)
         for url, names in zip(catalogue.urls, catalogue.label_names, strict=True):
-            build_label_table(names, labels, config.data.ignored_labels, url, unlabelled=boxes_alone)
+            build_label_table(names, labels, config.data.ignored_labels, url, unlabelled=not needs.labels)
         if not validation:  # where a label may have no point
             require_labels(catalogue.label_names, labels, catalogue.urls)
         for url, samples in catalogue.few_of_each(NUM_LOOKS):
-            lacking = [_lacks(config, stored) for _, stored in samples]
+            lacking = [lacks(stored, needs) for _, stored in samples]
             if lacking and all(lacking):  # one that lacks it among others is broken, and training counts it
                 keys = ", ".join(key for key, _ in samples)
                 raise ConfigError(f"{url}: what was looked at ({keys}) {lacking[0]}")
-
-
-def _lacks(config: JobConfig, stored: Sample) -> str | None:
-    """What keeps a sample from being learnt from; None for nothing."""
-    if isinstance(config, DetectionConfig):
-        return lacks_objects(stored, config.model.boxes)
-    if isinstance(config, InstanceConfig):
-        groups = config.model.groups if config.model.masks == "queries" else None
-        return lacks_labels(stored) or lacks_objects(stored, None) or lacks_groups(stored, groups)
-    return lacks_labels(stored)
 
 
 def _look_at_towers(model: NetworkConfig) -> None:

@@ -64,5 +64,5 @@ def test_nobody_else_knows_which_tasks_there_are() -> None:
                 elif isinstance(node, ast.IfExp | ast.If):
                     test = ast.unparse(node.test)
                     known += [file.name for each in schemas_of_tasks if f", {each})" in test]
-    # load_exported: the 2D decoder and the temperatures of a pre-training; `t4p plan`, which sizes nothing else.
-    assert sorted(known) == ["exported.py", "main.py"]
+    # load_exported: the 2D decoder and the temperatures of a pre-training; `t4p plan`: its pairs, and the towers' work.
+    assert sorted(known) == ["exported.py", "job.py", "job.py", "main.py", "main.py"]

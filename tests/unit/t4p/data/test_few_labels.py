@@ -152,7 +152,7 @@ def test_labelled_points_stay_the_same_in_every_epoch_and_only_training_loses_an
 
 
 def test_points_of_a_scene_are_not_counted_in_frames(frames: str) -> None:
-    with pytest.raises(CallError, match=r"holds frames, and data\.labels_per_scene counts .*data\.label_fraction"):
+    with pytest.raises(CallError, match=r"holds frames, and data\.labels_per_scene is of whole .*data\.label_fraction"):
         training_catalogue(LabelledDataConfig(shards=(frames,), labels_per_scene=20), 0)
 
 
