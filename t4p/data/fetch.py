@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,7 +61,7 @@ class Catalogue:
         num_samples: their sum.
         urls: places of the datasets.
         label_names: for each dataset, the names of its class ids, by id; empty without labels.
-        terms: for each dataset, what it was made of and its licence.
+        terms: for each dataset, what it was made of and its licence, and how many of its samples are read.
         voxels_sha256: for each dataset, the hash of its voxel counts; None where nobody has counted.
         shards_sha256: for each dataset, the hash of its shard table, or of the one before checksums were filled in.
     """
@@ -132,6 +132,9 @@ class Catalogue:
                 )
                 for reader, names in zip(self._readers, scenes, strict=True)
             ]
+        )
+        part.terms = tuple(
+            replace(terms, num_samples=part.num_samples_of(index)) for index, terms in enumerate(self.terms)
         )
         return part
 
@@ -234,18 +237,17 @@ class Catalogue:
         """So many (shard, sample) pairs or fewer, spread evenly over all of them, the first and the last included."""
         return spread(self.samples_per_shard, count)
 
-    def few_of_each(self, count: int) -> Iterator[tuple[str, list[tuple[str, Sample]]]]:
-        """Of every dataset its place and so many samples or fewer, spread over it, with their keys; no broken one."""
-        for reader in self._readers:
-            found = []
-            for place in spread(reader.samples_per_shard, count):
-                try:
-                    found.append(reader.read_keyed(*place))
-                except StoreError:
-                    break  # the next would take as long to fail; training says what is wrong there
-                except ShardError:  # training counts what is broken
-                    continue
-            yield reader.url, found
+    def few_of(self, dataset_index: int, count: int) -> list[tuple[str, Sample]]:
+        """So many samples of a dataset or fewer, spread over what is read of it, with their keys; no broken one."""
+        found = []
+        for shard, sample in spread(self._stretches[dataset_index].counts, count):
+            try:
+                found.append(self.read(int(self._first_shard[dataset_index]) + shard, sample))
+            except StoreError:
+                break  # the next would take as long to fail; training says what is wrong there
+            except ShardError:  # training counts what is broken
+                continue
+        return found
 
     def take_faults(self) -> Counter[str]:
         """What the storages did wrong since the last call, in this process, and was put right by asking again."""

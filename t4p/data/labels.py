@@ -80,7 +80,11 @@ def build_label_table(
 
 
 def require_labels(names_of_datasets: Sequence[Sequence[str]], labels: Sequence[str], urls: Sequence[str]) -> None:
-    """Refuse to learn a label that no dataset has a class for; one without labels has its words in its boxes.
+    """Refuse to learn a label that no dataset has a class for.
+
+    Args:
+        names_of_datasets: of each its class names, or the labels of boxes that were looked at. Of one with neither
+            nothing is known, and it may have any label.
 
     Raises:
         ConfigError: names it.
@@ -92,6 +96,22 @@ def require_labels(names_of_datasets: Sequence[Sequence[str]], labels: Sequence[
         near = difflib.get_close_matches(missing[0], known, n=1)
         hint = f", did you mean {near[0]!r}?" if near else f"; known there: {_listed(known)}"
         raise ConfigError(f"{', '.join(urls)}: no class {_listed(missing)} of model.labels{hint}")
+
+
+def require_a_label(found: Sequence[str], labels: Sequence[str], url: str) -> None:
+    """Refuse a dataset whose boxes, of which objects are learnt, are all of other labels than those of the run.
+
+    Args:
+        found: labels of the boxes that were looked at; where there was no box, nothing is known.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if found and not set(found) & set(labels):
+        raise ConfigError(
+            f"{url}: no box that was looked at is of {_listed(labels)} (model.labels); their labels are "
+            f"{_listed(found)}: take these words in model.labels"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shards.errors import UserError
 from t4p.config.data import EvaluatedDataConfig, LabelledDataConfig
+from t4p.config.kinds import task_named
 from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.runs.checkpoint import MARKER, checkpoints_in, step_of
@@ -72,7 +73,7 @@ def next_commands(config: JobConfig, checkpoint: Path) -> tuple[str, ...]:
 
 
 def scored_data(config: JobConfig) -> EvaluatedDataConfig | None:
-    """The validation data as it is scored, where it has labels of the run; else None."""
+    """The validation data as it is scored, where it has labels of the run or, for boxes, no labels; else None."""
     urls, labels = config.data.validation_shards, config.model.label_names
     usual = EvaluatedDataConfig(shards=("",))
     ignored = config.data.ignored_labels if isinstance(config.data, LabelledDataConfig) else usual.ignored_labels
@@ -81,7 +82,8 @@ def scored_data(config: JobConfig) -> EvaluatedDataConfig | None:
     except UserError:  # what is said of a run that is over must not make it fail
         return None
     names = {name for names in names_of_datasets for name in names}
-    if names.isdisjoint(labels):
+    boxes_alone = not task_named(config.task).needs(config).labels and not all(names_of_datasets)
+    if names.isdisjoint(labels) and not boxes_alone:
         return None
     if not names <= {*labels, *ignored} and ANY_OTHER not in ignored:
         ignored = (ANY_OTHER,)

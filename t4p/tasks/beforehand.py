@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.errors import UserError
+from shards.sample import Sample
 from t4p.config.clip_models import is_weights_file, problem_of_weights_file
 from t4p.config.data import DataConfig, LabelledDataConfig
-from t4p.config.kinds import task_named
+from t4p.config.kinds import Needs, task_named
 from t4p.config.network import FinetunedModelConfig, NetworkConfig
 from t4p.config.packaged import find_packaged
 from t4p.config.tasks import EvaluateConfig, JobConfig
 from t4p.data.course import Pool, check_pools
 from t4p.data.fetch import Catalogue
 from t4p.data.few_labels import training_catalogue
-from t4p.data.labels import build_label_table, require_labels
+from t4p.data.labels import build_label_table, require_a_label, require_labels
 from t4p.data.lacking import lacks
 from t4p.errors import CheckpointError, ClipError, ConfigError, RunError
 from t4p.models.hub import fetched
@@ -26,6 +27,7 @@ from t4p.runs.lock import describe_taken, is_locked
 from t4p.tasks.submission import check_folder
 
 NUM_LOOKS = 3  # samples of a dataset that are looked at
+MOST_LOOKS = 32  # where labels are looked for in boxes: a rare one shows in few samples
 
 
 def look_beforehand(config: JobConfig) -> None:
@@ -157,13 +159,35 @@ def _look_at_samples(config: JobConfig, catalogue: Catalogue, validation: bool =
         labels, needs = config.model.label_names, task_named(config.task).needs(config)
         for url, names in zip(catalogue.urls, catalogue.label_names, strict=True):
             build_label_table(names, labels, config.data.ignored_labels, url, unlabelled=not needs.labels)
-        if not validation:  # where a label may have no point
-            require_labels(catalogue.label_names, labels, catalogue.urls)
-        for url, samples in catalogue.few_of_each(NUM_LOOKS):
+        for index, url in enumerate(catalogue.urls):
+            samples = catalogue.few_of(index, NUM_LOOKS)
             lacking = [lacks(stored, needs) for _, stored in samples]
             if lacking and all(lacking):  # one that lacks it among others is broken, and training counts it
                 keys = ", ".join(key for key, _ in samples)
                 raise ConfigError(f"{url}: what was looked at ({keys}) {lacking[0]}")
+        if not validation:  # where a label may have no point
+            _look_at_labels(catalogue, labels, needs)
+
+
+def _look_at_labels(catalogue: Catalogue, labels: Sequence[str], needs: Needs) -> None:
+    """Refuse labels that nothing is learnt for: of datasets by their class names, of boxes alone by a look at some."""
+    known = list(catalogue.label_names)
+    mixed = any(known)  # then a label may be one of boxes alone, and few of them show it
+    for index, url in enumerate(catalogue.urls):
+        if known[index] and needs.boxes != "oriented":
+            continue
+        found = _labels_of_boxes(catalogue.few_of(index, MOST_LOOKS if mixed else NUM_LOOKS))
+        if not mixed and set(found).isdisjoint(labels):
+            found = _labels_of_boxes(catalogue.few_of(index, MOST_LOOKS))
+        require_a_label(found, labels, url)
+        known[index] = known[index] or found
+    if mixed:
+        require_labels(known, labels, catalogue.urls)
+
+
+def _labels_of_boxes(samples: Sequence[tuple[str, Sample]]) -> tuple[str, ...]:
+    """The labels of the boxes of samples, each once."""
+    return tuple(dict.fromkeys(box.label for _, stored in samples for box in stored.boxes or ()))
 
 
 def _look_at_towers(model: NetworkConfig) -> None:

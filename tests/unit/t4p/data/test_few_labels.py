@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -91,6 +92,8 @@ def test_a_part_of_a_catalogue_has_all_samples_of_its_scenes_and_no_other(frames
     assert (part.bytes_per_shard > 0).all()
     assert part.bytes_per_shard.sum() < whole.bytes_per_shard.sum()
     assert part.shards_sha256 == whole.shards_sha256
+    assert part.terms == (replace(whole.terms[0], num_samples=NUM_FRAMES * len(chosen)),)
+    assert [key for key, _ in part.few_of(0, 2)] == [wanted[0], wanted[-1]]
     assert said[0].startswith(f"data.label_fraction is {share:g}: {len(chosen)} of {NUM_ROOMS} scenes of {frames} are ")
     assert sorted(chosen)[0] in said[0]
 

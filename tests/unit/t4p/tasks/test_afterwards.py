@@ -5,13 +5,17 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from made_dataset import blank_manifest, write_samples
 
 from shards.packing.pack import pack
+from shards.sample import members_of_sample
+from shards.scene import Scene
 from t4p.config.data import DataConfig, LabelledDataConfig
 from t4p.config.network import ClipConfig, ModelConfig
 from t4p.config.run import RunConfig, TrainConfig
-from t4p.config.tasks import JobConfig, PretrainConfig, SemanticConfig
+from t4p.config.tasks import DetectionConfig, JobConfig, PretrainConfig, SemanticConfig
 from t4p.runs.checkpoint import write_marker
 from t4p.tasks.afterwards import look_afterwards, next_commands, random_towers
 
@@ -72,6 +76,16 @@ def test_where_validation_data_has_labels_of_the_run_it_is_scored_next(tmp_path:
     assert said(tuned, newest) == [export, [*evaluate, 'data.ignored_labels=["*"]']]
     exported.touch()
     assert said(tuned, newest) == [[*evaluate, 'data.ignored_labels=["*"]']]
+
+
+def test_boxes_alone_are_scored_next_where_they_are_learnt(tmp_path: Path) -> None:
+    boxes, newest = str(tmp_path / "boxes"), make_checkpoint(tmp_path, 8)
+    samples = [("room/whole", members_of_sample(Scene("made", "room", *np.zeros((2, 4, 3), np.float32), boxes=())))]
+    write_samples(tmp_path / "boxes", samples, tmp_path / "scratch", blank_manifest("scenes", ()))
+    run, data = RunConfig(dir=str(tmp_path)), LabelledDataConfig(shards=(boxes,), validation_shards=(boxes,))
+    scored = {config: said(config(run=run, data=data), newest)[1:] for config in (DetectionConfig, SemanticConfig)}
+    evaluate = ["t4p", "evaluate", f"model.exported={tmp_path / 'step_00000008.safetensors'}"]
+    assert scored == {DetectionConfig: [[*evaluate, f'data.shards=["{boxes}"]']], SemanticConfig: []}
 
 
 def test_validation_data_that_is_gone_does_not_spoil_the_end_of_a_run(tmp_path: Path) -> None:

@@ -214,3 +214,19 @@ def test_what_every_sample_lacks_is_said_before_the_first_of_them_is_trained_on(
     objects(run_dir, "instance", SCENES, "model.groups=given", "model.masks=votes")
     with pytest.raises(ConfigError, match="has no semantic labels"):
         finetune(run_dir, f"data.shards={nothing}")
+
+
+def test_misspelt_labels_of_boxes_alone_are_refused_and_a_mixture_is_checked_by_what_is_known(tmp_path: Path) -> None:
+    boxes_alone = repacked(tmp_path / "boxes-alone", (), "instance", "semantic")
+    run_dir = tmp_path / "run"
+    kept = "data.ignored_labels=['*']"
+    other = r"boxes-alone: no box that was looked at is of 'chiar' \(model\.labels\); their labels are '.*'chair'"
+    for boxes in ("axis_aligned", "oriented"):
+        with pytest.raises(ConfigError, match=other):
+            objects(run_dir, "detection", boxes_alone, "model.labels=[chiar]", f"model.boxes={boxes}")
+    with pytest.raises(ConfigError, match=r"scenes: no box that was looked at is of 'wall'"):
+        objects(run_dir, "detection", SCENES, "model.labels=[wall]", "model.boxes=oriented", kept)
+    both = f"data.shards=[{SCENES}, {boxes_alone}]"
+    objects(run_dir, "detection", SCENES, both, kept)
+    with pytest.raises(ConfigError, match=r"no class 'chiar' of model\.labels, did you mean 'chair'\?"):
+        objects(run_dir, "detection", SCENES, both, kept, "model.labels=[chair, chiar]")
