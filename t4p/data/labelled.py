@@ -25,7 +25,7 @@ from t4p.data.fetch import Catalogue
 from t4p.data.few_labels import keep_labels
 from t4p.data.labels import IGNORED, LabelTable, build_label_table
 from t4p.data.lacking import lacks_labels
-from t4p.data.mixing import Partners, shift_between
+from t4p.data.mixing import Partners, shift_between, unless_broken
 from t4p.data.placement import Placement, draw_placement
 from t4p.data.tensors import as_tensor, moved
 from t4p.data.warp import bend, shake
@@ -150,14 +150,21 @@ class LabelRecipe:
         """Label, augment and voxelise one frame or scene; every draw is keyed by (seed, epoch, dataset, key).
 
         Where it has a partner, both are moved, each by its own draws, and one cloud from there on: the draws for the
-        grid, the colours and what is dropped are those of this one.
+        grid, the colours and what is dropped are those of this one. Beside a partner that is broken it stays alone.
         """
         cloud = self._moved(stored, dataset_index, key, epoch)
-        if (partner := self.partner(dataset_index, key, epoch)) is not None:
-            other_key, other = partner
-            others = self._moved(other, dataset_index, other_key, epoch)
-            cloud = side_by_side(cloud, others, shift_between(cloud.points.numpy(), others.points.numpy()))
-        return self.label(key, cloud, self.voxelize(cloud, dataset_index, key, epoch))
+
+        def label(cloud: LabelledCloud) -> LabelledSample:
+            return self.label(key, cloud, self.voxelize(cloud, dataset_index, key, epoch))
+
+        def mix() -> LabelledSample | None:
+            if (partner := self.partner(dataset_index, key, epoch)) is None:
+                return None
+            others = self._moved(partner[1], dataset_index, partner[0], epoch)
+            return label(side_by_side(cloud, others, shift_between(cloud.points.numpy(), others.points.numpy())))
+
+        mixed = unless_broken(mix)
+        return label(cloud) if mixed is None else mixed
 
     def partner(self, dataset_index: int, key: str, epoch: int) -> tuple[str, StoredSample] | None:
         """The key and the sample that one is mixed with; raises as `Partners.read`."""

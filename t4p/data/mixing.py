@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import ShardError
 from shards.sample import Sample as StoredSample
+from shards.stores.store import MissingObjectError, StoreError
 from t4p.data.draws import draw_key, sample_rng
 from t4p.data.fetch import Catalogue
+
+Mixed = TypeVar("Mixed")
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,28 @@ class Partners:
         if found[0] == key:
             found = self.catalogue.read(*self.catalogue.place(dataset_index, (number + 1) % num_samples))
         return found
+
+
+def unless_broken(mix: Callable[[], Mixed | None]) -> Mixed | None:
+    """What a sample and its partner are together; None where the partner is missing, damaged or unusable.
+
+    A sample then stays alone, for its partner is counted where its own turn comes: what is broken is the same in
+    every process, and so is who stays alone.
+
+    Args:
+        mix: reads the partner and joins it with a sample that is known to be whole.
+
+    Raises:
+        StoreError: the storage failed, which says nothing of the partner.
+    """
+    try:
+        return mix()
+    except MissingObjectError:
+        return None
+    except StoreError:
+        raise
+    except (ShardError, ValueError):
+        return None
 
 
 def shift_between(points: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from t4p.data.labelled import (
 from t4p.data.labels import IGNORED
 from t4p.data.lacking import lacks_groups, lacks_objects
 from t4p.data.lifting import out_from_camera
-from t4p.data.mixing import shift_between
+from t4p.data.mixing import shift_between, unless_broken
 from t4p.data.placement import Placement
 from t4p.data.tensors import moved
 from t4p.data.transforms import majority_label
@@ -143,12 +143,21 @@ class ObjectRecipe:
     _kept: dict[tuple[int, str], NDArray[np.int32]] = field(default_factory=dict, compare=False, repr=False)
 
     def make(self, stored: StoredSample, dataset_index: int, key: str, epoch: int) -> ObjectSample:
-        """Label, augment and voxelise one frame or scene, and find its objects; draws as in LabelRecipe."""
-        recipe = self.labels
+        """Label, augment and voxelise one frame or scene, and find its objects; draws and mixing as in LabelRecipe."""
         objects = self._objects(stored, dataset_index, key, epoch)
-        if (partner := recipe.partner(dataset_index, key, epoch)) is not None:
-            other_key, other = partner
-            objects = _side_by_side(objects, self._objects(other, dataset_index, other_key, epoch))
+
+        def mix() -> ObjectSample | None:
+            if (partner := self.labels.partner(dataset_index, key, epoch)) is None:
+                return None
+            others = self._objects(partner[1], dataset_index, partner[0], epoch)
+            return self._voxelize(_side_by_side(objects, others), dataset_index, key, epoch)
+
+        mixed = unless_broken(mix)
+        return self._voxelize(objects, dataset_index, key, epoch) if mixed is None else mixed
+
+    def _voxelize(self, objects: _Objects, dataset_index: int, key: str, epoch: int) -> ObjectSample:
+        """The voxels of points that were moved, with their objects."""
+        recipe = self.labels
         voxels = recipe.voxelize(objects.cloud, dataset_index, key, epoch)
         instance_of_point, label_of_instance = objects.instance_of_point, objects.label_of_instance
         group_of_voxel = groups_of_voxels(objects.group_of_point, voxels.voxel_of_point, len(voxels.voxel_coords))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from shards.errors import ShardError
 from shards.packing.pack import pack
+from shards.sample import Sample as StoredSample
+from shards.scene import Scene
+from shards.stores.store import MissingObjectError, StoreError
 from t4p.config.data import LabelledAugmentConfig, LabelledDataConfig
 from t4p.config.network import SemanticModelConfig
 from t4p.data.boxes import points_inside
 from t4p.data.fetch import Catalogue
-from t4p.data.labelled import LabelRecipe, build_label_recipe
+from t4p.data.labelled import LabelledSample, LabelRecipe, build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.data.mixing import Partners, shift_between
 from t4p.data.objects import NONE, ObjectRecipe
@@ -108,6 +112,48 @@ def test_a_mixed_sample_has_the_instances_groups_and_boxes_of_both(catalogue: Ca
     first, second = np.split(group_of_point, [len(own)])
     assert len(np.intersect1d(first, second)) < len(mixed.instance_of_group)
     assert len(mixed.instance_of_group) > max(len(part.instance_of_group) for part in parts)
+
+
+@dataclass(frozen=True)
+class _Given(Partners):
+    """A partner that is given: a sample, or what reading it raises."""
+
+    given: Scene | Exception
+
+    def read(self, dataset_index: int, key: str, epoch: int) -> tuple[str, StoredSample] | None:
+        if isinstance(self.given, Exception):
+            raise self.given
+        return "other/whole", self.given
+
+
+@pytest.mark.parametrize("kind", ["labels", "objects"])
+def test_a_sample_stays_alone_beside_a_broken_partner_and_is_not_spared_what_is_its_own(
+    catalogue: Catalogue, kind: str
+) -> None:
+    key, stored = catalogue.read(0, 0)
+    assert isinstance(stored, Scene)
+    plain = recipe_of(catalogue, LabelledAugmentConfig())
+
+    def make(partners: Partners | None, sample: Scene) -> LabelledSample:
+        recipe = replace(plain, partners=partners)
+        if kind == "labels":
+            return recipe.make(sample, 0, key, 1)
+        return ObjectRecipe(recipe, MODEL.labels, "own", "axis_aligned").make(sample, 0, key, 1).labelled
+
+    no_number = replace(stored, points=np.full_like(stored.points, np.nan))
+    far = replace(stored, points=np.concatenate([stored.points[1:], np.float32([[1e6, 0, 0]])]))
+    no_name = replace(stored, semantic=np.full_like(stored.semantic, 200))
+    no_labels = replace(stored, semantic=None, instance=None)
+    broken = (no_number, far, no_name, no_labels, ShardError("damaged"), MissingObjectError("gone"))
+    alone = make(None, stored)
+    for given in (*broken, stored):
+        made = make(_Given(catalogue, 1.0, 2, given), stored)
+        assert torch.equal(made.voxel_features, alone.voxel_features) == (given is not stored)
+    with pytest.raises(StoreError, match="refused"):
+        make(_Given(catalogue, 1.0, 2, StoreError("refused")), stored)
+    for own in (far, no_name, no_labels):
+        with pytest.raises((ShardError, ValueError)):
+            make(_Given(catalogue, 1.0, 2, stored), own)
 
 
 def test_ranks_and_loaders_change_no_mixed_sample(catalogue: Catalogue) -> None:
