@@ -9,10 +9,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from t4p.config.tasks import PretrainConfig
+
 if TYPE_CHECKING:
     from t4p.plan.job import JobPlan, StagePlan  # loads torch
 
 _WIDTH = 100
+_BARELY = 0.05  # busy loader processes, 0.0 in the table: the training process itself may load
 
 
 def print_plan(plan: JobPlan, console: Console) -> None:
@@ -51,21 +54,26 @@ def verdict(plan: JobPlan) -> str:
             if other.memory_other.fits and not other.memory.fits
         ]
     if not ways:
-        ways = ["more ranks or a larger train.grad_accum_steps, for fewer frames at a time on a rank"]
+        ways = [f"more ranks or a larger train.grad_accum_steps, for fewer {_sample(plan)}s at a time on a rank"]
         if plan.world.frames_per_rank == 1:
-            ways = ["larger voxels, a smaller model.unet.plan, or a GPU with more memory: one frame is the least"]
+            ways = [
+                f"larger voxels, a smaller model.unet.plan, or a GPU with more memory: one {_sample(plan)} is the least"
+            ]
     return f"{name} does not fit: {peak} of {limit} GiB. What would: {'; or '.join(ways[:2])}."
 
 
 def _heading(plan: JobPlan) -> str:
     world, train = plan.world, plan.config.train
-    kind = "workers on the CPU" if world.cpu else "GPUs"
+    kind = "worker" if world.cpu else "GPU"
+    where = " on the CPU" if world.cpu else ""
+    sample = _sample(plan)
     frames = plan.frames
     voxels = frames.largest_voxels
     average = f" in the largest, {frames.mean_voxels:,.0f} on average" if frames.num_samples else ""
     ranks = (
-        f"{world.size} {kind} ({world.num_nodes} nodes x {world.ranks_per_node}), {train.global_batch_size} frames in "
-        f"{train.grad_accum_steps} micro-batch(es): {world.frames_per_rank} frame(s) per rank at a time"
+        f"{_count(world.size, kind)}{where} ({_count(world.num_nodes, 'node')} x {world.ranks_per_node}), "
+        f"{_count(train.global_batch_size, sample)} in {_count(train.grad_accum_steps, 'micro-batch', 'es')}: "
+        f"{_count(world.frames_per_rank, sample)} per rank at a time"
     )
     network = (
         f"{plan.config.model.unet.plan}, {plan.num_parameters / 1e6:.1f} M trained parameters, {train.precision}, "
@@ -130,7 +138,7 @@ def _traffic_table(plan: JobPlan) -> Table:
 
 
 def _needs_table(plan: JobPlan) -> Table:
-    needs, config, world = plan.needs, plan.config, plan.world
+    needs, config, world, sample = plan.needs, plan.config, plan.world, _sample(plan)
     table = Table(
         title=f"To take {config.train.num_steps:,} steps in {needs.hours:.3g} hours (--hours)",
         title_justify="left",
@@ -149,14 +157,14 @@ def _needs_table(plan: JobPlan) -> Table:
             f"{needs.steps_per_second:.3g} ({1 / needs.steps_per_second:.3g})",
         ),
         (
-            "frames per second, all ranks (each rank)",
+            f"{sample}s per second, all ranks (each rank)",
             f"{needs.frames_per_second:.3g} ({needs.frames_per_second / world.size:.3g})",
         ),
         (
-            f"from object storage, at {plan.frames.stored_bytes / 1e3:,.0f} KB per frame (each node)",
+            f"from object storage, at {plan.frames.stored_bytes / 1e3:,.0f} KB per {sample} (each node)",
             f"{storage:,.1f} MB/s ({per_node:,.1f})",
         ),
-        (f"busy loader processes, at {plan.frames.load_seconds * 1e3:.0f} ms per frame", loaders),
+        (f"busy loader processes, at {plan.frames.load_seconds * 1e3:.0f} ms per {sample}", loaders),
         ("    data.num_workers gives", f"{configured:,} in all, {config.data.num_workers} per rank"),
         (
             f"network, ZeRO-{config.train.zero_stage}, averaged over the step",
@@ -182,19 +190,28 @@ def _needs_table(plan: JobPlan) -> Table:
 def _notes(plan: JobPlan) -> str:
     limits = (
         "Parameters, optimizer, gradients, traffic and checkpoints are counted. Activations were measured on this "
-        "machine's CPU on one frame and multiplied; what a CUDA kernel uses inside one operation is not in them. How "
-        "long a GPU takes for a step is not known here. Loading was timed on one core of this machine."
+        f"machine's CPU on one {_sample(plan)} and multiplied; what a CUDA kernel uses inside one operation is not in "
+        "them. How long a GPU takes for a step is not known here. Loading was timed on one core of this machine."
     )
     notes = [limits]
     if plan.frames.problem is not None:
         notes.append(f"data.shards could not be read, so size and rate of frames are guesses: {plan.frames.problem}")
     elif plan.frames.num_samples:
         epochs = plan.config.train.num_steps * plan.config.train.global_batch_size / plan.frames.num_samples
-        notes.append(f"The run sees the dataset {epochs:.1f} times.")
-    if plan.needs.loader_processes > plan.config.data.num_workers * plan.world.size:
-        wanted = -(-plan.needs.loader_processes // plan.world.size)
-        notes.append(f"Loading would hold this run up: set data.num_workers to {wanted + 1:.0f} or more.")
+        notes.append(f"The run sees every {_sample(plan)} {epochs:.1f} times.")
+    busy = plan.needs.loader_processes / plan.world.size
+    if busy > max(plan.config.data.num_workers, _BARELY):
+        notes.append(f"Loading would hold this run up: set data.num_workers to {int(busy) + 1} or more.")
     return "\n".join(notes)
+
+
+def _sample(plan: JobPlan) -> str:
+    """What a sample is called: a frame of a pre-training; a fine-tuning may have scenes."""
+    return "frame" if isinstance(plan.config, PretrainConfig) else "sample"
+
+
+def _count(number: int, name: str, plural: str = "s") -> str:
+    return f"{number:,} {name}{'' if number == 1 else plural}"
 
 
 def _stage_table(plan: JobPlan, title: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch  # noqa: TID253 - commands/main.py imports this module inside its command
@@ -10,12 +11,14 @@ from shards.errors import CallError, ShardError
 from t4p.config.kinds import task_named
 from t4p.config.tasks import FinetuneConfig
 from t4p.data.fetch import Catalogue
+from t4p.data.few_labels import training_catalogue
 from t4p.data.labelled import LabelledBatch
 from t4p.data.objects import ObjectBatch
+from t4p.data.stream import Recipe
 from t4p.errors import ConfigError
 from t4p.models.towers import zero_towers_of
 from t4p.models.zeros import with_zeros
-from t4p.plan.frames import figures_of
+from t4p.plan.frames import FrameFigures, figures_of
 from t4p.plan.job import JobPlan, assemble, require_batch, spread, usual_hours, with_checkpointing
 from t4p.plan.measure import NetworkFigures, measure_module
 
@@ -31,8 +34,9 @@ def plan_finetuning(
     world = spread(config, num_nodes, gpus_per_node)
     hours = usual_hours(config, world.size) if hours is None else hours
     try:
-        recipe = task_named(config.task).load().build_recipe(config, Catalogue(config.data.urls), True)
-        samples = figures_of(Catalogue(config.data.urls), recipe, _num_voxels, "samples")
+        catalogue = training_catalogue(config.data, config.run.seed)
+        samples = look_at_samples(config, catalogue)
+        nothing = _recipe(config, catalogue, 0.0).join([])
     except (ShardError, CallError, ValueError) as error:
         raise ConfigError(
             f"data.shards: {error}; a fine-tuning is planned with its own samples, so name a dataset that can be read"
@@ -40,10 +44,38 @@ def plan_finetuning(
     require_batch(config, samples)
     checkpointing = config.model.unet.activation_checkpointing
     network, other = (
-        measure_finetuning(with_checkpointing(config, on), recipe.join([]), samples.largest)
+        measure_finetuning(with_checkpointing(config, on), nothing, samples.largest)
         for on in (checkpointing, not checkpointing)
     )
     return assemble(config, world, device_memory, hours, samples, network, other, 0)
+
+
+def look_at_samples(config: FinetuneConfig, catalogue: Catalogue) -> FrameFigures:
+    """Load a few samples as training would. Of `data.augment.mix` the largest is one of two, the others are means.
+
+    Raises:
+        ShardError, CallError, ValueError: as `figures_of`.
+    """
+    alone = figures_of(catalogue, _recipe(config, catalogue, 0.0), _num_voxels, "samples")
+    if not (mix := config.data.augment.mix):
+        return alone
+    mixed = figures_of(catalogue, _recipe(config, catalogue, 1.0), _num_voxels, "samples")
+    return replace(
+        mixed,
+        mean_voxels=(1 - mix) * alone.mean_voxels + mix * mixed.mean_voxels,
+        stored_bytes=(1 + mix) * alone.stored_bytes,
+        load_seconds=(1 - mix) * alone.load_seconds + mix * mixed.load_seconds,
+    )
+
+
+def _recipe(config: FinetuneConfig, catalogue: Catalogue, mix: float) -> Recipe[Any, Any]:
+    """That of the training, with another share of mixed samples."""
+    augment = config.data.augment.model_copy(update={"mix": mix})
+    data = config.data.model_copy(update={"augment": augment})
+    recipe: Recipe[Any, Any] = (
+        task_named(config.task).load().build_recipe(config.model_copy(update={"data": data}), catalogue, True)
+    )
+    return recipe
 
 
 def measure_finetuning(config: FinetuneConfig, nothing: Any, sample: Any) -> NetworkFigures:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import CallError, ShardError
-from shards.reader import DatasetReader
 from shards.schema import Frame
 from t4p.data.batch import PairRecipe
 from t4p.data.fetch import Catalogue
@@ -40,7 +39,7 @@ class FrameFigures:
         mean_voxels: over the frames looked at.
         stored_bytes: bytes of a frame in object storage, the mean of the dataset.
         load_seconds: CPU time to fetch, decode, lift and pair one frame in one process of this machine.
-        num_samples: samples of the dataset; None without one.
+        num_samples: samples that are trained on; None without a dataset.
         problem: why the dataset could not be read; None if it was.
     """
 
@@ -107,18 +106,17 @@ def figures_of(
         ShardError, CallError: the dataset is missing or damaged.
         ValueError: it is empty, or a sample cannot be used.
     """
-    manifests = [DatasetReader(url).manifest for url in catalogue.urls]
     places = catalogue.spread(MAX_REAL_FRAMES)
     if not places:
         raise ValueError("the dataset is empty")
     times, samples = time_stages(catalogue, recipe, places)
-    total_samples = sum(manifest.num_samples for manifest in manifests)
+    total_samples = catalogue.num_samples
     return FrameFigures(
         source=f"{len(places)} of the {total_samples:,} {kind} of data.shards",
         largest=max(samples, key=num_voxels),
         largest_voxels=max(map(num_voxels, samples)),
         mean_voxels=float(np.mean([num_voxels(sample) for sample in samples])),
-        stored_bytes=sum(manifest.size_bytes for manifest in manifests) / total_samples,
+        stored_bytes=int(catalogue.bytes_per_shard.sum()) / total_samples,
         load_seconds=times.cpu,
         num_samples=total_samples,
         problem=None,

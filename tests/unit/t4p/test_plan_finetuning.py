@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from t4p.config.files import load_for_command
 from t4p.config.kinds import task_named
 from t4p.config.tasks import FinetuneConfig
 from t4p.data.fetch import Catalogue
+from t4p.data.few_labels import training_catalogue
 from t4p.models.sparse.native_functions import widest_turns_only
 from t4p.models.towers import load_towers_from
-from t4p.plan.finetuning import measure_finetuning
+from t4p.plan.finetuning import look_at_samples, measure_finetuning
 from t4p.plan.job import with_checkpointing
 from t4p.plan.live_memory import LiveMemory
 
@@ -78,10 +80,45 @@ def test_the_command_answers_for_every_task(scenes, name):
     assert (plan["num_parameters"] < 1000) == (name == "probe"), "of a probe the head alone"
 
 
-def test_its_table_has_no_row_of_a_pre_training(scenes):
-    table = CliRunner().invoke(app, ["plan", ROOMS, *overrides(scenes, "train.global_batch_size=1")])
+def test_its_table_has_no_row_of_a_pre_training_and_counts_samples(scenes):
+    given = ["train.global_batch_size=1", "data.num_workers=0", "--hours", "1000"]
+    table = CliRunner().invoke(app, ["plan", ROOMS, *overrides(scenes, *given)])
     assert "ZeRO-1: a worker holds" in table.output
-    assert "pairs" not in table.output
+    assert table.output.startswith(
+        "1 worker on the CPU (1 node x 1), 1 sample in 1 micro-batch: 1 sample per rank at a time\n"
+    )
+    assert "0.0 in all, 0.0 per rank" in table.output
+    for absent in ("pairs", "frame", "hold this run up"):
+        assert absent not in table.output
+    hurried = CliRunner().invoke(app, ["plan", ROOMS, *overrides(scenes, *given[:2]), "--hours", "0.01"])
+    (busy,) = re.findall(r"([\d.]+) in all, [\d.]+ per rank\s+data", hurried.output)
+    (advised,) = re.findall(r"set data\.num_workers to (\d+) or more", hurried.output)
+    assert 0.05 <= float(busy) - 0.05 <= int(advised) <= float(busy) + 1.05
+
+
+def test_samples_are_those_that_are_trained_on_and_mixed_ones_are_two(tmp_path):
+    folder = str(tmp_path / "shards")
+    pack("synthetic-scenes", "seed=3,rooms=4,frames=3,width=48,height=36", folder)
+
+    def look(*given):
+        config = load_for_command("finetune", [ROOMS], overrides(folder, *given))
+        catalogue = training_catalogue(config.data, config.run.seed)
+        return look_at_samples(config, catalogue), catalogue
+
+    whole, catalogue = look()
+    part, of_part = look("data.label_fraction=0.5")
+    mixed, _ = look("data.augment.mix=0.5")
+    assert (whole.num_samples, part.num_samples) == (4, 2)
+    assert part.source == "2 of the 2 samples of data.shards"
+    assert part.stored_bytes == of_part.bytes_per_shard.sum() / 2
+    assert mixed.stored_bytes == pytest.approx(1.5 * whole.stored_bytes)
+    assert whole.stored_bytes == catalogue.bytes_per_shard.sum() / 4
+    assert whole.largest_voxels < mixed.largest_voxels < 2.1 * whole.largest_voxels
+    assert 1.2 < mixed.mean_voxels / whole.mean_voxels < 1.55
+    planned = CliRunner().invoke(
+        app, ["plan", ROOMS, *overrides(folder, "data.label_fraction=0.5", "train.global_batch_size=3")]
+    )
+    assert "the dataset has 2 samples" in str(planned.exception)
 
 
 def test_a_fine_tuning_is_planned_with_samples_that_are_there():
