@@ -154,7 +154,10 @@ def write_ply(
 
 def _read_header(file: IO[bytes]) -> tuple[str, list[_Element]]:
     """The byte order, "" for text, and the tables in the order in which they stand."""
-    if (first := file.readline(_MAX_LINE)).strip() != b"ply":
+    first = file.readline(_MAX_LINE)
+    if not first:
+        raise PlyError("is empty")
+    if first.strip() != b"ply":
         raise PlyError(f"no PLY: its first line is {first[:20]!r}, wanted b'ply'")
     order: str | None = None
     elements: list[_Element] = []
@@ -205,8 +208,8 @@ def _property_of(words: list[str], element: _Element) -> _Property:
 
 def _columns_of(vertex: _Element) -> tuple[int, ...]:
     """Which columns are x, y and z, and then red, green and blue where they are all there."""
-    if vertex.has_lists:
-        raise PlyError("its vertices have a property that is a list; write it again without, from MeshLab for example")
+    if lists := [shown(column.name, 40) for column in vertex.properties if column.count_kind]:
+        raise PlyError(f"its vertices have lists ({', '.join(lists)}), wanted single numbers, as MeshLab writes them")
     place = {column.name: index for index, column in enumerate(vertex.properties)}
     if missing := [axis for axis in "xyz" if axis not in place]:
         raise PlyError(f"its vertices have no {', '.join(missing)}, only {[shown(name, 40) for name in place]}")
@@ -289,7 +292,7 @@ def _text_lines(file: IO[bytes], num_rows: int) -> Iterator[bytes]:
 def _text_blocks(file: IO[bytes], vertex: _Element) -> Iterator[list[NDArray[Any]]]:
     lines = _text_lines(file, vertex.num_rows)
     for start in range(0, vertex.num_rows, _ROWS_AT_ONCE):
-        block = islice(lines, min(_ROWS_AT_ONCE, vertex.num_rows - start))
+        block, begin = islice(lines, min(_ROWS_AT_ONCE, vertex.num_rows - start)), file.tell()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -297,12 +300,36 @@ def _text_blocks(file: IO[bytes], vertex: _Element) -> Iterator[list[NDArray[Any
         except PlyError:
             raise
         except (ValueError, UserWarning) as error:
-            raise PlyError(f"its vertices are no numbers: {shown(error)}") from error
+            raise _strange_row(file, begin, vertex, error) from error
         if rows.shape[1] != len(vertex.properties):
             raise PlyError(
                 f"a vertex has {rows.shape[1]} values, and its header names {len(vertex.properties)} properties"
             )
         yield list(rows.T)
+
+
+def _strange_row(file: IO[bytes], begin: int, vertex: _Element, error: Exception) -> PlyError:
+    """What is wrong with the first row from byte `begin` on that is not as many numbers as there are properties."""
+    file.seek(0)
+    number = 1
+    for line in file:
+        values = line.split() if file.tell() > begin else []
+        if strange := [value for value in values if not _is_number(value)]:
+            return PlyError(f"its line {number} has {shown(strange[0].decode('latin-1'), 40)!r}, wanted numbers")
+        if values and len(values) != len(vertex.properties):
+            return PlyError(
+                f"its line {number} has {len(values)} values, and its header names {len(vertex.properties)} properties"
+            )
+        number += 1
+    return PlyError(f"its vertices are no numbers: {shown(error)}")
+
+
+def _is_number(value: bytes) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return b"_" not in value  # which Python allows between digits
 
 
 def _gather(blocks: Iterator[list[NDArray[Any]]], vertex: _Element, columns: tuple[int, ...]) -> PlyPoints:
