@@ -25,13 +25,14 @@ from shards.sources.raw_files import SourceOptions
 from t4p.data.decode import decode_frame
 from t4p.data.fusing import CELL_SIZE, Fusion
 from t4p.data.transforms import lift_frame
-from t4p.data.upright import METRES, Unit, UpAxis, extents_of, guess_unit, guess_up, turn_up
+from t4p.data.upright import METRES, Unit, UpAxis, guess_unit, guess_up, lie_near, turn_up
 
 MAX_DEPTH = 5.0  # metres; what a depth camera says beyond is noise of centimetres
 MOST_FRAMES = 400  # of a sequence, spread over it
 _COLUMNS = 320  # that a depth image is thinned to
 _MILLIMETRES = 1000.0  # units of depth per metre
 _FAR = 10_000.0  # metres from the origin, beyond which a millimetre is lost in float32
+_STRAY = 10_000.0  # metres from the median, beyond which a grid of 2^20 voxels of 2 cm along each axis ends
 _KINDS = "a .ply, a .npz, a packed dataset (DST, DST#SCENE or DST#SCENE/FRAME), or a folder of raw frames"
 _AXES = {f"{sign}{axis}": f"{sign.strip('+')}{axis}" for sign in "+-" for axis in "xyz"}
 _NPZ_POINTS, _NPZ_COLORS = ("points", "xyz"), ("colors", "rgb")
@@ -90,24 +91,39 @@ def read_scan(scan: str, unit: Unit | None = None, up: UpAxis | None = None) -> 
 
     Raises:
         CallError: there is nothing of that name, or nothing that can be read as a scan.
-        ShardError: it is damaged, or holds no point.
+        ShardError: it is damaged, holds no point, or most lie far apart.
     """
     found = _find(scan)
     points, remarks = found.points, list(found.remarks)
     is_finite = np.isfinite(points).all(axis=1)
     rows = np.flatnonzero(is_finite)
     if len(rows) < len(points):
-        remarks.append(f"{len(points) - len(rows):,} of {len(points):,} points are not finite (NaN) and are left out")
+        remarks.append(
+            f"{len(points) - len(rows):,} of {len(points):,} points are not finite (NaN) and are left out, the first "
+            f"of them row {is_finite.argmin()}"
+        )
         points = points[rows]
     if not len(rows):
         raise ShardError(
             f"{shown(scan)}: holds no point{' that is finite' if len(is_finite) else ''}; give a scan that has some"
         )
-    colors = None if found.colors is None else found.colors[rows]
     if (known := unit or found.unit) is None:
-        known, remark = guess_unit(points)
+        known, remark = guess_unit(points[lie_near(points, _STRAY)])
         remarks += [remark] if remark else []
     points = np.asarray(points, np.float64) * METRES[known]
+    near = lie_near(points, _STRAY)
+    if (num_strays := np.count_nonzero(~near)) > len(points) / 2:
+        raise ShardError(
+            f"{shown(scan)}: {num_strays:,} of {len(points):,} points lie more than {_STRAY:,.0f} m from their median, "
+            f"taken as {known}; say --unit if they are in another, or give a part of them"
+        )
+    if num_strays:
+        remarks.append(
+            f"{num_strays:,} of {len(points):,} points lie more than {_STRAY:,.0f} m from their median, taken as "
+            f"{known}, and are left out, the first of them row {rows[~near][0]}"
+        )
+        points, rows = points[near], rows[near]
+    colors = None if found.colors is None else found.colors[rows]
     if (axis := up or found.up) is None:
         axis = guess_up(points)
         why = "nobody says so" if axis == "z" else f"the floor lies flat along {axis[-1]}"
@@ -116,7 +132,7 @@ def read_scan(scan: str, unit: Unit | None = None, up: UpAxis | None = None) -> 
     if offset.any():
         moved = ", ".join(f"{value:.0f}" for value in offset)
         remarks.append(f"the points lie far from the origin: ({moved}) m are taken off them")
-    size = " x ".join(f"{extent:.1f}" for extent in extents_of(points))
+    size = " x ".join(f"{extent:.1f}" for extent in np.ptp(points, axis=0))
     of_color = "without colour" if colors is None else "with colour"
     summary = f"{len(points):,} points over {size} m, {of_color}; {known}, {axis} up"
     return Scan(found.name, points.astype(np.float32), colors, rows, offset, (summary, *remarks))

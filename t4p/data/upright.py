@@ -20,9 +20,9 @@ _TURNS: dict[UpAxis, tuple[tuple[int, int, int], ...]] = {
     "-z": ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
 }
 UP_AXES = tuple(_TURNS)
-# In the unit of the file. A room in metres has no side of 500, a room in millimetres none below 1000; what is between
-# may be a building in metres, or a room in centimetres.
-_LOOKS_LARGE, _MOST = 500.0, 20_000.0
+# In the unit of the file. A room in metres has no side of 60, a room in millimetres none below 1000; what is between
+# may be a building in metres, or a room in centimetres, and what is larger a town in metres, or a hall in millimetres.
+_LOOKS_LARGE, _MOST_OF_ROOMS = 60.0, 20_000.0
 _SURELY_MM = 1000.0
 _OUTLIERS = 0.1  # per cent of the points at either end of an axis that do not count
 _MOST_LOOKED_AT = 200_000
@@ -40,6 +40,14 @@ def extents_of(points: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(high - low, np.float64)
 
 
+def lie_near(points: NDArray[np.floating], reach: float) -> NDArray[np.bool_]:
+    """(N,) whether each point (N, 3) lies at most `reach` along every axis from their median; of none, nothing."""
+    if not len(points):
+        return np.zeros(0, bool)
+    with np.errstate(over="ignore"):
+        return np.asarray((np.abs(points - np.median(_some(points), axis=0)) <= reach).all(axis=1))
+
+
 def guess_unit(points: NDArray[np.floating]) -> tuple[Unit, str]:
     """The unit of coordinates, metres unless they can hardly be, and a remark where that is not certain ("" if it is).
 
@@ -48,13 +56,13 @@ def guess_unit(points: NDArray[np.floating]) -> tuple[Unit, str]:
     """
     extents = extents_of(points)
     size = " x ".join(f"{extent:.0f}" for extent in extents)
-    if extents.max() < _LOOKS_LARGE or extents.max() > _MOST:
+    if extents.max() < _LOOKS_LARGE:
         return "m", ""
-    if extents.min() >= _SURELY_MM:
+    if extents.min() >= _SURELY_MM and extents.max() <= _MOST_OF_ROOMS:
         return "mm", f"it reaches over {size}, taken as millimetres; --unit m says that these are metres"
     return "m", (
-        f"it reaches over {size}, which looks like millimetres or centimetres; taken as metres, since that is not "
-        "certain: say --unit mm or --unit cm if it is so, or --unit m"
+        f"it reaches over {size}, which may be millimetres or centimetres; taken as metres, since that is not certain: "
+        "say --unit mm or --unit cm if it is so, or --unit m"
     )
 
 

@@ -25,13 +25,19 @@ def checked_points(points: Points, voxel_size: float) -> NDArray[np.float32]:
     if num_broken := int((~np.isfinite(array)).any(axis=1).sum()):
         raise ValueError(f"{num_broken} of {len(array)} points are not finite (NaN or infinite); leave them out")
     farthest = float(np.abs(array).max(initial=0.0))
-    # Half a voxel: beyond, points of neighbouring voxels fall together before they are sorted into voxels.
-    if farthest > np.finfo(np.float32).max or float(np.spacing(np.float32(farthest))) > voxel_size / 2:
+    if _too_coarse(farthest, voxel_size):
+        rows = [row for row, reach in enumerate(np.abs(array).max(axis=1).tolist()) if _too_coarse(reach, voxel_size)]
         raise ValueError(
-            f"points lie up to {farthest:g} m from the origin, where float32 cannot tell voxels of {voxel_size:g} m "
-            "apart; subtract an offset near the middle of the scan"
+            f"{len(rows)} of {len(array)} points, the first of them row {rows[0]}, lie up to {farthest:g} m from the "
+            f"origin, where float32 cannot tell voxels of {voxel_size:g} m apart; leave them out if they went astray, "
+            "or subtract an offset near the middle of the scan"
         )
     return array.astype(np.float32)
+
+
+def _too_coarse(reach: float, voxel_size: float) -> bool:
+    """Whether points so far from the origin fall together with those of the next voxel: by half a voxel, in float32."""
+    return reach > float(np.finfo(np.float32).max) or float(np.spacing(np.float32(reach))) > voxel_size / 2
 
 
 def checked_colors(colors: Points, num_points: int) -> NDArray[np.float32]:

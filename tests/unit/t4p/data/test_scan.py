@@ -12,7 +12,7 @@ from shards.errors import CallError, ShardError
 from shards.reader import DatasetReader
 from t4p.data.fusing import Fusion
 from t4p.data.scan import read_scan
-from t4p.data.upright import UP_AXES, guess_up, turn_up
+from t4p.data.upright import UP_AXES, guess_unit, guess_up, turn_up
 
 DATA = Path(__file__).resolve().parents[3] / "data"
 OLDER = DATA / "older"
@@ -65,7 +65,10 @@ def test_an_axis_that_is_given_is_taken_and_not_spoken_of(tmp_path: Path) -> Non
         (1000.0, None, 1.0, "taken as millimetres; --unit m says"),
         (100.0, "cm", 1.0, ""),
         (1000.0, "m", 1000.0, ""),
-        (120.0, None, 120.0, "which looks like millimetres or centimetres; taken as metres"),
+        (120.0, None, 120.0, "which may be millimetres or centimetres; taken as metres"),
+        (11.0, None, 11.0, ""),
+        (13.0, None, 13.0, "it reaches over 65 x 52 x 3"),
+        (70.0, None, 70.0, "which may be millimetres or centimetres; taken as metres"),
     ],
 )
 def test_millimetres_are_known_where_they_can_be_nothing_else(
@@ -77,13 +80,44 @@ def test_millimetres_are_known_where_they_can_be_nothing_else(
     assert len(found.remarks) == 1 + bool(said)
 
 
+def test_a_hall_in_millimetres_is_not_taken_as_metres_in_silence() -> None:
+    unit, said = guess_unit(room() * 5000)
+    assert unit == "m"
+    assert "say --unit mm" in said
+
+
 def test_points_that_are_not_finite_are_left_out_and_the_rows_of_the_others_are_kept(tmp_path: Path) -> None:
     points = room(100)
     points[[3, 50]] = np.nan
     found = read_scan(saved(tmp_path, points))
     assert found.rows.tolist() == [row for row in range(100) if row not in (3, 50)]
-    assert "2 of 100 points are not finite" in " ".join(found.remarks)
+    assert "2 of 100 points are not finite (NaN) and are left out, the first of them row 3" in " ".join(found.remarks)
     assert found.name == "my_scan"
+
+
+@pytest.mark.parametrize(("num_points", "offset"), [(100, 0.0), (20_000, 0.0), (100, 4e6)])
+@pytest.mark.parametrize("stray", [1e6, -3e8, 1e300])
+def test_points_that_went_astray_are_left_out_and_told(
+    tmp_path: Path, num_points: int, offset: float, stray: float
+) -> None:
+    points = room(num_points) + [offset, 0, 0]
+    kept = [row for row in range(num_points) if row not in (7, 60)]
+    points[[7, 60], 0] = stray
+    np.savez(tmp_path / "stray.npz", points=points)
+    found = read_scan(str(tmp_path / "stray.npz"), up="z")
+    assert found.rows.tolist() == kept
+    np.testing.assert_allclose(found.points + found.offset, points[kept], atol=1e-5)
+    said = " ".join(found.remarks)
+    assert f"2 of {num_points:,} points lie more than 10,000 m from their median" in said
+    assert "the first of them row 7" in said
+    assert " points over 5.0 x 4.0 x 2.5 m" in said
+    assert "--unit" not in said
+
+
+def test_a_scan_whose_points_all_lie_apart_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "apart.npz", points=np.array([[0.0, 0, 0], [1e6, 0, 0]]))
+    with pytest.raises(ShardError, match="2 of 2 points lie more than 10,000 m from their median, taken as m; say"):
+        read_scan(str(tmp_path / "apart.npz"))
 
 
 def test_a_scan_far_away_is_moved_near_the_origin_by_whole_metres(tmp_path: Path) -> None:

@@ -182,6 +182,11 @@ POINTS, COLORS = np.zeros((5, 3)), np.zeros((5, 3), np.uint8)
         (POINTS.astype(str), COLORS, "points are <U32"),
         (np.array([[0, 0, np.nan], [0, np.inf, 0], [0, 0, 0]]), COLORS[:3], "2 of 3 points are not finite"),
         (POINTS + 5e6, COLORS, r"5e\+06 m from the origin, where float32 cannot tell voxels of 0.1 m apart"),
+        (
+            np.array([[0, 0, 0], [0, 9e7, 0], [1e300, 0, 0]]),
+            COLORS[:3],
+            "2 of 3 points, the first of them row 1, lie up",
+        ),
         (POINTS, COLORS[:4], r"colors have shape \(4, 3\), wanted \(5, 3\)"),
         (POINTS, COLORS.astype(np.int64), "colors are int64, wanted uint8, or floats"),
         (POINTS, COLORS + 255.0, r"floats from 255 to 255, wanted \[0, 1\]; divide by 255"),
