@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from commands.pages.page import Fact
 from commands.pages.palette import NO_LABEL, label_colors
 from commands.pages.scan_page import MOST_POINTS, ScanAnswer, grey_by_height, render_scan
-from commands.pages.scored_scene import SURE_FROM
+from commands.pages.scored_scene import SURE_FROM, numbered
 from shards.doors.npz import RepeatedRows, write_npz
 from shards.doors.ply import write_ply
 from shards.doors.text import shown
 from shards.errors import CallError, ResultError
-from shards.results import check_result, write_result
+from shards.results import write_result
 from t4p.data.upright import METRES, UP_AXES, Unit, UpAxis
 from t4p.models.hub import SCHEME, spelt_out
 from t4p.tasks.described import Embedded
@@ -134,11 +134,11 @@ class _Answer:
 def _predict_objects(asked: _Asked) -> None:
     """Find the objects of a scan; objects.json beside the other files, which have the object of every point."""
     call, model, scan = asked.call, asked.model, asked.scan
-    with _as_call_errors(call):
+    with _as_call_errors(call.scan):
         objects = model.find_objects(scan.points, scan.colors, least_score=SURE_FROM)
-        words = model.embed_words(model.vocabulary)
+    words = model.embed_words(model.vocabulary)
     labels = [model.labels[label_id] for label_id in objects.label_ids]
-    names = _numbered(labels)
+    names = numbered(labels)
     of_point = np.full(len(scan.points), _NO_ID, np.int32)
     for place in reversed(range(len(names))):  # the surest last: a point is its
         of_point[objects.points_of[place]] = place
@@ -169,16 +169,6 @@ def _predict_objects(asked: _Asked) -> None:
         typer.echo(f"  {shown(record['name'])}: {record['score']:.2f}")
 
 
-def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
-    """A name for each object: its label and how many of them there are up to it."""
-    seen: Counter[str] = Counter()
-    names = []
-    for label in labels:
-        seen[label] += 1
-        names.append(f"{label} {seen[label]}")
-    return tuple(names)
-
-
 NO_BOXES = np.zeros((0, 7))
 
 
@@ -196,17 +186,20 @@ def predict_scan(call: ScanCall, labels: Sequence[str] | None) -> Path:
         CheckpointError, ConfigError, ClipError: the network cannot be read.
         ResultError: the results cannot be written.
     """
-    asked = _prepare(call)
-    model, scan = asked.model, asked.scan
+    model = _load(call)
     if model.finds != "labels":
         if labels is not None:
             raise CallError(f"--labels is for networks that label points, and {shown(call.model)} finds {model.finds}")
+        asked = _read(call, model)
         _predict_objects(asked)
         return asked.folder
-    with _as_call_errors(call):
-        described = model.describe(scan.points, scan.colors, labels)
-        names = model.labels if labels is None else tuple(labels)
-        words = model.embed_words(tuple(dict.fromkeys((*names, *model.vocabulary))))
+    with _as_call_errors():
+        names = model.labels if labels is None else model.spelled(labels, "labels")
+    words = model.embed_words(tuple(dict.fromkeys((*names, *model.vocabulary))))
+    asked = _read(call, model)
+    scan = asked.scan
+    with _as_call_errors(call.scan):
+        described = model.describe(scan.points, scan.colors, None if labels is None else names)
     best = described.scores.argmax(axis=1)
     shares = _softmax_in_place(described.scores, model.logit_scale if model.scores_are_cosines else 1.0)
     rows, palette = described.voxel_of_point, label_colors(names)
@@ -236,12 +229,15 @@ def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
     Raises:
         as `predict_scan`.
     """
-    asked = _prepare(call)
-    model, scan = asked.model, asked.scan
-    with _as_call_errors(call):
-        words = model.embed_words(tuple(dict.fromkeys((*model.vocabulary, *phrases))))
+    model = _load(call)
+    with _as_call_errors():
+        phrases = model.spelled(phrases)
+    words = model.embed_words(tuple(dict.fromkeys((*model.vocabulary, *phrases))))
+    asked = _read(call, model)
+    scan = asked.scan
+    with _as_call_errors(call.scan):
         embedded = Embedded(*model.embed_coarsely(scan.points, scan.colors))
-        scores = model.score_features(embedded.features, phrases)
+    scores = model.score_features(embedded.features, phrases)
     rows = embedded.row_of_point
     highest = scores.max(axis=1)
     ids = np.where(highest > ABOVE, scores.argmax(axis=1), _NO_ID).astype(np.int32)
@@ -273,25 +269,31 @@ def query_scan(call: ScanCall, phrases: Sequence[str]) -> Path:
     return asked.folder
 
 
-def _prepare(call: ScanCall) -> _Asked:
-    """The network, the scan, and a folder that takes the results; the quick checks first."""
+def _load(call: ScanCall) -> Model:
+    """The network, after what is refused without reading anything."""
     if not spelt_out(call.model).startswith(SCHEME) and not Path(call.model).exists():
         raise CallError(
             f"{shown(call.model)}: no such file or folder; wanted what `t4p checkpoint export` wrote, a run "
             f"folder, or {SCHEME}OWNER/NAME of the Hugging Face hub"
         )
+    if call.out is not None:
+        _check_folder(call.out, call.force)
+    import t4p
+
+    return t4p.load(call.model)
+
+
+def _read(call: ScanCall, model: Model) -> _Asked:
+    """The scan that a network is asked about, and a folder that takes the results."""
     from t4p.data.scan import read_scan
 
     scan = read_scan(call.scan, call.unit, call.up)
     for remark in scan.remarks:
         typer.echo(f"{shown(scan.name)}: {shown(remark, 500)}", err=True)
-    folder = Path("predictions") / scan.name if call.out is None else call.out
-    if folder.is_dir():
-        for name in (*FILES, OBJECTS):
-            check_result(folder / name, call.force)
-    import t4p
-
-    model = t4p.load(call.model)
+    folder = call.out
+    if folder is None:
+        folder = Path("predictions") / scan.name
+        _check_folder(folder, call.force)
     if scan.colors is None and model.needs_color:
         raise CallError(
             f"{shown(call.scan)}: has no colour, and {shown(call.model)} was trained with it (model.point_features); "
@@ -301,17 +303,29 @@ def _prepare(call: ScanCall) -> _Asked:
     return _Asked(call, model, scan, folder)
 
 
-class _as_call_errors:
-    """Around what a network is asked: what it refuses, the user has called for."""
+def _check_folder(folder: Path, force: bool) -> None:
+    """Refuse a folder that cannot take the results, or holds some."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise CallError(f"{shown(there)}: is a file, wanted a folder for the results; name another folder with --out")
+    for name in (*FILES, OBJECTS):
+        path = folder / name
+        if path.is_dir() or (not force and os.path.lexists(path)):
+            again = "" if path.is_dir() else ", or write over it with --force"
+            raise CallError(f"{shown(path)}: exists already; name another folder with --out{again}")
 
-    def __init__(self, call: ScanCall) -> None:
-        self._call = call
+
+class _as_call_errors:
+    """Around what a network is asked: what it refuses, the user has called for; of a scan, which is named first."""
+
+    def __init__(self, scan: str | None = None) -> None:
+        self._where = "" if scan is None else f"{shown(scan)}: "
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, ValueError):
-            raise CallError(f"{shown(self._call.scan)}: {error}") from error
+            raise CallError(f"{self._where}{error}") from error
 
 
 def _write(asked: _Asked, answer: _Answer) -> None:

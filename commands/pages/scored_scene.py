@@ -88,7 +88,7 @@ def paint_objects(points: NDArray[np.float32], truth: Objects, found: Objects, l
 
     A found one has the colour of the true one that it is; all of a label that are none have one colour.
     """
-    names = _numbered([labels[label] for label in truth.label_ids])
+    names = numbered([labels[label] for label in truth.label_ids])
     partner = match_objects(truth, found)
     stray, which = np.unique(found.label_ids[partner == _NONE], return_inverse=True)
     name_of_found = partner.copy()
@@ -144,11 +144,11 @@ def _surest(points: NDArray[np.float32], objects: Objects, names: NDArray[np.int
     return painted
 
 
-def _numbered(names: Sequence[str]) -> tuple[str, ...]:
-    """ "chair 1", "chair 2"."""
+def numbered(labels: Sequence[str]) -> tuple[str, ...]:
+    """A name for each object: its label and how many of them there are up to it."""
     seen: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        seen[name] += 1
-        numbered.append(f"{name} {seen[name]}")
-    return tuple(numbered)
+    names = []
+    for label in labels:
+        seen[label] += 1
+        names.append(f"{label} {seen[label]}")
+    return tuple(names)

@@ -96,17 +96,22 @@ def terms_of_towers(clip: ClipConfig) -> str:
     return NOT_STATED
 
 
+def words_file(clip: ClipConfig) -> Path | None:
+    """The list of all words that a text tower of few words was trained with, beside its JSON; None where none is."""
+    try:
+        name = find_packaged(clip.name) if clip.name.endswith(".json") else Path(clip.name)
+    except ConfigError:
+        return None  # whoever loads the tower is told that it is not there
+    listed = name.with_name(f"{name.stem}{WORDS_SUFFIX}")
+    return listed if name.suffix == ".json" and listed.is_file() else None
+
+
 def words_not_learnt(clip: ClipConfig, phrases: Sequence[str]) -> tuple[str, ...]:
     """The words of some phrases that a text tower of few words was never trained with: its answer is noise.
 
     Only towers with a list of their words beside their JSON have any; that which ships for the rooms is one.
     """
-    try:
-        name = find_packaged(clip.name) if clip.name.endswith(".json") else Path(clip.name)
-    except ConfigError:
-        return ()  # whoever loads the tower is told that it is not there
-    listed = name.with_name(f"{name.stem}{WORDS_SUFFIX}")
-    if name.suffix != ".json" or not listed.is_file():
+    if (listed := words_file(clip)) is None:
         return ()
     learnt = set(parse_json(read_file(listed))["words"])
     asked = (word for phrase in phrases for word in re.findall(r"[^\W_]+", phrase.lower()) or [phrase])

@@ -264,9 +264,11 @@ def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], di
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: its format is {metadata.get('format')!r}; {wanted}")
+                raise CheckpointError(f"{path}: is no export: its format is {metadata.get('format')!r}; {wanted}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is no export, or one that is cut short; {wanted}") from error
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {wanted}") from error
     noted = metadata.pop(CONTENT_HASH, None)
     if noted is not None and noted != _hash_content(metadata, tensors):

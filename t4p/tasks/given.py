@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+from t4p.tasks.query import spelling
 
 Points: TypeAlias = ArrayLike | Tensor
 _SHARES_OF_BYTES = (np.arange(256) / 255).astype(np.float32)
@@ -78,11 +80,12 @@ def _array(values: Points) -> NDArray[Any]:
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def checked_words(words: Sequence[str], what: str) -> tuple[str, ...]:
-    """The words, each once.
+def checked_words(words: Sequence[str], what: str, known: Iterable[str] = ()) -> tuple[str, ...]:
+    """The words, each once, with single spaces; those that are known in another spelling as they are known.
 
     Args:
         what: they are for, for messages.
+        known: words in a spelling of their own, of which the first counts where two are one word.
 
     Raises:
         ValueError: no list of words, none, an empty one, or one twice.
@@ -93,6 +96,10 @@ def checked_words(words: Sequence[str], what: str) -> tuple[str, ...]:
         raise ValueError(f"{what} is empty, wanted at least one word")
     if any(not word.strip() for word in words):
         raise ValueError(f"{what} is {list(words)}, of which one is empty; take it out")
-    if doubles := sorted({word for word in words if list(words).count(word) > 1}):
+    exact, spelt = set(known), {}
+    for word in (*known, *(" ".join(word.split()) for word in words)):
+        spelt.setdefault(spelling(word), word)
+    found = tuple(word if word in exact else spelt[spelling(word)] for word in words)
+    if doubles := sorted({word for word in found if found.count(word) > 1}):
         raise ValueError(f"{what} names twice: {', '.join(doubles)}")
-    return tuple(words)
+    return found

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from t4p.config.clip_models import words_not_learnt
+from t4p.config.clip_models import words_file, words_not_learnt
 from t4p.config.kinds import task_named
 from t4p.data.boxes import bounds_of, rows_inside
 from t4p.data.placement import AS_RECORDED
@@ -29,7 +30,7 @@ from t4p.runs.terms import Terms
 from t4p.tasks.described import Described, Embedded, FoundObjects, PointsOfVoxels
 from t4p.tasks.evaluate import voxel_scores
 from t4p.tasks.given import Points, checked_colors, checked_groups, checked_points, checked_words
-from t4p.tasks.query import query_scores, rule_of_scores
+from t4p.tasks.query import query_scores, rule_of_scores, spelling
 
 # The method of a Model by what its network finds.
 DOORS = {"labels": "classify", "masks": "segment_instances", "boxes": "detect"}
@@ -154,12 +155,13 @@ class Model:
         """
         self._require("labels")
         voxels = self._voxels_of(points, colors)
-        asked = self.labels if labels is None else checked_words(labels, "labels")
+        asked = self.labels if labels is None else self.spelled(labels, "labels")
         if task_named(self.task).any_words:
             asking = replace(self._exported, labels=asked, label_embeddings=self._embed_words(asked))
             columns = None
         else:
-            asking, columns = self._exported, None if labels is None else self._columns_of(asked)
+            asking = self._exported
+            columns = None if labels is None else [self.labels.index(label) for label in asked]
         coords, features = self._tensors(voxels)
         scores, expanded = voxel_scores(asking, coords, features, voxels.bottleneck_of_voxel)
         scores = scores if columns is None else scores[:, columns]
@@ -233,10 +235,15 @@ class Model:
             least_score: of the objects that are wanted.
 
         Raises:
-            ValueError: as these; the network finds no objects.
+            ValueError: as these; the network finds no objects, or boxes, and there are groups.
         """
         if self.finds == "labels":
             self._require("masks")
+        if self.finds == "boxes" and groups is not None:
+            raise ValueError(
+                "groups are what masks are made of, and this network finds boxes; leave them out, or load the export "
+                "of a run with task: instance"
+            )
         cloud = self._cloud_of(points, colors)
         voxels = self._voxelize(cloud, has_color=colors is not None)
         task = task_named(self.task).load()
@@ -291,7 +298,8 @@ class Model:
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """What `query` weighs a phrase against, and can be asked without a text tower: labels and neutral words."""
-        return tuple(dict.fromkeys((*self.labels, *self.neutral_words)))
+        labels = {spelling(label) for label in self.labels}
+        return (*self.labels, *(word for word in self.neutral_words if spelling(word) not in labels))
 
     @property
     def logit_scale(self) -> float:
@@ -321,9 +329,36 @@ class Model:
             ValueError: no word or one twice; one that the text tower of the run has never seen.
             MissingExtraError, ClipError, CheckpointError: as `classify`.
         """
-        asked = checked_words(words, "phrases")
-        embedded = F.normalize(self._embed_words(asked).float(), dim=1).cpu().numpy()
-        return dict(zip(asked, embedded, strict=True))
+        embedded = F.normalize(self._embed_words(self.spelled(words)).float(), dim=1).cpu().numpy()
+        return dict(zip(words, embedded, strict=True))
+
+    def spelled(self, words: Sequence[str], what: Literal["phrases", "labels"] = "phrases") -> tuple[str, ...]:
+        """Words that can be asked, as the network spells those that it knows: case and spaces do not count.
+
+        Args:
+            what: they are to be; a fine-tuned head knows its own labels only.
+
+        Raises:
+            ValueError: no word or one twice; one that the head does not know, or the text tower has never seen.
+        """
+        known = (*self.labels, *self.neutral_words)
+        asked = checked_words(words, what, (*known, *self.label_of))
+        if what == "labels" and not self.scores_are_cosines:
+            if unknown := [label for label in asked if label not in self.labels]:
+                raise ValueError(
+                    f"labels {unknown}: the head of this network was fine-tuned for {list(self.labels)} and knows no "
+                    "other words; ask for some of these, or load the export of a pre-training, which can be asked "
+                    "anything"
+                )
+            return asked
+        clip = self._exported.config.model.clip
+        if strange := words_not_learnt(clip, [word for word in asked if word not in known]):
+            raise ValueError(
+                f"the words {', '.join(map(repr, strange))}: the text tower of this network ({clip.name}) was never "
+                f"trained with them, so what it says of them is noise; ask for {list(self.vocabulary)} or what else "
+                f"{words_file(clip)} lists, or a network that was pre-trained against a CLIP of the whole language"
+            )
+        return asked
 
     def _require(self, wanted: str) -> None:
         found = self.finds
@@ -357,27 +392,12 @@ class Model:
         device = self._exported.label_embeddings.device
         return F.pad(voxels.voxel_coords, (1, 0)).to(device), voxels.voxel_features.to(device)
 
-    def _columns_of(self, labels: Sequence[str]) -> list[int]:
-        """Which channels of a fine-tuned head stand for these words."""
-        if unknown := [label for label in labels if label not in self.labels]:
-            raise ValueError(
-                f"labels {unknown}: the head of this network was fine-tuned for {list(self.labels)} and knows no other "
-                "words; ask for some of these, or load the export of a pre-training, which can be asked anything"
-            )
-        return [self.labels.index(label) for label in labels]
-
     def _embed_words(self, labels: Sequence[str]) -> Tensor:
         """(K, d) text embeddings: those of the file, and of the text tower for new words."""
         exported, device = self._exported, self._exported.label_embeddings.device
         known = {**exported.neutral, **dict(zip(exported.labels, exported.label_embeddings, strict=True))}
         if new := [label for label in labels if label not in known]:
             clip = exported.config.model.clip
-            if strange := words_not_learnt(clip, new):
-                raise ValueError(
-                    f"the words {', '.join(map(repr, strange))}: the text tower of this network ({clip.name}) was "
-                    f"never trained with them, so what it says of them is noise; ask for {list(known)}, or a network "
-                    "that was pre-trained against a CLIP of the whole language"
-                )
             towers = load_towers_from(clip, exported.config.run.seed)
             if towers.sha256 != exported.towers_sha256:
                 raise CheckpointError(

@@ -8,6 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def spelling(word: str) -> str:
+    """What all spellings of a word have in common: without case, with single spaces."""
+    return " ".join(word.split()).casefold()
+
+
 def query_scores(
     features: NDArray[np.float32],
     phrases: Mapping[str, NDArray[np.float32]],
@@ -20,7 +25,7 @@ def query_scores(
     Args:
         features: (V, d) unit-norm.
         phrases: Q phrases and their (d,) embeddings, unit-norm.
-        others: likewise; one that is the phrase itself counts once.
+        others: likewise; one that is the phrase itself, in whatever spelling, counts once.
         logit_scale: multiplier of the cosines.
         label_of: of synonyms, the label that they are words of, against which they are not weighed.
 
@@ -28,9 +33,10 @@ def query_scores(
         (V, Q) in [0, 1].
     """
     scores = np.empty((len(features), len(phrases)), np.float32)
+    label_of_word = {spelling(word): spelling(label) for word, label in (label_of or {}).items()}
     for column, (phrase, embedding) in enumerate(phrases.items()):
-        same = (phrase, (label_of or {}).get(phrase))
-        against = [other for word, other in others.items() if word not in same]
+        same = (spelling(phrase), label_of_word.get(spelling(phrase)))
+        against = [other for word, other in others.items() if spelling(word) not in same]
         logits = logit_scale * (features @ np.stack([embedding, *against]).T)
         logits -= logits.max(axis=1, keepdims=True)
         np.exp(logits, out=logits)

@@ -319,7 +319,7 @@ async function use(frame) {
   pointer("pointerdown", 0.5, 0.5);
   pointer("pointerup", 0.5, 0.5);
   tell("picked", [...$("picked").querySelectorAll("strong, td")].map((each) => each.textContent));
-  tell("asked", await ask("bed, floor"));
+  tell("asked", await ask("Bed,  floor , BED"));
   tell("unknown", (await ask("dog")).split(";")[0]);
   const before = await press(labels);
   tell("hidden", before !== (await press($("legend").querySelector("button"))));

@@ -95,11 +95,15 @@
 
   // ---- what is shown --------------------------------------------------------------------------------------------
 
-  // "chair, sofa" as words of the page, and what is none.
+  // The word of the page that a text is, in whatever spelling: case and spaces do not count.
+  const spelled = (text) => text.trim().split(/\s+/).join(" ").toLowerCase();
+  const bySpelling = new Map([...data.words].reverse().map((word) => [spelled(word), word]));
+  const find = (text) => data.words.includes(text) ? text : bySpelling.get(spelled(text));
+
+  // "chair, sofa" as words of the page, each once, and what is none.
   function wordsOf(text) {
-    const clean = text.trim();
-    const asked = data.words.includes(clean) ? [clean] : clean.split(",").map((word) => word.trim()).filter(Boolean);
-    return { known: asked.filter((word) => data.words.includes(word)), strange: asked.filter((word) => !data.words.includes(word)) };
+    const asked = find(text) ? [text] : text.split(",").map((word) => word.trim()).filter(Boolean);
+    return { known: [...new Set(asked.map(find).filter(Boolean))], strange: asked.filter((word) => !find(word)) };
   }
 
   function button(parent, name, press) {

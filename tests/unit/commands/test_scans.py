@@ -14,6 +14,7 @@ from commands.scans import FILES, predict_scan, query_scan, scan_call
 from shards.doors.ply import read_ply, write_ply
 from shards.errors import CallError, ShardError
 from t4p.data.boxes import points_inside
+from t4p.errors import CheckpointError
 from t4p.tasks.model import load
 
 OLDER = Path(__file__).resolve().parents[2] / "data" / "older"
@@ -53,7 +54,7 @@ def test_a_prediction_is_what_classify_says_in_every_file(tmp_path: Path, capsys
     said = capsys.readouterr()
     assert f"wrote {out / 'points.ply'}" in said.err
     assert "of the points" in said.out
-    with pytest.raises(CallError, match=r"points\.ply: exists already; .*--force"):
+    with pytest.raises(CallError, match=r"points\.ply: exists already; name another folder .*--force"):
         predict_scan(call(TUNED, SCENE, out), None)
     predict_scan(call(TUNED, SCENE, out, force=True), ["chair", "wall"])
     assert set(np.load(out / "points.npz")["labels"]) <= {0, 1}
@@ -62,7 +63,7 @@ def test_a_prediction_is_what_classify_says_in_every_file(tmp_path: Path, capsys
 def test_a_query_is_what_the_python_door_says_and_its_rule_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    query_scan(call(PRETRAINED, SCENE, tmp_path), ["chair", "floor"])
+    query_scan(call(PRETRAINED, SCENE, tmp_path), [" Chair", "floor"])
     saved, model = np.load(tmp_path / "points.npz"), load(PRETRAINED)
     scores = model.query(saved["points"], saved["colors"], ["chair", "floor"])
     np.testing.assert_allclose(saved["scores"], scores, atol=1e-3)
@@ -104,6 +105,22 @@ def test_what_cannot_be_asked_is_told_and_leaves_no_folder(tmp_path: Path) -> No
         call(TUNED, SCENE, out, unit="inch")
     with pytest.raises(CallError, match="--up is 'w', wanted one of x, y, z, -x, -y, -z"):
         call(TUNED, SCENE, out, up="w")
+    for phrases, message in (
+        (["chair", "Chair"], "names twice: chair$"),
+        (["", "wall"], r"is \['', 'wall'\], of which"),
+    ):
+        with pytest.raises(CallError, match=rf"^phrases {message}"):
+            query_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), out), phrases)
+    with pytest.raises(CallError, match=r"^labels is empty"):
+        predict_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), out), [])
+    with pytest.raises(CheckpointError, match=r"bare\.npz: is no export"):
+        query_scan(call(bare, str(tmp_path / "gone.ply"), out), ["chair"])
+    for place in (bare, bare / "below"):
+        with pytest.raises(CallError, match=r"bare\.npz: is a file, wanted a folder .*; name another folder"):
+            query_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), place), ["chair"])
+    (tmp_path / "points.npz").mkdir()
+    with pytest.raises(CallError, match=r"points\.npz: exists already; name another folder with --out$"):
+        query_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), tmp_path, force=True), ["chair"])
     np.savez(bare, points=np.zeros((0, 3)))
     with pytest.raises(ShardError, match="holds no point"):
         predict_scan(call(TUNED, str(bare), out), None)

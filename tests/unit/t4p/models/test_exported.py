@@ -151,10 +151,12 @@ def test_a_damaged_header_is_named(path, key, text, cause):
 def test_another_file_is_refused(path, tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(1)}, other)
-    with pytest.raises(CheckpointError, match=r"its format is None; wanted a file that `t4p checkpoint export` wrote"):
+    with pytest.raises(
+        CheckpointError, match=r"is no export: its format is None; wanted a file that `t4p checkpoint export` wrote"
+    ):
         load_exported(other)
     other.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"other\.safetensors: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: is no export, or one that is cut short; wanted"):
         load_exported(other)
     with pytest.raises(CheckpointError, match=r"nowhere: cannot be read"):
         load_exported(tmp_path / "nowhere")

@@ -97,6 +97,8 @@ def test_objects_and_features_come_of_one_pass_and_are_the_same_in_tiles(
     if task == "detection":
         boxes, label_ids, scores = model.detect(*scene)
         np.testing.assert_array_equal(boxes, whole.boxes)
+        with pytest.raises(ValueError, match="groups are what masks are made of, and this network finds boxes"):
+            model.find_objects(*scene, groups=np.zeros(len(scene[0]), int))
     else:
         masks, label_ids, scores = model.segment_instances(*scene)
         assert [np.flatnonzero(mask).tolist() for mask in masks] == [rows.tolist() for rows in whole.points_of]

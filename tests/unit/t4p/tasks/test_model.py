@@ -145,6 +145,38 @@ def test_a_synonym_is_not_weighed_against_its_label(exported: ExportedNetwork, s
     np.testing.assert_allclose(model.query(*scene, ["seat"])[:, 0], shares[:, 0], atol=1e-5)
 
 
+def test_case_and_spaces_of_a_word_do_not_count(exported: ExportedNetwork, scene) -> None:
+    label_words = {label: (label, "seat") if label == "chair" else (label,) for label in exported.labels}
+    config = exported.config.model_copy(
+        update={"model": exported.config.model.model_copy(update={"labels": label_words})}
+    )
+    words = torch.nn.functional.normalize(torch.arange(32.0).reshape(2, 16), dim=1)
+    neutral = {"an arm  rest": words[0], "seat": words[1], "Wall": words[0]}
+    model = Model(replace(exported, config=config, neutral=neutral, logit_scale=5.0))
+    own, other = ["chair", "seat", "an arm  rest", "Wall"], [" Chair", "SEAT", "An arm\trest ", "Wall"]
+    assert model.spelled(other) == tuple(own)
+    assert model.vocabulary == (*model.labels, "an arm  rest", "seat"), "Wall is a label"
+    np.testing.assert_array_equal(model.query(*scene, other), model.query(*scene, own))
+    assert list(model.embed_words(other)) == other
+    for found, same in zip(
+        model.classify(*scene, labels=["FLOOR", "chair "]),
+        model.classify(*scene, labels=["floor", "chair"]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, same)
+    for twice in (["Chair", "chair "], ["Dog", "dog"]):
+        with pytest.raises(ValueError, match=r"phrases names twice: (chair|Dog)"):
+            model.spelled(twice)
+
+
+def test_whoever_asks_a_word_that_the_tower_has_never_seen_is_told_where_its_words_are_listed(exported) -> None:
+    model = exported.config.model
+    clip = model.clip.model_copy(update={"name": "configs/clip/small-rooms.json"})
+    config = exported.config.model_copy(update={"model": model.model_copy(update={"clip": clip})})
+    with pytest.raises(ValueError, match=r"the words 'dog': .* or what else .*configs/clip/small-rooms\.words\.json"):
+        Model(replace(exported, config=config)).spelled(["chair", "a dog"])
+
+
 def test_another_phrase_is_one_more_in_its_own_softmax(pretrained, scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the CLIP of the run is a path
     scores = pretrained.query(*scene, ["a red chair", "wall"])
