@@ -76,12 +76,11 @@ def page_of_run(config: JobConfig, command: str, on_progress: Callable[[int, int
     scored = scored_page(config, on_progress)
     losses = loss_names(steps)
     ends = {name: ends_of(steps, name) for name in losses}
-    begin, end = ends.get("loss", (math.nan, math.nan))
     return replace(
         scored,
         title=f"Fine-tuning {run_dir.name}",
-        summary=f"Task {config.task}, {len(steps)} steps, global batch size {config.train.global_batch_size}; loss "
-        f"{begin:.3g} at the beginning, {end:.3g} at the end. "
+        summary=f"Task {config.task}, {len(steps)} steps, global batch size {config.train.global_batch_size}"
+        + ("; loss {:.3g} at the beginning, {:.3g} at the end. ".format(*ends["loss"]) if "loss" in ends else ". ")
         + (scored.summary or "No validation data with labels, so nothing was scored."),
         charts=charts_of(config.task, steps, validation),
         facts=(Fact("run folder", str(run_dir)), Fact("data", ", ".join(config.data.urls)), *scored.facts),
@@ -139,7 +138,11 @@ def curve(lines: Lines, name: str) -> tuple[tuple[float, float], ...]:
 
 
 def ends_of(steps: Lines, name: str) -> tuple[float, float]:
-    """The mean of a loss over the tenth of the steps at either end: one step of a few samples is noisy."""
-    few = max(1, round(_AVERAGED * len(steps)))
-    first, last = (fmean(line[name] for line in lines) for lines in (steps[:few], steps[-few:]))
-    return first, last
+    """The mean of a loss over the tenth of its steps at either end: one step of a few samples is noisy.
+
+    Args:
+        name: of a loss that a line has, at least.
+    """
+    values = [line[name] for line in steps if name in line]
+    few = max(1, round(_AVERAGED * len(values)))
+    return fmean(values[:few]), fmean(values[-few:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,28 +117,29 @@ class RunLog:
 
 
 def read_lines(path: Path) -> list[dict[str, float]]:
-    """All records of a JSON-lines file; none where it is missing."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All records of a JSON-lines file, without what was not written to its end; none where it is missing."""
+    return [record for _, record in _whole_lines(path)]
 
 
 def last_line(path: Path) -> dict[str, float] | None:
     """The last record of a JSON-lines file; None where there is none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else None
+    lines = read_lines(path)
+    return lines[-1] if lines else None
 
 
 def cut_back(path: Path, step: int) -> None:
     """Drop the lines of a JSON-lines file that come after `step`, and a last line that was not written to its end."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    if path.exists():
+        write_atomically(path, "".join(line for line, record in _whole_lines(path) if record["step"] <= step))
+
+
+def _whole_lines(path: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Every line of a run in a JSON-lines file, and what it says; a torn one, or of something else, is passed over."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
         try:
-            fits = line.endswith("\n") and json.loads(line)["step"] <= step
-        except (ValueError, KeyError, TypeError):  # torn, or no line of a run
-            fits = False
-        if fits:
-            kept.append(line)
-    write_atomically(path, "".join(kept))
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield line, record

@@ -33,6 +33,7 @@ def test_losses_their_parts_and_the_scores_of_the_task_have_a_chart_each() -> No
     assert (step, after) == (20, 0.5)
     assert charts_of("semantic", [], []) == ()
     assert ends_of(STEPS, "loss") == (7.5, -10.5), "means over two steps"
+    assert ends_of([{"step": 0, "loss": 9.0}, *STEPS], "loss_task") == (4.0, 4.0), "of the lines that have it"
 
 
 def test_a_run_without_validation_data_has_its_curves_and_says_that_nothing_was_scored(tmp_path: Path) -> None:
@@ -53,3 +54,10 @@ def test_a_run_without_validation_data_has_its_curves_and_says_that_nothing_was_
     assert report["scores"] is None
     assert report["num_steps"] == 20
     assert report["losses"]["loss_mask"]["last"] == pytest.approx(2.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "loss": 0.')  # torn
+    assert "20 steps" in write_run_report(config, "t4p finetune").read_text()
+    (tmp_path / "metrics.jsonl").unlink()
+    page = write_run_report(config, "t4p finetune").read_text()
+    assert "0 steps, global batch size" in page
+    assert "at the beginning" not in page
