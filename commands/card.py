@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,11 @@ import yaml
 from shards.doors.text import shown
 from shards.terms import NO_TERMS
 from t4p.config.clip_models import OUR_TOWERS, RANDOM_TOWERS
+from t4p.config.data import LabelledDataConfig
 from t4p.config.kinds import task_named
 from t4p.config.network import FinetunedModelConfig
+from t4p.config.run import FinetuneTrainConfig
+from t4p.config.tasks import JobConfig
 
 if TYPE_CHECKING:
     from t4p.models.exported import ExportedNetwork  # loads torch
@@ -44,14 +46,11 @@ def _head(exported: ExportedNetwork) -> dict[str, object]:
     terms = exported.terms
     ours = terms.towers in (OUR_TOWERS, RANDOM_TOWERS) and all(each.licence == NO_TERMS for each in terms.all_datasets)
     door, _ = _DOORS[task_named(exported.config.task).finds]
-    formats = [re.sub(r"[^\w.-]+", "-", each.source_format) for each in terms.all_datasets if each.source_format]
     licence = {"license": "apache-2.0"} if ours else {"license": "other", "license_name": "see-data-and-licences"}
-    datasets = {"datasets": list(dict.fromkeys(formats))} if formats else {}
     return {
         **licence,
         "library_name": "text4point",
         "tags": ["point-cloud", "3d", "clip", "open-vocabulary", door],
-        **datasets,
     }
 
 
@@ -75,9 +74,10 @@ def _body(exported: ExportedNetwork, title: str) -> Iterator[str]:
     yield f"- inputs of a point: {', '.join(model.point_features)}"
     yield f"- against the CLIP towers {shown(model.clip.name)}, weights: {shown(model.clip.pretrained)}"
     if isinstance(model, FinetunedModelConfig):
-        beginning = "from random weights" if model.pretrained is None else "from a pre-training"
+        beginning = "from random weights" if model.pretrained is None else "from other weights"
         share = "" if exported.finetuned_share == 1 else f"; {exported.finetuned_share:g} of the weights are fine-tuned"
         yield f"- fine-tuned {beginning}{share}"
+    yield from _what_it_learnt_from(config)
     versions = ", ".join(f"{shown(name)} {shown(version)}" for name, version in exported.versions.items())
     yield f"- versions: {versions or 'not noted'}"
     yield from (
@@ -100,6 +100,22 @@ def _body(exported: ExportedNetwork, title: str) -> Iterator[str]:
     yield "`points` are (N, 3) in metres with z up, `colors` (N, 3) uint8. Text4Point's docs/python.md has the rest."
     yield from ("", "## Limits", "")
     yield from (f"- {limit}" for limit in _limits(exported))
+
+
+def _what_it_learnt_from(config: JobConfig) -> Iterator[str]:
+    """Lines on what of the datasets was learnt from, and how: what is not as usual, and every augmentation."""
+    data = config.data
+    changes = [
+        name if value is True else f"{name} {value:g}" for name, value in data.augment.model_dump().items() if value
+    ]
+    yield f"- augmentation: {', '.join(changes) or 'none'}"
+    if isinstance(data, LabelledDataConfig):
+        if data.label_fraction < 1:
+            yield f"- a share of {data.label_fraction:g} of the scenes of every dataset (data.label_fraction)"
+        if data.labels_per_scene is not None:
+            yield f"- {data.labels_per_scene:,} labelled points of every scene (data.labels_per_scene)"
+    if isinstance(config.train, FinetuneTrainConfig) and config.train.layer_decay < 1:
+        yield f"- learning rate times {config.train.layer_decay:g} for each stage below the head (train.layer_decay)"
 
 
 def _limits(exported: ExportedNetwork) -> Iterator[str]:

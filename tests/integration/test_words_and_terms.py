@@ -115,13 +115,12 @@ def test_a_fine_tuning_learns_tokens_before_every_synonym_and_its_card_names_wha
         "license_name": "see-data-and-licences",
         "library_name": "text4point",
         "tags": ["point-cloud", "3d", "clip", "open-vocabulary", "point-cloud-segmentation"],
-        "datasets": ["synthetic"],
     }
     for line in (
         "- chair: chair, stools, a sofa",
         "- wall",
         "- 2 steps of 1 samples, learning rate 0.003",
-        "- fine-tuned from a pre-training",
+        "- fine-tuned from other weights",
         "- trained on frames (synthetic, 2 samples): CC BY 4.0, of a friend",
         "- began with weights trained on frames (synthetic, 2 samples): CC BY 4.0, of a friend",
         f"- CLIP towers configs/clip/small-rooms.json: {terms.towers}",

@@ -36,7 +36,6 @@ def test_of_an_older_export_the_datasets_are_named_and_their_terms_are_not_state
     assert (dataset.licence, exported.terms.towers, exported.terms.began_with) == (NOT_STATED, NOT_STATED, ())
     head, body = head_and_body(exported)
     assert head["license"] == "other"
-    assert "datasets" not in head, "the name of a folder is no dataset of the hub"
     assert f"\n- trained on {dataset.name}: not stated\n" in body
     assert "procedural rooms only" not in body
     assert read_terms(OLDER / "pretrain.safetensors") == exported.terms
@@ -50,7 +49,6 @@ def test_what_is_made_of_our_own_is_under_our_licence_and_what_anybody_elses_is_
         "license": "apache-2.0",
         "library_name": "text4point",
         "tags": ["point-cloud", "3d", "clip", "open-vocabulary", "point-cloud-segmentation"],
-        "datasets": ["synthetic"],
     }
     assert "It has seen procedural rooms only, and no real scan." in body
     for terms in (
@@ -60,16 +58,39 @@ def test_what_is_made_of_our_own_is_under_our_licence_and_what_anybody_elses_is_
     ):
         assert head_and_body(exported, terms=terms)[0]["license"] == "other"
     head, body = head_and_body(exported, terms=Terms((OURS,), (THEIRS,), RANDOM_TOWERS))
-    assert head["datasets"] == ["synthetic", "tum"]
+    assert "datasets" not in head, "the formats that are packed are no datasets of the hub"
     assert "\n- began with weights trained on fr1 (tum, 1,200 samples): CC BY 4.0\n" in body
     assert "words mean nothing to it" in body
     assert "procedural rooms only" not in body
 
 
+def test_how_much_of_the_data_was_learnt_from_and_how_is_said() -> None:
+    tuned = load_exported_network(OLDER / "semantic.safetensors")
+    _, body = head_and_body(tuned)
+    assert "\n- augmentation: rotation, mirror, scale 0.1, color_jitter 0.05\n" in body
+    assert not [word for word in ("label_fraction", "labels_per_scene", "layer_decay") if word in body]
+    few = {"label_fraction": 0.2, "labels_per_scene": 20}
+    few["augment"] = tuned.config.data.augment.model_copy(update={"rotation": False, "elastic": 0.5})
+    changes = {
+        "data": tuned.config.data.model_copy(update=few),
+        "train": tuned.config.train.model_copy(update={"layer_decay": 0.9}),
+        "model": tuned.config.model.model_copy(update={"pretrained": "another.safetensors"}),
+    }
+    _, body = head_and_body(tuned, config=tuned.config.model_copy(update=changes))
+    for line in (
+        "- fine-tuned from other weights",
+        "- augmentation: mirror, scale 0.1, color_jitter 0.05, elastic 0.5",
+        "- a share of 0.2 of the scenes of every dataset (data.label_fraction)",
+        "- 20 labelled points of every scene (data.labels_per_scene)",
+        "- learning rate times 0.9 for each stage below the head (train.layer_decay)",
+    ):
+        assert f"\n{line}\n" in body, line
+
+
 def test_text_of_others_stays_on_its_line(exported: ExportedNetwork) -> None:
     hostile = DatasetTerms("x", "a\n---\nb", 1, "free\n# for all")
     head, body = head_and_body(exported, terms=Terms((hostile,), (), "mine\n\n# yours"))
-    assert head["datasets"] == ["a-----b"]
+    assert head["license"] == "other"
     assert not [line for line in body.splitlines() if line in ("# for all", "# yours", "---")]
 
 
