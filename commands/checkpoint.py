@@ -12,10 +12,12 @@ import typer
 from commands.arguments import Force
 from commands.card import CARD_SUFFIX, model_card
 from shards.results import check_result, write_result
+from t4p.config.kinds import config_of_task
 from t4p.errors import CheckpointError, ConfigError
 from t4p.runs.checkpoint import as_checkpoint, check_sizes, checkpoints_in, read_state, verify_marker
 from t4p.runs.retention import DELETED
 from t4p.runs.universal import SUFFIX, is_universal, made_from, make_universal, universal_of
+from t4p.tasks.afterwards import evaluation_of
 
 app = typer.Typer(
     help="What a run has saved: list, verify, convert for another number of ranks, export.", no_args_is_help=True
@@ -148,7 +150,7 @@ def export_command(
     export_checkpoint(checkpoint, out, pretrained, finetuned_share, force)
     typer.echo(
         f"{out}: {out.stat().st_size / 1e6:,.1f} MB; read it in Python with t4p.load({str(out)!r}), score it on "
-        f"a dataset with labels with `t4p evaluate model.exported={out} data.shards=[DST]`"
+        f"a dataset with labels with `{evaluation_of(config_of_task(read_state(checkpoint).config), out)}`"
     )
     if card:
         from t4p.models.exported import load_exported_network

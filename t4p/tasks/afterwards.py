@@ -15,6 +15,7 @@ from t4p.data.fetch import Catalogue
 from t4p.runs.checkpoint import MARKER, checkpoints_in, step_of
 
 ANY_OTHER = "*"  # of data.ignored_labels
+USUAL = EvaluatedDataConfig(shards=("",))  # what `t4p evaluate` takes where it is told nothing of its data
 
 
 def random_towers(config: JobConfig) -> str | None:
@@ -74,9 +75,7 @@ def next_commands(config: JobConfig, checkpoint: Path) -> tuple[str, ...]:
 
 def scored_data(config: JobConfig) -> EvaluatedDataConfig | None:
     """The validation data as it is scored, where it has labels of the run or, for boxes, no labels; else None."""
-    urls, labels = config.data.validation_shards, config.model.label_names
-    usual = EvaluatedDataConfig(shards=("",))
-    ignored = config.data.ignored_labels if isinstance(config.data, LabelledDataConfig) else usual.ignored_labels
+    urls, labels, ignored = config.data.validation_shards, config.model.label_names, _ignored_labels(config)
     try:
         names_of_datasets = Catalogue(urls).label_names if urls else ()
     except UserError:  # what is said of a run that is over must not make it fail
@@ -88,12 +87,21 @@ def scored_data(config: JobConfig) -> EvaluatedDataConfig | None:
     if not names <= {*labels, *ignored} and ANY_OTHER not in ignored:
         ignored = (ANY_OTHER,)
     same = {name: getattr(config.data, name) for name in ("cache_dir", "cache_bytes", "pixel_stride", "max_depth")}
-    return usual.model_copy(update={"shards": urls, "ignored_labels": ignored, **same})
+    return USUAL.model_copy(update={"shards": urls, "ignored_labels": ignored, **same})
+
+
+def evaluation_of(config: JobConfig, exported: Path) -> str:
+    """The command that scores an export of a run on DST, a dataset with labels like those that it was trained on."""
+    overrides = _overrides_of(USUAL.model_copy(update={"ignored_labels": _ignored_labels(config)}))
+    return shlex.join(["t4p", "evaluate", f"model.exported={exported}", "data.shards=[DST]", *overrides])
+
+
+def _ignored_labels(config: JobConfig) -> tuple[str, ...]:
+    return config.data.ignored_labels if isinstance(config.data, LabelledDataConfig) else USUAL.ignored_labels
 
 
 def _overrides_of(scored: EvaluatedDataConfig) -> Sequence[str]:
     """What `t4p evaluate` is told of its data: the datasets, and what is not as usual."""
-    usual = EvaluatedDataConfig(shards=("",))
     names = ("shards", "ignored_labels", "cache_dir", "cache_bytes", "pixel_stride", "max_depth")
-    given = {name: getattr(scored, name) for name in names if getattr(scored, name) != getattr(usual, name)}
+    given = {name: getattr(scored, name) for name in names if getattr(scored, name) != getattr(USUAL, name)}
     return [f"data.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items()]

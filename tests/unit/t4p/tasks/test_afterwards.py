@@ -17,7 +17,7 @@ from t4p.config.network import ClipConfig, ModelConfig
 from t4p.config.run import RunConfig, TrainConfig
 from t4p.config.tasks import DetectionConfig, JobConfig, PretrainConfig, SemanticConfig
 from t4p.runs.checkpoint import write_marker
-from t4p.tasks.afterwards import look_afterwards, next_commands, random_towers
+from t4p.tasks.afterwards import evaluation_of, look_afterwards, next_commands, random_towers
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,9 @@ def test_where_validation_data_has_labels_of_the_run_it_is_scored_next(tmp_path:
     assert said(tuned, newest) == [export, [*evaluate, 'data.ignored_labels=["*"]']]
     exported.touch()
     assert said(tuned, newest) == [[*evaluate, 'data.ignored_labels=["*"]']]
+    usual = f"t4p evaluate model.exported={exported} 'data.shards=[DST]'"
+    assert evaluation_of(config, exported) == usual, "whatever is in DST"
+    assert evaluation_of(tuned, exported) == f"{usual} 'data.ignored_labels=[\"*\"]'"
 
 
 def test_boxes_alone_are_scored_next_where_they_are_learnt(tmp_path: Path) -> None:
