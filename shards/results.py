@@ -60,7 +60,8 @@ def write_result(path: Path, force: bool = False) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        raise ResultError(f"{path}: cannot be written ({error}); make room, or name another file") from error
+        problem = str(error).replace(partial.name, path.name)  # whose name nobody knows
+        raise ResultError(f"{path}: cannot be written ({problem}); make room, or name another file") from error
 
 
 def _name(partial: Path, path: Path, force: bool) -> None:

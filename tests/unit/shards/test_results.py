@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,9 @@ def test_a_failed_writer_leaves_nothing(tmp_path):
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+    asked = Path("/proc/out.txt")  # where the kernel takes no file
+    with pytest.raises(ResultError, match=r"^/proc/out\.txt: cannot be written \([^.]*'/proc/out\.txt'\); make room"):
+        write(asked)
 
 
 def test_a_place_for_no_file_is_refused(tmp_path):
