@@ -31,13 +31,15 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 class Submission:
     """A folder of predictions that grows scene by scene."""
 
-    def __init__(self, folder: Path, ids: NDArray[np.int64]) -> None:
+    def __init__(self, folder: Path, ids: NDArray[np.int64], asked: Path) -> None:
         """
         Args:
             folder: exists.
             ids: (K,) the benchmark's id of every label of the network.
+            asked: what the folder will be called, for what is said of it.
         """
         self._folder = folder
+        self._asked = asked
         self._ids = ids
         self._scenes: set[str] = set()
 
@@ -49,10 +51,12 @@ class Submission:
             label_of_point: (N,) rows of the network's labels.
 
         Raises:
-            DataError: as `add_masks`.
+            DataError, ResultError: as `add_masks`.
         """
         text = "\n".join(map(str, self._ids[label_of_point].tolist()))
-        self._file_of(key).write_text(f"{text}\n", encoding="ascii")
+        file = self._file_of(key)
+        with _writing(self._folder, self._asked):
+            file.write_text(f"{text}\n", encoding="ascii")
 
     def add_masks(
         self, key: str, masks: NDArray[np.bool_], class_ids: NDArray[np.int64], scores: NDArray[np.floating]
@@ -65,18 +69,20 @@ class Submission:
 
         Raises:
             DataError: the name of the scene is no name of a file, or another scene has it.
+            ResultError: they cannot be written.
         """
         file = self._file_of(key)
-        folder = self._folder / MASKS
-        folder.mkdir(exist_ok=True)
         lines = []
-        for number, (mask, class_id, score) in enumerate(zip(masks, class_ids, scores, strict=True)):
-            name = f"{MASKS}/{file.stem}_{number:03d}.txt"
-            digits = np.full((len(mask), 2), ord("\n"), np.uint8)
-            digits[:, 0] = ord("0") + mask
-            (self._folder / name).write_bytes(digits.tobytes())
-            lines.append(f"{name} {self._ids[class_id]} {float(score):.9g}\n")  # 9 digits: a float32, and no new ties
-        file.write_text("".join(lines), encoding="ascii")
+        with _writing(self._folder, self._asked):
+            (self._folder / MASKS).mkdir(exist_ok=True)
+            for number, (mask, class_id, score) in enumerate(zip(masks, class_ids, scores, strict=True)):
+                name = f"{MASKS}/{file.stem}_{number:03d}.txt"
+                digits = np.full((len(mask), 2), ord("\n"), np.uint8)
+                digits[:, 0] = ord("0") + mask
+                (self._folder / name).write_bytes(digits.tobytes())
+                # 9 digits: a float32, and no new ties
+                lines.append(f"{name} {self._ids[class_id]} {float(score):.9g}\n")
+            file.write_text("".join(lines), encoding="ascii")
 
     def _file_of(self, key: str) -> Path:
         scene = unescape_id(key.split("/", 1)[0])
@@ -129,11 +135,20 @@ def write_submission(
     ids = scannet_ids(labels, objects=finds == "masks")
     partial = folder.with_name(f".{uuid4().hex[:8]}-{folder.name}")
     try:
-        try:
+        with _writing(partial, folder):
             partial.mkdir()
-            yield Submission(partial, ids)
+        yield Submission(partial, ids, folder)
+        with _writing(partial, folder):
             partial.rename(folder)
-        finally:
-            rmtree(partial, ignore_errors=True)
+    finally:
+        rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _writing(partial: Path, folder: Path) -> Iterator[None]:
+    """Around what is written: a file system that does not take it is told of the folder that was asked for."""
+    try:
+        yield
     except OSError as error:
-        raise ResultError(f"{folder}: cannot be written ({error}); make room, or name another folder") from error
+        problem = str(error).replace(partial.name, folder.name)
+        raise ResultError(f"{folder}: cannot be written ({problem}); make room, or name another folder") from error

@@ -12,7 +12,7 @@ import pytest
 from made_dataset import blank_manifest, write_samples
 from read_submission import read_labels, read_masks
 
-from shards.errors import CallError
+from shards.errors import CallError, ResultError
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from shards.sample import members_of_sample
@@ -36,7 +36,7 @@ def test_masks_come_back_with_their_classes_and_without_new_ties(tmp_path):
         class_ids = rng.integers(0, len(LABELS), num_masks)
         scores = np.nextafter(np.float32(0.5), np.float32(1)) * np.ones(num_masks, np.float32)
         scores[::2] = np.float32(0.5)  # the next smaller one
-        submission = Submission(tmp_path, scannet_ids(LABELS))
+        submission = Submission(tmp_path, scannet_ids(LABELS), tmp_path)
         submission.add_masks(sample_key(f"scene{number:04d}_00", "whole"), masks, class_ids, scores)
         found = read_masks(tmp_path / f"scene{number:04d}_00.txt")
         np.testing.assert_array_equal(found[0].reshape(masks.shape), masks)
@@ -121,6 +121,25 @@ def test_a_scene_without_a_file_of_its_own_is_refused_and_no_half_is_left(tmp_pa
 
     with pytest.raises(DataError, match=message):
         write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_fails_while_scoring_is_told_as_it_is_and_what_cannot_be_written_by_the_name_that_was_asked_for(tmp_path):
+    with pytest.raises(ConnectionError), write_submission(tmp_path / "new", LABELS, "labels"):
+        raise ConnectionError("the storage went away")
+    asked = Path("/proc/new")  # where the kernel takes no folder
+    message = r"^/proc/new: cannot be written \([^.]*'/proc/new'\); make room"
+    with pytest.raises(ResultError, match=message), write_submission(asked, LABELS, "labels"):
+        pass
+
+    def write_over_a_folder() -> None:
+        with write_submission(tmp_path / "new", LABELS, "labels") as submission:
+            (partial,) = tmp_path.iterdir()
+            (partial / "a.txt").mkdir()
+            submission.add_labels(sample_key("a", "whole"), np.array([0, 1]))
+
+    with pytest.raises(ResultError, match=r"new: cannot be written .*/new/a\.txt'\); make room"):
+        write_over_a_folder()
     assert list(tmp_path.iterdir()) == []
 
 
