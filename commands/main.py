@@ -125,7 +125,7 @@ def pretrain(arguments: ConfigArguments) -> None:
 
 @app.command(epilog="Example: t4p finetune configs/finetune/rooms.yaml model.pretrained=runs/rooms")
 def finetune(arguments: ConfigArguments) -> None:
-    """Fine-tune for semantic segmentation as one worker, from a pre-training or from scratch. No images."""
+    """Fine-tune for labels, masks or boxes as one worker, from a pre-training or from scratch. No images."""
     _train("finetune", arguments)
 
 
@@ -179,7 +179,10 @@ def evaluate(
         print_scores(exported, scores)
 
 
-MODEL = typer.Argument(metavar="MODEL", help="What `t4p checkpoint export` wrote, of any task; or a run folder.")
+MODEL = typer.Argument(
+    metavar="MODEL",
+    help="What `t4p checkpoint export` wrote, of any task; a run folder; or hf://OWNER/NAME of the Hugging Face hub.",
+)
 SCAN = typer.Argument(
     metavar="SCAN",
     help="A .ply or .npz, a packed dataset (DST, DST#SCENE or DST#SCENE/FRAME), or a folder of raw frames; frames are "
@@ -260,7 +263,10 @@ def plan(
 
     config = load_for_command(command_of(*split_arguments(arguments)), *split_arguments(arguments), world)
     if not isinstance(config, PretrainConfig | FinetuneConfig):
-        raise ConfigError("`t4p plan` sizes trainings, and this configuration is of none; name one of `t4p pretrain`")
+        raise ConfigError(
+            "`t4p plan` sizes trainings, and this configuration is of none; name one of `t4p pretrain` or "
+            "`t4p finetune`"
+        )
     num_nodes, num_gpus = nodes_of(config.cluster)
     machine = (num_nodes, num_gpus, int(gpu_memory * 2**30), hours)
     if isinstance(config, PretrainConfig):
