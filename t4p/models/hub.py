@@ -12,6 +12,7 @@ from t4p.errors import CheckpointError
 SCHEME = "hf://"
 HUB_FILE = "model.safetensors"  # what an export is called in a repository of the hub
 _PART = r"[A-Za-z0-9][\w.-]*"
+_COMMIT = re.compile("[0-9a-f]{40}")
 _ID = re.compile(rf"(?P<repository>{_PART}/{_PART})(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -32,11 +33,7 @@ def fetched(named: str | Path) -> Path:
     text = str(named)
     if not text.startswith(SCHEME):
         return Path(named)
-    found = _ID.fullmatch(text.removeprefix(SCHEME))
-    if found is None:
-        raise CheckpointError(
-            f"{text}: is no name on the hub; wanted {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION"
-        )
+    found = _parsed(text)
     with needs_extra("hub", "huggingface_hub", f"{text} (a name on the Hugging Face hub, since no such path is here)"):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HTTPError, XetDownloadError
@@ -44,6 +41,29 @@ def fetched(named: str | Path) -> Path:
         return Path(hf_hub_download(found["repository"], HUB_FILE, revision=found["revision"]))
     except (HTTPError, XetDownloadError, OSError, ValueError) as error:
         _explain(text, found["repository"], error)
+
+
+def pinned(named: str) -> str:
+    """`hf://OWNER/NAME@COMMIT` of a name on the hub: the commit that its revision is now, whose file is fetched.
+
+    What the hub gives for any other revision may be another file tomorrow. A commit is asked for nothing.
+
+    Raises:
+        As `fetched`.
+    """
+    found = _parsed(named)
+    if found["revision"] is not None and _COMMIT.fullmatch(found["revision"]):
+        return named
+    return f"{SCHEME}{found['repository']}@{fetched(named).parent.name}"  # the cache has snapshots/COMMIT/
+
+
+def _parsed(named: str) -> re.Match[str]:
+    found = _ID.fullmatch(named.removeprefix(SCHEME))
+    if found is None:
+        raise CheckpointError(
+            f"{named}: is no name on the hub; wanted {SCHEME}OWNER/NAME or {SCHEME}OWNER/NAME@REVISION"
+        )
+    return found
 
 
 def _explain(named: str, repository: str, error: Exception) -> NoReturn:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from shards.errors import MissingExtraError, UserError
 from shards.terms import DatasetTerms
 from t4p.config.files import changed_keys
 from t4p.config.kinds import task_named
@@ -17,7 +18,7 @@ from t4p.config.tasks import FinetuneConfig
 from t4p.distributed import broadcast_object, rank
 from t4p.errors import CheckpointError, ConfigError
 from t4p.models.exported import load_exported_network, read_terms
-from t4p.models.hub import SCHEME, fetched
+from t4p.models.hub import SCHEME, fetched, pinned
 from t4p.runs.checkpoint import as_checkpoint, check_sizes, newest_checkpoint, read_state, verify_marker
 from t4p.runs.universal import is_universal
 
@@ -51,25 +52,26 @@ class StartingWeights:
 
 
 def name_beginning(config: Config, say: Callable[[str], None]) -> Config:
-    """The same configuration, a run folder in `model.pretrained` replaced by the checkpoint that is meant. Collective.
+    """The same configuration, `model.pretrained` being what stays the same while others go on. Collective.
 
-    That is its newest whole one, and where this run has begun already, the one that it began from: its checkpoints
-    record which.
+    A run folder is replaced by its newest whole checkpoint, a name on the hub by that with its commit of now; and where
+    this run has begun already, by what it began from: its checkpoints record which.
 
     Args:
         say: told on rank 0 what is taken.
 
     Raises:
-        CheckpointError: the run folder has no whole checkpoint.
+        CheckpointError: the run folder has no whole checkpoint, or the hub does not give its file.
+        MissingExtraError: huggingface_hub is not installed.
     """
     pretrained = config.model.pretrained
-    if pretrained is None or pretrained.startswith(SCHEME):
+    if pretrained is None:
         return config
-    problem: CheckpointError | None = None
+    problem: UserError | None = None
     if rank() == 0:
         try:
-            pretrained = _began_from(config) or str(as_checkpoint(Path(pretrained), say))
-        except CheckpointError as error:
+            pretrained = _began_from(config) or _lasting(pretrained, say)
+        except (CheckpointError, MissingExtraError) as error:
             problem = error
     pretrained, problem = broadcast_object((pretrained, problem))
     if problem is not None:
@@ -77,13 +79,28 @@ def name_beginning(config: Config, say: Callable[[str], None]) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"pretrained": pretrained})})
 
 
+def _lasting(pretrained: str, say: Callable[[str], None]) -> str:
+    if not pretrained.startswith(SCHEME):
+        return str(as_checkpoint(Path(pretrained), say))
+    if (commit := pinned(pretrained)) != pretrained:
+        say(f"{pretrained}: {commit} is taken, its commit of now")
+    return commit
+
+
 def _began_from(config: FinetuneConfig) -> str | None:
-    """The checkpoint that the newest one of this run records as its beginning, if it lies in `model.pretrained`."""
+    """What the newest checkpoint of this run records as its beginning, if it lies in `model.pretrained`."""
     newest, _ = newest_checkpoint(Path(config.run.dir) / "checkpoints", check_sizes)
     if newest is None:
         return None
     began = read_state(newest).config.get("model", {}).get("pretrained")
-    return began if began and Path(began).parent.parent == Path(str(config.model.pretrained)) else None
+    pretrained = str(config.model.pretrained)
+    if began is None:
+        return None
+    if pretrained.startswith(SCHEME):
+        lies_there = pretrained in (began, began.partition("@")[0])  # another revision may be another beginning
+    else:
+        lies_there = Path(began).parent.parent == Path(pretrained)
+    return began if lies_there else None
 
 
 def read_starting_weights(path: Path) -> StartingWeights:

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from saved_checkpoint import save_checkpoint
 
 from shards.reader import DatasetReader
 from t4p.models.hub import fetched, spelt_out
+from t4p.runs.checkpoint import CheckpointState
 from t4p.tasks.model import load
 
 OLDER = Path(__file__).resolve().parents[1] / "data" / "older"
@@ -135,13 +137,24 @@ tuning = [*data, "run.dir=tuned", "model.labels=[wall, floor]", "train.global_ba
 tuning.append(f"model.pretrained={sys.argv[2]}")
 config = load_for_command("finetune", [], tuning)
 look_beforehand(config)
-assert name_beginning(config, print) == config
+config = name_beginning(config, print)
+print("pinned", config.model.pretrained)
 print("began with", *terms_of_beginning(config))
+assert name_beginning(config, print) == config
+for begun in ("ongoing", "older"):
+    again = load_for_command("finetune", [], [*tuning, f"run.dir={begun}"])
+    print(begun, name_beginning(again, print).model.pretrained)
+tagged = load_for_command("finetune", [], [*tuning, "run.dir=ongoing", f"model.pretrained={sys.argv[2]}@v1"])
+print("by its tag", name_beginning(tagged, print).model.pretrained)
 """
 
 
 def test_an_export_of_the_hub_is_the_file_and_is_fetched_once(hub: str, tmp_path: Path) -> None:
     names = ("hf://someone/chairs", "hf://someone/letters")
+    recorded = {"ongoing": f"{names[0]}@{'d' * 40}", "older": names[0]}
+    for run, began in recorded.items():
+        state = CheckpointState(1, 1, {"train": {"zero_stage": 1}, "model": {"pretrained": began}}, (), "", {})
+        save_checkpoint(tmp_path / run / "checkpoints" / "step_00000001", state)
     said = asked_there(CLASSIFY, str(OLDER / "scenes"), *names, cwd=tmp_path, HF_ENDPOINT=hub)
     assert re.search("cannot be read .*wanted a file that `t4p checkpoint export` wrote", said), "is no safetensors"
     scene = DatasetReader(str(OLDER / "scenes")).read_scene(0, 0)
@@ -150,6 +163,11 @@ def test_an_export_of_the_hub_is_the_file_and_is_fetched_once(hub: str, tmp_path
     assert np.load(tmp_path / "said" / "points.npz")["labels"].shape == scores.shape[:1]
     assert re.search(r"^scored 0\.\d+$", said, re.MULTILINE)
     assert "began with frames: not stated" in said
+    commit = f"hf://someone/chairs@{'c' * 40}"
+    assert f"hf://someone/chairs: {commit} is taken, its commit of now\npinned {commit}\n" in said
+    for run, began in recorded.items():
+        assert f"\n{run} {began}\n" in said, "the hub may have gone on since"
+    assert f"by its tag {commit}\n" in said, "a tag is asked for again: one that has moved is another beginning"
     gets = files_given()
     wanted = [f"GET /{name.removeprefix('hf://')}/resolve/main/model.safetensors" for name in names]
     assert gets == wanted, "one file of each, and no other"
