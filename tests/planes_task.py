@@ -14,7 +14,7 @@ from t4p.config.data import LabelledDataConfig
 from t4p.config.kinds import TASKS, Task
 from t4p.config.section import PositiveFloat, Section
 from t4p.config.tasks import JobConfig
-from t4p.data.fetch import Catalogue
+from t4p.data.few_labels import training_catalogue
 from t4p.data.labelled import LabelledBatch, build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.models.exported import ExportedNetwork
@@ -65,10 +65,17 @@ class PlanesTask:
 def run(config: PlanesConfig, on_step: Callable[[Any], None] | None = None, show: Any = None) -> None:
     start_worker(config.train)
     towers = load_towers_from(config.model.clip, config.run.seed)
-    catalogue = Catalogue(config.data.urls)
-    ignored = config.data.ignored_labels
+    data, seed = config.data, config.run.seed
+    catalogue = training_catalogue(data, seed)
     recipe = build_label_recipe(
-        catalogue, config.data, config.model, config.model.label_names, ignored, augment=None, seed=config.run.seed
+        catalogue,
+        data,
+        config.model,
+        config.model.label_names,
+        data.ignored_labels,
+        augment=data.augment,
+        seed=seed,
+        labels_per_scene=data.labels_per_scene,
     )
     stream = build_training_stream(config, catalogue, recipe)
     torch.manual_seed(config.run.seed)

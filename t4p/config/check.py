@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 
 from t4p.config.clip_models import ClipModel, problem_of_reading, read_clip_model, words_not_learnt
 from t4p.config.data import DataConfig
-from t4p.config.network import NetworkConfig
+from t4p.config.network import FinetunedModelConfig, NetworkConfig
+from t4p.config.plans import build_plan, norm_channels
+from t4p.config.run import FinetuneTrainConfig
 from t4p.config.section import Problem, Section, sections_in
 from t4p.config.tasks import JobConfig
 from t4p.errors import ClipError
@@ -123,7 +125,7 @@ def _problems_of_image_size(data: DataConfig, model: NetworkConfig, found: ClipM
 
 
 def problems_of_world(config: JobConfig, num_workers: int) -> Iterator[Problem]:
-    """What does not divide among this many workers: the batch, or a group of the batch norm."""
+    """What does not divide among this many workers: the batch, a group of the batch norm, or one of the optimizer."""
     batch = config.train.global_batch_size
     if num_workers < 1:
         yield Problem(("--workers",), f"{num_workers}; at least 1 is wanted")
@@ -141,3 +143,42 @@ def problems_of_world(config: JobConfig, num_workers: int) -> Iterator[Problem]:
             f"{group}, and there are {num_workers} workers (--workers, or the section cluster): the groups must be "
             f"equal; use a multiple of {group} workers, or another group size",
         )
+    yield from _problems_of_optimizer_groups(config, num_workers)
+
+
+def _problems_of_optimizer_groups(config: JobConfig, num_workers: int) -> Iterator[Problem]:
+    """Layer-wise rates make a group of the norms of each stage, which has to have a number for every worker.
+
+    Under ZeRO 1 and 2 DeepSpeed 0.19.8 cannot load a universal checkpoint where a worker has nothing of a group
+    ("list index out of range"), so a run could not be resumed with so many workers.
+    """
+    train, model = config.train, config.model
+    if not isinstance(train, FinetuneTrainConfig) or not isinstance(model, FinetunedModelConfig):
+        return
+    if train.layer_decay == 1 or train.zero_stage not in (1, 2):
+        return
+    try:
+        encoder, decoder = norm_channels(build_plan(model.unet))
+    except ValueError:  # the rules of its own section tell
+        return
+    trained = (() if "encoder" in model.frozen else encoder) + (() if "decoder" in model.frozen else decoder)
+    sizes = [2 * channels for channels in trained]  # a weight and a bias
+
+    def bare(workers: int) -> list[int]:
+        return [size for size in sizes if leaves_ranks_bare(size, workers)]
+
+    if found := bare(num_workers):
+        fewer = next(workers for workers in range(num_workers, 0, -1) if not bare(workers))
+        yield Problem(
+            ("train.layer_decay",),
+            f"{train.layer_decay:g}, with {num_workers} workers: the norms of a stage learn at a rate of their own and "
+            f"are {min(found)} numbers, of which some workers would have none, and under train.zero_stage="
+            f"{train.zero_stage} no run of another number could go on here; set train.zero_stage=0 or 3, use {fewer} "
+            "workers, or leave train.layer_decay out",
+        )
+
+
+def leaves_ranks_bare(num_numbers: int, num_ranks: int) -> bool:
+    """Whether some rank has nothing of an optimizer group under ZeRO 1 and 2, which cut it into equal even parts."""
+    part = 2 * -(-num_numbers // (2 * num_ranks))
+    return part * (num_ranks - 1) >= num_numbers

@@ -52,9 +52,17 @@ class Task:
         name: value of `task` in its configurations.
         schema: what its configurations are read by.
         command: `t4p COMMAND` and `t4p launch COMMAND` run it, one of those that `commands` has; tasks may share one.
-        module: that runs it: functions `run`, `embed_labels` and `problem_of_start`; `voxel_scores`, or `score` where
-            it finds objects; and `weights_at_start` where `problem_of_start` may be None; as `t4p.tasks.semantic` and
-            `t4p.tasks.instance` have them. Importing it loads torch, and neither DeepSpeed nor open_clip.
+        module: that runs it, with these functions. Importing it loads torch, and neither DeepSpeed nor open_clip.
+            Of every task: `run(config, on_step, show)`; for exports `embed_labels(config, towers, weights)` and
+            `problem_of_start(config)`, and `weights_at_start(config, towers)` where that may be None.
+            Where it finds labels: `voxel_scores(exported, coords, features, bottleneck_of_voxel)`.
+            Where it finds masks or boxes: `score(exported, scored, on_progress, on_sample)`, of masks with `on_masks`
+            too, which a submission gives by that name alone; and for `t4p.load` `masks_of_points(exported, cloud,
+            voxels, group_of_point)` or `boxes_of_points(exported, voxels)`.
+            For `t4p plan`, where its schema is a FinetuneConfig: `build_recipe(config, catalogue, trains)`,
+            `build_module(config, towers)`, which has `net` and `groups(train)`, and `build_task(config, device,
+            validation)`.
+            `t4p.tasks.semantic`, `instance` and `detection` have them.
         any_words: whether an export can be asked words that it was not trained with.
         scored: what the scores of `t4p evaluate` are of, as the title of a table.
         out_dim: channels of the network's second output, in its export.

@@ -91,6 +91,20 @@ PLANS: Mapping[str, UNetPlan] = MappingProxyType(
 )
 
 
+def norm_channels(plan: UNetPlan) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels of all norms of a stage together: of the stem and each encoder stage, and of each decoder stage."""
+    widths = (plan.stem_channels, *plan.encoder_channels)
+    encoder = [
+        below + channels * (2 * num_blocks + (below != channels))
+        for below, channels, num_blocks in zip(widths, plan.encoder_channels, plan.encoder_blocks, strict=False)
+    ]
+    decoder = [  # its first block always projects: the skip makes it wider
+        channels * (2 * num_blocks + 2)
+        for channels, num_blocks in zip(plan.decoder_channels, plan.decoder_blocks, strict=True)
+    ]
+    return (plan.stem_channels, *encoder), tuple(decoder)
+
+
 def build_plan(unet: UNetConfig) -> UNetPlan:
     """The named plan, cut to the wanted strides, with what the configuration sets in its place.
 

@@ -50,8 +50,8 @@ def parameter_groups(
     Of each learning rate, the highest first: matrices, which decay, then biases, norms, temperatures and what is
     named. The fast parts come last and are one group, whole, though their biases then decay too: a group of a few
     numbers leaves ranks of a large world without any, and DeepSpeed 0.19.8 then cannot load a universal checkpoint
-    ("list index out of range"). The smallest group that slow parts make is the norm of the stem: 64 numbers where it
-    has 32 channels, enough for 32 ranks.
+    ("list index out of range"). Slow parts make small ones, of the norms of each stage: that of a stem of 32 channels
+    has 64 numbers. `t4p.config.check` refuses worlds in which a rank would have none of them.
 
     Returns:
         The groups, with their weight decay; and what the learning rate of each is multiplied by.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from small_model import TINY_NETWORK
 from torch import nn
 
+from t4p.config.check import leaves_ranks_bare, problems_of_world
 from t4p.config.files import load_config_of
+from t4p.config.plans import build_plan, norm_channels
 from t4p.config.tasks import SemanticConfig
 from t4p.models.text4point import Reading, build_text4point
 from t4p.train.parameter_groups import GroupSettings, parameter_groups, slow_parts_of
@@ -62,6 +65,44 @@ def test_a_weight_learns_at_the_rate_of_its_stage(decay, head_scale):
         distance = distance_of(name)
         assert rate == pytest.approx(head_scale if distance == 0 else decay**distance), name
         assert weight_decay == (WEIGHT_DECAY if shapes[name] >= 2 or distance == 0 else 0.0), name
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.unet.plan=Res16UNet14A"], ["model.unet.encoder_channels=[16,24]"]])
+def test_the_norms_of_a_stage_are_as_many_as_worlds_are_checked_by(overrides):
+    config = load_config_of(SemanticConfig, [], ["run.dir=a", "data.shards=[a]", *TINY_NETWORK, *overrides])
+    with torch.device("meta"):
+        net = build_text4point(config.model, clip_dim=16, out_dim=5)
+    stages = net.stages()
+    seen = [
+        sum(value.numel() for name, value in net.named_parameters() if value.ndim < 2 and name.startswith(parts))
+        for parts in (tuple(f"{part}." for part in stage) for stage in stages)
+    ]
+    encoder, decoder = norm_channels(build_plan(config.model.unet))
+    middle = len(encoder)
+    assert [size // 2 for size in seen[:middle] + seen[middle + 1 :]] == [*encoder, *decoder]
+    assert seen[middle] > 2 * max(encoder)
+
+
+def test_a_world_that_leaves_a_rank_without_a_group_is_refused_and_the_way_out_works():
+    given = ["run.dir=a", "data.shards=[a]", "train.global_batch_size=64", "train.layer_decay=0.8"]
+
+    def problems(num_workers, *overrides):
+        return [
+            str(each)
+            for each in problems_of_world(load_config_of(SemanticConfig, [], [*given, *overrides]), num_workers)
+        ]
+
+    (problem,) = problems(24)
+    assert "train.layer_decay: 0.8, with 24 workers" in problem
+    assert "are 64 numbers" in problem
+    assert "set train.zero_stage=0 or 3, use 16 workers, or" in problem
+    for num_workers, *overrides in ((16,), (32,), (24, "train.zero_stage=3"), (24, "train.layer_decay=1")):
+        assert not problems(num_workers, *overrides)
+    for num_numbers in (1, 2, 63, 64, 320, 961):
+        for num_ranks in range(1, 70):
+            padded = -(-num_numbers // (2 * num_ranks)) * 2 * num_ranks
+            parts = np.arange(padded).reshape(num_ranks, -1)
+            assert leaves_ranks_bare(num_numbers, num_ranks) == (parts[:, 0] >= num_numbers).any()
 
 
 @pytest.mark.parametrize(("read", "last"), [("voxels", "unet.decoder.1"), ("levels", "unet.decoder.0")])
