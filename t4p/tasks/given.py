@@ -96,7 +96,8 @@ def checked_words(words: Sequence[str], what: str, known: Iterable[str] = ()) ->
         raise ValueError(f"{what} is empty, wanted at least one word")
     if any(not word.strip() for word in words):
         raise ValueError(f"{what} is {list(words)}, of which one is empty; take it out")
-    exact, spelt = set(known), {}
+    exact = set(known)
+    spelt: dict[str, str] = {}
     for word in (*known, *(" ".join(word.split()) for word in words)):
         spelt.setdefault(spelling(word), word)
     found = tuple(word if word in exact else spelt[spelling(word)] for word in words)
