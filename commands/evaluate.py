@@ -38,9 +38,11 @@ def scores_as_dict(exported: ExportedNetwork, scores: SemanticScores | ScoreShee
     return {**of_network, **found}
 
 
-def title_of(exported: ExportedNetwork) -> str:
+def title_of(exported: ExportedNetwork, scores: SemanticScores | ScoreSheet) -> str:
     """What the scores are of."""
-    title = task_named(exported.config.task).scored
+    task = task_named(exported.config.task)
+    has_head = task.finds != "labels" or not isinstance(scores, ScoreSheet)
+    title = task.scored if has_head else "Instances without a head"
     if exported.finetuned_share < 1:
         title += f", {exported.finetuned_share:.0%} of the weights fine-tuned and the rest as before"
     return title
@@ -60,7 +62,7 @@ def print_scores(exported: ExportedNetwork, scores: SemanticScores | ScoreSheet)
 
 
 def _table_of_sheet(exported: ExportedNetwork, sheet: ScoreSheet) -> Table:
-    table = Table(title=title_of(exported), caption=sheet.protocol)
+    table = Table(title=title_of(exported, sheet), caption=sheet.protocol)
     table.add_column("class")
     for name in sheet.columns:
         table.add_column(f"{name} %", justify="right")
@@ -72,7 +74,7 @@ def _table_of_sheet(exported: ExportedNetwork, sheet: ScoreSheet) -> Table:
 
 
 def _table_of(exported: ExportedNetwork, scores: SemanticScores) -> Table:
-    table = Table(title=title_of(exported))
+    table = Table(title=title_of(exported, scores))
     table.add_column("class")
     for name in ("IoU %", "recall %"):
         table.add_column(name, justify="right")
@@ -140,7 +142,7 @@ def page_of(
     confusion = None if counts is None else ConfusionMatrix("What is taken for what", "", exported.labels, counts)
     return Page(
         title=f"Scores of {Path(network).name}",
-        summary=f"{title_of(exported)}; {parts.protocol}."
+        summary=f"{title_of(exported, scores)}; {parts.protocol}."
         + (f" {RANDOM_TOWERS}" if has_random_towers(exported) else ""),
         tiles=parts.tiles,
         scenes=scenes,

@@ -164,10 +164,9 @@ def compare_batch(
     labelled = batch.labelled
     _, *levels = net(labelled.voxel_coords, labelled.voxel_features, text, read="levels")
     found = find_boxes(head, text, levels, len(batch.corners))
-    coords = labelled.voxel_coords.cpu().numpy()
     # A point stands in the middle of its voxel here, as far as counting those in a box goes.
-    of_point = labelled.voxel_of_point.cpu().numpy()
-    points, sample_of_point = (coords[of_point, 1:] + 0.5) * voxel_size, coords[of_point, 0]
+    coords = labelled.voxel_coords[labelled.voxel_of_point]
+    points, sample_of_point = middles_of_voxels(coords[:, 1:], voxel_size).cpu().numpy(), coords[:, 0].cpu().numpy()
     boxes, labels = batch.boxes.cpu().numpy(), batch.label_of_box.cpu().numpy()
     for sample, detections in enumerate(found):
         own = (batch.sample_of_box == sample).cpu().numpy()
@@ -274,8 +273,8 @@ def boxes_of_points(exported: ExportedNetwork, voxels: VoxelCloud) -> tuple[Dete
     features = voxels.voxel_features.to(text.device)
     expanded, *levels = exported.net(coords, features, text, read="levels")
     (found,) = find_boxes(head_of(exported), text, levels, 1)
-    middles = (voxels.voxel_coords[voxels.voxel_of_point].numpy() + 0.5) * config.model.voxel_size
-    kept = drop_empty(found, middles)
+    middles = middles_of_voxels(voxels.voxel_coords[voxels.voxel_of_point], config.model.voxel_size)
+    kept = drop_empty(found, middles.numpy())
     boxes = np.array(kept.boxes, np.float64)
     boxes[:, :3] += voxels.corner.numpy()
     return replace(kept, boxes=boxes), expanded
@@ -309,7 +308,7 @@ def score(
             on_sample(
                 scored_sample(
                     batch,
-                    middles_of_voxels(batch.labelled, config.model.voxel_size),
+                    middles_of_voxels(batch.labelled.voxel_coords[:, 1:], config.model.voxel_size).cpu().numpy(),
                     "AP25",
                     scores_at([pair])[0].map,
                     objects_of_boxes(found.boxes, found.class_ids, found.scores),

@@ -188,7 +188,7 @@ def label_points(
                     key=batch.keys[0],
                     measure="mIoU",
                     score=scores(counts, class_ids).miou,
-                    points=middles_of_voxels(batch, model.voxel_size),
+                    points=middles_of_voxels(batch.voxel_coords[:, 1:], model.voxel_size).cpu().numpy(),
                     predicted=predicted.numpy(),
                     truth=batch.label_of_voxel.numpy(),
                     counts=counts,
@@ -201,9 +201,9 @@ def label_points(
         on_progress(done, catalogue.num_samples)
 
 
-def middles_of_voxels(batch: LabelledBatch, voxel_size: float) -> NDArray[np.float32]:
-    """(V, 3) metres, from the corner of voxel (0, 0, 0)."""
-    return (batch.voxel_coords[:, 1:].cpu().numpy().astype(np.float32) + 0.5) * np.float32(voxel_size)
+def middles_of_voxels(voxel_coords: Tensor, voxel_size: float) -> Tensor:
+    """(V, 3) float32 metres, from the corner of voxel (0, 0, 0); of (V, 3) coordinates, on their device."""
+    return (voxel_coords.float() + 0.5) * voxel_size
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def scenes_of_batch(found: Iterable[FoundMasks], batch: ObjectBatch) -> Iterator
 
 def _look_at(batch: ObjectBatch, masks: FoundMasks, voxel_size: float, score: float) -> ScoredSample:
     """The one sample of a batch with its objects, found and true."""
-    points = middles_of_voxels(batch.labelled, voxel_size)
+    points = middles_of_voxels(batch.labelled.voxel_coords[:, 1:], voxel_size).cpu().numpy()
     label_ids = batch.label_of_instance.numpy()
     there = batch.instance_of_voxel.numpy() == np.arange(len(label_ids))[:, None]
     return scored_sample(

@@ -35,6 +35,7 @@ from t4p.models.text4point import Text4Point
 from t4p.models.vote_head import VoteHead
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
+from t4p.tasks.evaluate import middles_of_voxels
 from t4p.tasks.finetune import (
     PromptedModule,
     embed_labels,
@@ -118,7 +119,7 @@ class InstanceModule(PromptedModule):
             classes = torch.where(label_of_voxel == IGNORED, nothing, label_of_voxel)
             balance = self._loss.class_balance
             loss_class = self._loss.weight_class * balanced_cross_entropy(class_logits, classes, balance)
-            middles = middles_of(voxel_coords, self._voxel_size).to(offsets.dtype)
+            middles = middles_of_voxels(voxel_coords[:, 1:], self._voxel_size).to(offsets.dtype)
             of_instance = middle_of_instances(middles, instance_of_voxel, len(label_of_instance))
             held = instance_of_voxel != NONE
             loss_mask = self._loss.weight_votes * vote_loss(offsets, middles, of_instance, held)
@@ -144,11 +145,6 @@ class InstanceModule(PromptedModule):
         loss = loss_task + self._loss.weight_aux * loss_aux
         num_instances = torch.full_like(loss, len(label_of_instance))
         return loss, loss_task, loss_class, loss_mask, loss_score, loss_aux, num_instances
-
-
-def middles_of(voxel_coords: Tensor, voxel_size: float) -> Tensor:
-    """(V, 3) float32 metres, from the corner of voxel (0, 0, 0)."""
-    return (voxel_coords[:, 1:].float() + 0.5) * voxel_size
 
 
 def middle_of_instances(middles: Tensor, instance_of_voxel: Tensor, num_instances: int) -> Tensor:
@@ -184,7 +180,7 @@ def find_masks(
         class_logits, offsets = head(decoded, text)
         probability, label = class_logits.softmax(1).max(1)
         label = torch.where(label == class_logits.shape[1] - 1, IGNORED, label)
-        middles = middles_of(voxel_coords, voxel_size)
+        middles = middles_of_voxels(voxel_coords[:, 1:], voxel_size)
         for sample in range(num_samples):
             own = samples == sample
             found = cluster_votes(

@@ -7,6 +7,7 @@ objects of one label that touch are one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -96,7 +97,8 @@ def score_named_groups(
             yield batch, _found_in(exported, batch)
             on_progress(done, catalogue.num_samples)
 
-    return score_masks(found_masks(), exported.labels, model.voxel_size, scored.shards, on_sample, on_masks)
+    sheet = score_masks(found_masks(), exported.labels, model.voxel_size, scored.shards, on_sample, on_masks)
+    return replace(sheet, protocol=f"neighbouring groups of one label, {sheet.protocol}")
 
 
 def _found_in(exported: ExportedNetwork, batch: ObjectBatch) -> FoundMasks:

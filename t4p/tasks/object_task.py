@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from t4p.config.tasks import FinetuneConfig
-from t4p.data.boxes import bounds_of_instances
+from t4p.data.boxes import bounds_of
 from t4p.data.objects import ObjectBatch, ObjectSample
 from t4p.data.stream import ValidationStream
 from t4p.distributed import all_gather_objects
@@ -71,11 +71,10 @@ def objects_of_masks(
 ) -> Objects:
     """Masks (P, V) over voxels with middles (V, 3) as objects, those that hold a voxel, with their bounds."""
     held = masks.any(axis=1)
-    boxes = [bounds_of_instances(points.astype(np.float64), mask.astype(np.int64) - 1, 1) for mask in masks[held]]
     return Objects(
         label_ids=np.asarray(label_ids, np.int64)[held],
         scores=np.asarray(scores, np.float64)[held],
-        boxes=np.concatenate([np.zeros((0, 7)), *boxes]),
+        boxes=bounds_of(points, [np.flatnonzero(mask) for mask in masks[held]]),
         masks=masks[held],
     )
 

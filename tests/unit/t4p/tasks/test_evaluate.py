@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands.evaluate import title_of
 from shards.errors import CallError
 from shards.packing.pack import pack
 from shards.reader import DatasetReader
@@ -107,6 +108,8 @@ def test_labels_that_are_right_come_to_instances(config, scenes, monkeypatch):
     monkeypatch.setattr(named_groups, "voxel_scores", lambda *_: VoxelScores(right, right))
     good = score_named_groups(network, scored_on(scenes), lambda *_: None)
     assert good.columns == ("AP", "AP50", "AP25")
+    assert good.protocol == "neighbouring groups of one label, ScanNet's protocol on points"
+    assert title_of(network, good) == "Instances without a head"
     assert good.means[1] > 0.6 > 2 * poor.means[1]  # not 1: chairs that touch are one
 
 
