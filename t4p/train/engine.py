@@ -92,9 +92,12 @@ def start_process_group(timeout: timedelta = timedelta(minutes=30)) -> None:
 
 
 def stop_process_group() -> None:
-    """Leave the process group, at the end of a run that went well: some stage-3 processes abort at exit with it."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    """Leave the process group, at the end of a run that went well: some stage-3 processes abort at exit with it.
+
+    Another run of the same process may start one again.
+    """
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()  # torch's would leave DeepSpeed with groups of the one that is gone
 
 
 def make_deterministic() -> None:

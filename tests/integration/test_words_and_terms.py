@@ -32,6 +32,7 @@ from subprocess import CompletedProcess
 from t4p.config.files import load_for_command
 from t4p.config.kinds import task_named
 from t4p.tasks.export import export_checkpoint
+from t4p.train.engine import stop_process_group
 
 frames, out = sys.argv[1], Path(sys.argv[2])
 same = ["train.global_batch_size=1", "train.warmup_steps=0", "train.checkpoint_every=1", "data.num_workers=0",
@@ -40,6 +41,7 @@ same = ["train.global_batch_size=1", "train.warmup_steps=0", "train.checkpoint_e
 def run(command, file, *more):
     config = load_for_command(command, [file], [*same, *more])
     task_named(config.task).load().run(config)
+    stop_process_group()  # and the next run of the process starts another
 
 run("pretrain", "configs/pretrain/rooms.yaml", f"run.dir={out / 'before'}", "train.num_steps=1")
 export_checkpoint(out / "before/checkpoints/step_00000001", out / "before.safetensors")
