@@ -279,7 +279,9 @@ def _load(call: ScanCall) -> Model:
     if call.out is not None:
         _check_folder(call.out, call.force)
     import t4p
+    from t4p.data.scan import place_of_scan
 
+    place_of_scan(call.scan)
     return t4p.load(call.model)
 
 

@@ -146,13 +146,25 @@ def _near_origin(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDAr
     return points - offset, offset
 
 
-def _find(scan: str) -> _Found:
+def place_of_scan(scan: str) -> tuple[str, str]:
+    """The file, folder or dataset that a scan is in, and the key in it, which is empty where it is all of it.
+
+    Raises:
+        CallError: there is nothing of that name.
+    """
     path = Path(scan)
     if "://" not in scan and path.is_file():
-        return _read_points_file(path)
+        return scan, ""
     place, _, key = (scan, "", "") if path.exists() else scan.rpartition("#") if "#" in scan else _split_folder(path)
     if not place or ("://" not in place and not Path(place).is_dir()):
         raise CallError(f"{shown(scan)}: no such file or folder; wanted {_KINDS}")
+    return place, key
+
+
+def _find(scan: str) -> _Found:
+    place, key = place_of_scan(scan)
+    if "://" not in place and Path(place).is_file():
+        return _read_points_file(Path(place))
     if "://" in place or (Path(place) / MANIFEST_NAME).exists():
         return _read_dataset(place, key)
     return _read_folder(Path(place), key)

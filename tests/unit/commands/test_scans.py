@@ -105,22 +105,25 @@ def test_what_cannot_be_asked_is_told_and_leaves_no_folder(tmp_path: Path) -> No
         call(TUNED, SCENE, out, unit="inch")
     with pytest.raises(CallError, match="--up is 'w', wanted one of x, y, z, -x, -y, -z"):
         call(TUNED, SCENE, out, up="w")
+    with pytest.raises(CallError, match=r"gone\.ply: no such file or folder"):
+        predict_scan(call(bare, str(tmp_path / "gone.ply"), out), None)  # which is no export
+    (tmp_path / "broken.ply").touch()  # read, it would be told first
     for phrases, message in (
         (["chair", "Chair"], "names twice: chair$"),
         (["", "wall"], r"is \['', 'wall'\], of which"),
     ):
         with pytest.raises(CallError, match=rf"^phrases {message}"):
-            query_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), out), phrases)
+            query_scan(call(PRETRAINED, str(tmp_path / "broken.ply"), out), phrases)
     with pytest.raises(CallError, match=r"^labels is empty"):
-        predict_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), out), [])
+        predict_scan(call(PRETRAINED, str(tmp_path / "broken.ply"), out), [])
     with pytest.raises(CheckpointError, match=r"bare\.npz: is no export"):
-        query_scan(call(bare, str(tmp_path / "gone.ply"), out), ["chair"])
+        query_scan(call(bare, str(tmp_path / "broken.ply"), out), ["chair"])
     for place in (bare, bare / "below"):
         with pytest.raises(CallError, match=r"bare\.npz: is a file, wanted a folder .*; name another folder"):
-            query_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), place), ["chair"])
+            query_scan(call(PRETRAINED, str(tmp_path / "broken.ply"), place), ["chair"])
     (tmp_path / "points.npz").mkdir()
     with pytest.raises(CallError, match=r"points\.npz: exists already; name another folder with --out$"):
-        query_scan(call(PRETRAINED, str(tmp_path / "gone.ply"), tmp_path, force=True), ["chair"])
+        query_scan(call(PRETRAINED, str(tmp_path / "broken.ply"), tmp_path, force=True), ["chair"])
     np.savez(bare, points=np.zeros((0, 3)))
     with pytest.raises(ShardError, match="holds no point"):
         predict_scan(call(TUNED, str(bare), out), None)
