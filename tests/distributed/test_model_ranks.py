@@ -132,7 +132,7 @@ class StandInTowers:
     def to(self, device: torch.device) -> "StandInTowers":
         return self
 
-    def encode_labels(self, labels: object, template: str) -> Tensor:
+    def encode_synonyms(self, words_of_label: object, template: str) -> Tensor:
         return torch.randn(5, CLIP_DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def dense_features(self, images: Tensor) -> Tensor:
