@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from t4p.config.tasks import PretrainConfig
+from t4p.config.tasks import FinetuneConfig
 
 if TYPE_CHECKING:
     from t4p.plan.job import JobPlan, StagePlan  # loads torch
@@ -207,7 +207,7 @@ def _notes(plan: JobPlan) -> str:
 
 def _sample(plan: JobPlan) -> str:
     """What a sample is called: a frame of a pre-training; a fine-tuning may have scenes."""
-    return "frame" if isinstance(plan.config, PretrainConfig) else "sample"
+    return "sample" if isinstance(plan.config, FinetuneConfig) else "frame"
 
 
 def _count(number: int, name: str, plural: str = "s") -> str:
