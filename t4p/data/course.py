@@ -70,7 +70,10 @@ class MicroBatch:
 
 
 class Course:
-    """What is trained at any step. Reading on costs little, going back no more. Instances pickle."""
+    """What is trained at any step. Reading on costs little, going back no more. Instances pickle.
+
+    It keeps where it is, so each thread that walks needs one of its own.
+    """
 
     def __init__(self, pools: Sequence[Pool], settings: CourseSettings) -> None:
         """Check that the pools, the batch and the ranks fit each other.

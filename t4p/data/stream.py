@@ -119,17 +119,8 @@ class TrainingStream(Generic[Sample, Batch]):
         self._catalogue = catalogue
         self._recipe = recipe
         self._settings = settings
-        self._course = Course(
-            catalogue.pools,
-            CourseSettings(
-                seed=settings.seed,
-                num_streams=settings.num_streams,
-                shuffle_block=settings.shuffle_block,
-                global_batch_size=settings.global_batch_size,
-                grad_accum_steps=settings.grad_accum_steps,
-                nodes=settings.nodes,
-            ),
-        )
+        self._pools = catalogue.pools
+        self._new_course()  # which checks
         if not 0 <= settings.rank < settings.nodes.world_size:
             raise ValueError(f"rank is {settings.rank}; it must be in [0, {settings.nodes.world_size}), the world size")
         self._node = settings.nodes.of_rank[settings.rank]
@@ -157,6 +148,21 @@ class TrainingStream(Generic[Sample, Batch]):
         """What the fetcher of this node has done in the loop that is under way; told by its first rank alone."""
         return self._board.counts() if self._board is not None and self._local_rank == 0 else FetchCounts()
 
+    def _new_course(self) -> Course:
+        """A course for one walker alone: it keeps what it is at, and a fetcher's thread walks beside the loaders'."""
+        settings = self._settings
+        return Course(
+            self._pools,
+            CourseSettings(
+                seed=settings.seed,
+                num_streams=settings.num_streams,
+                shuffle_block=settings.shuffle_block,
+                global_batch_size=settings.global_batch_size,
+                grad_accum_steps=settings.grad_accum_steps,
+                nodes=settings.nodes,
+            ),
+        )
+
     def batches(self, start_step: int, end_step: int) -> Generator[Batch, None, None]:
         """The micro-batches of steps [start_step, end_step), `grad_accum_steps` to a step.
 
@@ -171,7 +177,7 @@ class TrainingStream(Generic[Sample, Batch]):
 
         settings = self._settings
         first = start_step * settings.grad_accum_steps
-        needs = TrainingNeeds(self._course, self._node, (start_step, end_step))
+        needs = TrainingNeeds(self._new_course(), self._node, (start_step, end_step))
         with shelf_of(
             settings.read_ahead, self._catalogue, needs, settings.nodes, settings.rank, str(start_step)
         ) as shelf:
@@ -187,11 +193,12 @@ class TrainingStream(Generic[Sample, Batch]):
 
     def _refs(self, start_step: int, end_step: int) -> Iterator[list[SampleRef]]:
         """The samples of each micro-batch of this rank, step after step."""
+        course = self._new_course()
         for step in range(start_step, end_step):
             for micro_step in range(self._settings.grad_accum_steps):
-                batch = self._course.micro_batch(step, micro_step)
+                batch = course.micro_batch(step, micro_step)
                 mine = np.flatnonzero(batch.ranks == self._settings.rank)
-                rows = np.column_stack([batch.epochs, batch.samples, self._course.read_ranges(batch, self._node)])
+                rows = np.column_stack([batch.epochs, batch.samples, course.read_ranges(batch, self._node)])
                 number = step * self._settings.grad_accum_steps + micro_step
                 yield [
                     SampleRef(epoch, shard, sample, Ahead(start, stop, number))

@@ -1,6 +1,7 @@
 """From packed shards to batches: every frame once, the same for any number of workers, broken ones counted."""
 
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from shards.packing.pack import pack
 from shards.stores.place import open_store
 from shards.stores.store import StoreError
 from t4p.data.batch import PairRecipe, PreparedRecipe
+from t4p.data.course import Course
 from t4p.data.fetch import Catalogue
 from t4p.data.ranks import Nodes
 from t4p.data.stream import StreamSettings, TrainingStream, ValidationStream
@@ -106,6 +108,29 @@ def test_two_datasets_are_read_as_one(dataset):
     keys = [key for batch in stream.batches(0, catalogue.num_samples // 4) for key in batch.keys]
     assert len(keys) == 24
     assert max(keys.count(key) for key in keys) == 2
+
+
+def test_a_fetcher_and_every_set_of_loaders_walk_courses_of_their_own(dataset, monkeypatch):
+    """A course keeps where it is, and a fetcher's thread walks beside that of the loaders."""
+    walked, micro_batch = [], Course.micro_batch
+
+    def noted(course, step, micro_step):
+        walked.append(course)
+        return micro_batch(course, step, micro_step)
+
+    @contextmanager
+    def walks_first(ahead, catalogue, needs, *rest):
+        assert len(list(needs.since(0))) == 2
+        yield None
+
+    monkeypatch.setattr(Course, "micro_batch", noted)
+    monkeypatch.setattr("t4p.data.stream.shelf_of", walks_first)
+    stream = TrainingStream(Catalogue([str(dataset)]), PairRecipe(SAMPLES), STREAM)
+    for _ in range(2):
+        assert len(list(stream.batches(0, 2))) == 2
+    walkers = [walked[first : first + 2] for first in range(0, 8, 2)]
+    assert all(one is other for one, other in walkers)
+    assert len({id(one) for one, _ in walkers}) == 4
 
 
 def test_validation_reads_every_frame_once_over_all_ranks(dataset):
