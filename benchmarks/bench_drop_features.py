@@ -8,9 +8,6 @@ beside it the colours of these rooms are worth little (LOG.md, 2026-12-01).
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +15,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from record import REPOSITORY, record
+from record import record
+from t4p_command import t4p
 
 from t4p.config.data import EvaluatedDataConfig
 from t4p.data.fetch import Catalogue
@@ -94,18 +92,6 @@ def score(network: ExportedNetwork, test: Path, with_colors: bool) -> SemanticSc
         for features in [batch.voxel_features.masked_fill(left_out, 0)]
     )
     return score_points(samples, len(network.labels), scored.shards)
-
-
-def t4p(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "commands.main", *arguments],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(f"t4p {' '.join(arguments)}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
 
 
 if __name__ == "__main__":

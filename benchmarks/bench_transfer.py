@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +28,7 @@ from typing import Annotated, Any
 
 import typer
 from record import REPOSITORY, commit, record
+from t4p_command import t4p
 
 from t4p.config.files import resolve
 
@@ -159,7 +157,7 @@ class Bench:
         for name, (kind, text) in series.items():
             text = re.sub("rooms=[0-9]+", "rooms=2", text) if self.brief else text
             if not (self.shards(name) / "manifest.json").exists():
-                self._t4p("shards", "pack", kind, text, str(self.shards(name)))
+                t4p("shards", "pack", kind, text, str(self.shards(name)))
 
     def shards(self, name: str) -> Path:
         return self.out / "shards" / name
@@ -216,15 +214,15 @@ class Bench:
         ]
         row: dict[str, Any] = {}
         if job.task == "pretrain":
-            self._t4p("pretrain", *PRETRAIN_FILES, f"data.shards=[{self.shards('frames')}]", *common)
-            self._t4p("checkpoint", "export", str(folder), str(folder / "network.safetensors"), "--force")
+            t4p("pretrain", *PRETRAIN_FILES, f"data.shards=[{self.shards('frames')}]", *common)
+            t4p("checkpoint", "export", str(folder), str(folder / "network.safetensors"), "--force")
         elif job.start == "zero_shot":
             row = self._scores(self._start(job), ["model.finds=masks"] if job.task == "instance" else [])
         else:
             labelled = self._labelled(job.rooms, job.seed)
             start = [f"model.pretrained={self._start(job)}"] if job.start == "pretrained" else []
-            self._t4p("finetune", *FILES[job.task], f"data.shards=[{labelled}]", *common, *start)
-            self._t4p("checkpoint", "export", str(folder), str(folder / "network.safetensors"), "--force")
+            t4p("finetune", *FILES[job.task], f"data.shards=[{labelled}]", *common, *start)
+            t4p("checkpoint", "export", str(folder), str(folder / "network.safetensors"), "--force")
             row = self._scores(folder / "network.safetensors", [])
         stamp = {"commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
         row = {"name": job.name, **asdict(job), **row, "seconds": round(time.monotonic() - begun), **stamp}
@@ -238,7 +236,7 @@ class Bench:
         """The means of an export's scores on every series of rooms."""
         row: dict[str, Any] = {}
         for split in SERIES:
-            said = self._t4p(
+            said = t4p(
                 *("evaluate", f"model.exported={exported}", *keys),
                 *(f"data.shards=[{self.shards(split)}]", "data.ignored_labels=['*']", "--json"),
             )
@@ -260,7 +258,7 @@ class Bench:
         first = rooms * seed % NUM_ROOMS if rooms < NUM_ROOMS else 0
         place = self.shards(f"labelled_{rooms}_from_{first}")
         if not (place / "manifest.json").exists():
-            self._t4p("shards", "pack", "synthetic-scenes", f"seed=1,first={first},rooms={rooms}", str(place))
+            t4p("shards", "pack", "synthetic-scenes", f"seed=1,first={first},rooms={rooms}", str(place))
         return place
 
     def tell(self, asked: list[tuple[str, int]], seeds: int) -> None:
@@ -293,18 +291,6 @@ class Bench:
             rows.append(row)
         if figures and not self.brief:
             record("transfer_means", self.steps, figures, rows, ("torch", "deepspeed"))
-
-    def _t4p(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "commands.main", *arguments],
-            cwd=REPOSITORY,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            sys.exit(f"t4p {' '.join(arguments)}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-        return done.stdout
 
 
 if __name__ == "__main__":
