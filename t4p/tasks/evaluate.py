@@ -20,9 +20,9 @@ from torch import Tensor
 
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.kinds import task_named
-from t4p.config.tasks import EvaluateConfig
+from t4p.config.tasks import EvaluateConfig, JobConfig
 from t4p.data.fetch import Catalogue
-from t4p.data.labelled import LabelledBatch, build_label_recipe
+from t4p.data.labelled import LabelledBatch, LabelRecipe, build_label_recipe
 from t4p.data.labels import IGNORED
 from t4p.data.read_ahead import plan_read_ahead
 from t4p.data.stream import Recipe, ValidationStream
@@ -36,6 +36,7 @@ from t4p.tasks.submission import Submission, write_submission
 
 Sample = TypeVar("Sample")
 Batch = TypeVar("Batch")
+Scored = TypeVar("Scored", bound=JobConfig)
 
 
 def evaluate(
@@ -170,14 +171,15 @@ def label_points(
     Raises:
         ConfigError, ShardError, DataError: as `score_network`.
     """
-    catalogue = Catalogue(scored.shards)
-    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
-    data, model = exported.config.data.model_copy(update=points), exported.config.model
-    recipe = build_label_recipe(
-        catalogue, data, model, exported.labels, scored.ignored_labels, augment=None, unlabelled=on_labels is not None
-    )
-    batches = scored_stream(scored, catalogue, recipe).batches()
-    for done, batch in enumerate(batches, start=1):
+
+    def recipe(config: JobConfig, catalogue: Catalogue, _trains: bool, ignored: Sequence[str]) -> LabelRecipe:
+        unlabelled = on_labels is not None
+        return build_label_recipe(
+            catalogue, config.data, config.model, exported.labels, ignored, augment=None, unlabelled=unlabelled
+        )
+
+    voxel_size = exported.config.model.voxel_size
+    for batch in scored_batches(exported.config, scored, recipe, on_progress):
         predicted = predict(exported, batch)
         of_point = predicted[batch.voxel_of_point]
         if on_sample is not None:
@@ -188,7 +190,7 @@ def label_points(
                     key=batch.keys[0],
                     measure="mIoU",
                     score=scores(counts, class_ids).miou,
-                    points=middles_of_voxels(batch.voxel_coords[:, 1:], model.voxel_size).cpu().numpy(),
+                    points=middles_of_voxels(batch.voxel_coords[:, 1:], voxel_size).cpu().numpy(),
                     predicted=predicted.numpy(),
                     truth=batch.label_of_voxel.numpy(),
                     counts=counts,
@@ -198,7 +200,6 @@ def label_points(
         if on_labels is not None:
             on_labels(batch.keys[0], of_point.numpy())
         yield of_point, batch.label_of_point
-        on_progress(done, catalogue.num_samples)
 
 
 def middles_of_voxels(voxel_coords: Tensor, voxel_size: float) -> Tensor:
@@ -213,6 +214,31 @@ def features_of_voxels(exported: ExportedNetwork, batch: LabelledBatch) -> NDArr
     batch = batch.to(text.device)
     expanded, _ = exported.net(batch.voxel_coords, batch.voxel_features, text, read="bottleneck")
     return F.normalize(expanded.float(), dim=1)[batch.bottleneck_of_voxel].cpu().numpy()
+
+
+def scored_batches(
+    config: Scored,
+    scored: EvaluatedDataConfig,
+    build_recipe: Callable[[Scored, Catalogue, bool, Sequence[str]], Recipe[Sample, Batch]],
+    on_progress: Callable[[int, int], None],
+) -> Iterator[Batch]:
+    """Every sample of the datasets that an export is scored on, one by one, read as its run read them.
+
+    Args:
+        config: of the export.
+        on_progress: called with (samples done, samples in all).
+
+    Raises:
+        ConfigError: the classes of a dataset are not its labels.
+        ShardError: the data is missing or damaged.
+    """
+    catalogue = Catalogue(scored.shards)
+    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
+    config = config.model_copy(update={"data": config.data.model_copy(update=points)})
+    recipe = build_recipe(config, catalogue, False, scored.ignored_labels)
+    for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
+        yield batch
+        on_progress(done, catalogue.num_samples)
 
 
 def scored_stream(

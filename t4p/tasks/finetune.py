@@ -6,7 +6,7 @@ behind learnable tokens, through the frozen text tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from t4p.config.data import EvaluatedDataConfig
 from t4p.config.network import FinetunedModelConfig
 from t4p.config.run import FinetuneTrainConfig
 from t4p.config.tasks import FinetuneConfig, FinetuneLossConfig
@@ -33,7 +32,6 @@ from t4p.models.text4point import Reading, build_text4point
 from t4p.models.towers import load_towers_from
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show, print_line
-from t4p.tasks.evaluate import scored_stream
 from t4p.tasks.job import (
     build_engine,
     build_training_stream,
@@ -204,31 +202,6 @@ def label_recipe(
         unlabelled=unlabelled,
         labels_per_scene=config.data.labels_per_scene if trains else None,
     )
-
-
-def scored_batches(
-    config: Config,
-    scored: EvaluatedDataConfig,
-    build_recipe: Callable[[Config, Catalogue, bool, Sequence[str]], Recipe[Sample, Batch]],
-    on_progress: Callable[[int, int], None],
-) -> Iterator[Batch]:
-    """Every sample of the datasets that an export is scored on, one by one, read as its run read them.
-
-    Args:
-        config: of the export.
-        on_progress: called with (samples done, samples in all).
-
-    Raises:
-        ConfigError: the classes of a dataset are not its labels.
-        ShardError: the data is missing or damaged.
-    """
-    catalogue = Catalogue(scored.shards)
-    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
-    config = config.model_copy(update={"data": config.data.model_copy(update=points)})
-    recipe = build_recipe(config, catalogue, False, scored.ignored_labels)
-    for done, batch in enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1):
-        yield batch
-        on_progress(done, catalogue.num_samples)
 
 
 def prompt_labels(config: FinetuneConfig, towers: ClipTowers) -> PromptedLabels:

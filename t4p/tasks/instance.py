@@ -35,14 +35,13 @@ from t4p.models.text4point import Text4Point
 from t4p.models.vote_head import VoteHead
 from t4p.runs.logs import StepRecord
 from t4p.runs.progress import Show
-from t4p.tasks.evaluate import middles_of_voxels
+from t4p.tasks.evaluate import middles_of_voxels, scored_batches
 from t4p.tasks.finetune import (
     PromptedModule,
     embed_labels,
     finetune,
     label_recipe,
     prompt_labels,
-    scored_batches,
 )
 from t4p.tasks.found_masks import MIN_REGION, MOST_MASKS, FoundMasks, OnMasks, scenes_of_batch, score_masks
 from t4p.tasks.object_task import ObjectTask

@@ -6,7 +6,7 @@ objects of one label that touch are one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,12 +17,13 @@ from scipy.sparse.csgraph import connected_components
 
 from t4p.config.data import EvaluatedDataConfig
 from t4p.config.kinds import task_named
+from t4p.config.tasks import JobConfig
 from t4p.data.fetch import Catalogue
 from t4p.data.groups import neighbour_pairs
 from t4p.data.labelled import build_label_recipe
 from t4p.data.objects import ObjectBatch, ObjectRecipe
 from t4p.models.exported import ExportedNetwork
-from t4p.tasks.evaluate import scored_stream, voxel_scores
+from t4p.tasks.evaluate import scored_batches, voxel_scores
 from t4p.tasks.found_masks import MOST_MASKS, FoundMasks, OnMasks, score_masks
 from t4p.tasks.scored import ScoredSample, ScoreSheet
 
@@ -82,22 +83,18 @@ def score_named_groups(
         ConfigError: the classes of a dataset are not the network's labels.
         ShardError, DataError: the data is missing or damaged, or holds no object.
     """
-    catalogue = Catalogue(scored.shards)
-    points = {"pixel_stride": scored.pixel_stride, "max_depth": scored.max_depth}
-    data, model = exported.config.data.model_copy(update=points), exported.config.model
-    unlabelled = on_masks is not None
-    labels = build_label_recipe(
-        catalogue, data, model, exported.labels, scored.ignored_labels, augment=None, unlabelled=unlabelled
+
+    def recipe(config: JobConfig, catalogue: Catalogue, _trains: bool, ignored: Sequence[str]) -> ObjectRecipe:
+        unlabelled = on_masks is not None
+        labels = build_label_recipe(
+            catalogue, config.data, config.model, exported.labels, ignored, augment=None, unlabelled=unlabelled
+        )
+        return ObjectRecipe(labels, exported.labels, groups_of="own")
+
+    found = (
+        (batch, _found_in(exported, batch)) for batch in scored_batches(exported.config, scored, recipe, on_progress)
     )
-    recipe = ObjectRecipe(labels, exported.labels, groups_of="own")
-    batches = enumerate(scored_stream(scored, catalogue, recipe).batches(), start=1)
-
-    def found_masks() -> Iterator[tuple[ObjectBatch, FoundMasks]]:
-        for done, batch in batches:
-            yield batch, _found_in(exported, batch)
-            on_progress(done, catalogue.num_samples)
-
-    sheet = score_masks(found_masks(), exported.labels, model.voxel_size, scored.shards, on_sample, on_masks)
+    sheet = score_masks(found, exported.labels, exported.config.model.voxel_size, scored.shards, on_sample, on_masks)
     return replace(sheet, protocol=f"neighbouring groups of one label, {sheet.protocol}")
 
 
