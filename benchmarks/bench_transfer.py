@@ -58,6 +58,7 @@ ABLATIONS = {
 VARIANTS = {
     "without_aux": (ABLATED, ("loss.weight_aux=0",)),
     "queries_own": ("instance", ("model.masks=queries", "model.groups=own")),
+    "queries_given": ("instance", ("model.masks=queries", "model.groups=given")),
     "queries_none": ("instance", ("model.masks=queries", "model.groups=none")),
 }
 SERIES = {  # of rooms: what `t4p shards pack` makes them from

@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.scene import Scene, SceneBox
+from shards.synthetic.raycast import Render
+from shards.synthetic.room import NUM_FACES
 from shards.synthetic.sensor import DEPTH_SCALE
 from shards.synthetic.view import View, build_stage, make_view
 
 VOXEL_SIZE = 0.02  # metres
 NUM_TOURS = 3  # from one curve, much of a room lies behind its furniture
+_PATCH = 1.0  # metres; how far a segment of a wall goes
 _STRIDE = 2  # of the steps along a path: neighbours overlap by half and more even so
 
 
@@ -28,7 +31,8 @@ def make_scene(
 ) -> Scene:
     """Fuse `num_frames` views of a room, shared out among NUM_TOURS paths of the camera.
 
-    Boxes are those of the objects that have points, in the order of their instance ids.
+    Boxes are those of the objects that have points, in the order of their instance ids. Segments are those of a perfect
+    mesh: they never reach over an edge, and so never from one object to another.
     """
     views = [
         make_view(seed, room_index, _STRIDE * frame, width, height, tour, furniture)
@@ -40,6 +44,7 @@ def make_scene(
     distance = np.concatenate([view.depth[seen] for view, seen in zip(views, read, strict=True)])
     kept = _one_per_voxel(points, distance)
     instance = np.concatenate([view.exact.instance[seen] for view, seen in zip(views, read, strict=True)])[kept]
+    pieces = np.concatenate([_pieces(view.exact)[seen] for view, seen in zip(views, read, strict=True)])[kept]
     present = set(np.unique(instance).tolist())
     return Scene(
         dataset=dataset,
@@ -48,6 +53,7 @@ def make_scene(
         rgb=np.concatenate([view.color[seen] for view, seen in zip(views, read, strict=True)])[kept],
         semantic=np.concatenate([view.exact.semantic[seen] for view, seen in zip(views, read, strict=True)])[kept],
         instance=instance,
+        segments=np.unique(pieces, axis=0, return_inverse=True)[1].reshape(-1).astype(np.uint32),
         boxes=tuple(
             SceneBox(one.label, one.world_from_box, one.size)
             for one in build_stage(seed, room_index, furniture=furniture).room.objects
@@ -63,6 +69,14 @@ def lift_readings(view: View) -> NDArray[np.float64]:
     x, y = (columns - view.K[0, 2]) / view.K[0, 0] * z, (rows - view.K[1, 2]) / view.K[1, 1] * z
     pose = view.world_from_camera
     return np.stack([pose[i, 0] * x + pose[i, 1] * y + pose[i, 2] * z + pose[i, 3] for i in range(3)], axis=1)
+
+
+def _pieces(exact: Render) -> NDArray[np.int64]:
+    """(H, W, 7) equal where pixels see one segment: one surface, one direction of its normal, one patch of a wall."""
+    directions = np.rint(2 * exact.normals)  # a sixth of a cylinder or so
+    patches = np.floor(exact.surface_points / _PATCH + 0.38)  # faces do not lie on their border
+    patches[exact.surface >= NUM_FACES] = 0.0
+    return np.concatenate([exact.surface[..., None], directions, patches], axis=-1).astype(np.int64)
 
 
 def _one_per_voxel(points: NDArray[np.float64], distance: NDArray[np.uint16]) -> NDArray[np.int64]:

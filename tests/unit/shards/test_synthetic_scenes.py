@@ -66,6 +66,20 @@ def test_points_lie_in_the_room_and_in_the_boxes_of_their_instances(dataset: Pat
             assert (np.abs(local) <= np.array(box.size) / 2 + 0.05).all(axis=1).mean() > 0.95
 
 
+def test_segments_are_pieces_of_one_surface_of_one_object(dataset: Path) -> None:
+    scene = DatasetReader(str(dataset)).read_scene(0, 0)
+    points = scene.points.astype(np.float64)
+    ids, counts = np.unique(scene.segments, return_counts=True)
+    assert 50 < len(ids) < len(points) / 20
+    for segment in ids[counts > 50]:
+        mine = scene.segments == segment
+        assert len(np.unique(scene.instance[mine])) == len(np.unique(scene.semantic[mine])) == 1
+        if not scene.instance[mine][0]:  # of a wall: a patch of a plane
+            spread = np.linalg.svd(points[mine] - points[mine].mean(axis=0), compute_uv=False) / counts[segment] ** 0.5
+            assert spread[2] < 0.03
+            assert np.ptp(points[mine], axis=0).max() < 1.2
+
+
 def test_frames_and_scenes_are_not_taken_for_one_another(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(CallError, match=r"holds scenes \(packed with synthetic-scenes\), wanted frames"):
         DatasetReader(str(dataset)).read_frame(0, 0)
