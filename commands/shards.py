@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands.arguments import Force
 from commands.bars import progress_bar
-from commands.completion import complete_format
-from shards.errors import CallError, ShardError
-from shards.packing.options import Check, DepthCodec
+from commands.pack import PACK_EXAMPLE, Dataset, Workers, default_workers, pack_command, tell_faults
+from commands.stops import user_errors
+from shards.errors import CallError
 
 if TYPE_CHECKING:
     from shards.reader import DatasetReader
@@ -35,63 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_MAX_DEFAULT_WORKERS = 8
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of the raw dataset, or the text of a generator")]
-Dataset = Annotated[str, typer.Argument(metavar="DST", help="a folder or s3://bucket/prefix")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
-Workers = Annotated[int | None, typer.Option(min=1, help="processes; by default one per core, at most 8")]
-
-
-class _Terminated(BaseException):
-    """SIGTERM, turned into an exception so that everything on the stack cleans up."""
-
-
-class _Stops:
-    """SIGINT and SIGTERM as exceptions, of which none is lost.
-
-    Python throws away what is raised while an object is deleted, and tarfile deletes a stream for every shard: so a
-    signal is raised once more at the next sign of progress.
-    """
-
-    def __init__(self) -> None:
-        self._heard: BaseException | None = None
-
-    def hear(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
-        self._heard = KeyboardInterrupt() if number == signal.SIGINT else _Terminated()
-        raise self._heard
-
-    def heard_at(self, on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """A sign of progress that also raises what was thrown away."""
-
-        def tell(done: int, total: int) -> None:
-            if self._heard is not None:
-                raise self._heard
-            on_progress(done, total)
-
-        return tell
-
-
-@contextmanager
-def _user_errors(when_stopped: str = "stopped") -> Iterator[_Stops]:
-    """Turn what a user can cause into one message on stderr and an exit status."""
-    stops, before = _Stops(), {}
-    if threading.current_thread() is threading.main_thread():
-        heard = [signal.SIGTERM]
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # where it is ignored it stays so
-            heard.append(signal.SIGINT)
-        before = {number: signal.signal(number, stops.hear) for number in heard}
-    try:
-        yield stops
-    except ShardError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, CallError) else 1) from None
-    except (KeyboardInterrupt, _Terminated) as stop:
-        typer.echo(when_stopped, err=True)
-        raise typer.Exit(130 if isinstance(stop, KeyboardInterrupt) else 143) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @app.command("formats")
@@ -103,66 +41,7 @@ def formats_command() -> None:
         typer.echo(f"{source_format.name}\n    {source_format.summary}\n    licence: {source_format.licence}")
 
 
-@app.command("pack", epilog="Example: t4p shards pack folder RAW s3://bucket/mine --depth-scale 1000 --every 5")
-def pack_command(
-    format: Annotated[
-        str,
-        typer.Argument(metavar="FORMAT", help="one of `t4p shards formats`", autocompletion=complete_format),
-    ],
-    src: Source,
-    dst: Dataset,
-    workers: Workers = None,
-    shard_size_mb: Annotated[float, typer.Option(help="cap on a tar, in MiB")] = 256,
-    frames: Annotated[
-        str | None,
-        typer.Option(metavar="START:STOP", help="which frames, by position in the source, as a Python slice"),
-    ] = None,
-    every: Annotated[int, typer.Option(min=1, help="keep one of so many frames")] = 1,
-    depth_scale: Annotated[
-        float | None, typer.Option(help="depth units per metre (1000 for millimetres); by default the format's own")
-    ] = None,
-    check: Annotated[
-        Check,
-        typer.Option(help="full: decode every image, and count voxels; headers: sizes and checksums alone"),
-    ] = "headers",
-    depth_codec: Annotated[
-        DepthCodec, typer.Option(help="depth as PNG, the bytes as found, or as zstd, which decodes six times faster")
-    ] = "png",
-    license: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="terms of the data, in a line; by default what is known of the format"),
-    ] = None,
-) -> None:
-    """Pack raw frames into a dataset. Stopped in the middle, the same call again resumes."""
-    with _user_errors("stopped; what is finished is kept, and the same call again resumes") as stops:
-        from shards.packing.pack import pack
-
-        if not math.isfinite(shard_size_mb):
-            raise CallError(f"--shard-size-mb is {shard_size_mb}, wanted a number of MiB, such as 256")
-
-        with progress_bar("packing") as on_progress:
-            report = pack(
-                format,
-                src,
-                dst,
-                num_workers=workers or _default_workers(),
-                shard_size_bytes=int(shard_size_mb * (1 << 20)),
-                frames=_parse_frames(frames),
-                every=every,
-                depth_scale=depth_scale,
-                check=check,
-                depth_codec=depth_codec,
-                licence=license,
-                on_progress=stops.heard_at(on_progress),
-            )
-        kept = f" ({report.num_kept_shards} kept from before)" if report.num_kept_shards else ""
-        typer.echo(
-            f"{report.url}: {report.num_samples} samples in {report.num_shards} shards{kept}, "
-            f"{report.size_bytes / 1e6:.1f} MB, {report.seconds:.1f} s\n"
-            f"terms of the data: {report.licence}\n"
-            f"next: t4p shards info {report.url}; t4p shards verify {report.url}"
-        )
-        _tell_faults(report.storage_faults)
+app.command("pack", epilog=PACK_EXAMPLE)(pack_command)
 
 
 @app.command("verify", epilog="Example: t4p shards verify s3://bucket/mine")
@@ -176,13 +55,13 @@ def verify_command(
     as_json: Json = False,
 ) -> None:
     """Re-read everything and name every broken sample; exit status 1 if there is one."""
-    with _user_errors() as stops:
+    with user_errors() as stops:
         from shards.packing import filling
         from shards.verify import verify
 
         written = None
         with progress_bar("verifying") as on_progress:
-            num_workers, progress = workers or _default_workers(), stops.heard_at(on_progress)
+            num_workers, progress = workers or default_workers(), stops.heard_at(on_progress)
             if fill:
                 report, written = filling.fill(url, num_workers=num_workers, on_progress=progress)
             else:
@@ -220,7 +99,7 @@ def verify_command(
                 counted = "" if written.voxels_sha256 is None else " and voxel counts"
                 text = f"now has checksums{counted}: generation {written.generation} of the manifest"
             typer.echo(f"{report.url}: {text}", err=as_json)
-        _tell_faults(report.storage_faults)
+        tell_faults(report.storage_faults)
         if report.problems:
             for problem in report.problems if not as_json else ():
                 typer.echo(f"{problem.object_name}: {problem.key or 'the object'}: {problem.message}", err=True)
@@ -248,7 +127,7 @@ def index_command(
     workers: Workers = None,
 ) -> None:
     """Make tars that are there a dataset, without copying them; or count the voxels of a dataset."""
-    with _user_errors() as stops:
+    with user_errors() as stops:
         from shards.manifest import MANIFEST_NAME
         from shards.packing.existing import index_tars
         from shards.packing.filling import count_voxels_of
@@ -256,7 +135,7 @@ def index_command(
 
         if counts and headers_only:
             raise CallError("--counts decodes every frame, and --headers-only reads none: give one of the two")
-        num_workers = workers or _default_workers()
+        num_workers = workers or default_workers()
         with progress_bar("indexing") as on_progress:
             progress = stops.heard_at(on_progress)
             if counts and into is None and open_store(url).exists(MANIFEST_NAME):
@@ -276,7 +155,7 @@ def index_command(
 @app.command("info", epilog="Example: t4p shards info s3://bucket/mine")
 def info_command(url: Dataset, as_json: Json = False) -> None:
     """Say what a dataset is, and what a few of its samples look like."""
-    with _user_errors():
+    with user_errors():
         from shards.doors.text import shown
         from shards.reader import DatasetReader
         from shards.stores.store import take_faults
@@ -312,7 +191,7 @@ def info_command(url: Dataset, as_json: Json = False) -> None:
                 facts[name] = "yes" if facts[name] else "no"
             for name, value in {**facts, **summary.lines()}.items():
                 typer.echo(f"{name:15} {value if isinstance(value, str | int) else json.dumps(value)}")
-        _tell_faults(faults)
+        tell_faults(faults)
 
 
 @app.command("show", epilog="Example: t4p shards show DST SCENE/FRAME --out frame.png")
@@ -329,7 +208,7 @@ def show_command(
     force: Force = False,
 ) -> None:
     """Write a picture or a page of a sample: colour, depth, labels, boxes; without a KEY, a contact sheet."""
-    with _user_errors():
+    with user_errors():
         from commands.pages.dataset_view import show_dataset
 
         path = out or Path("contact-sheet.png" if key is None else key.replace("/", "-") + ".png")
@@ -347,7 +226,7 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List the keys of a dataset, in the order of its shards."""
-    with _user_errors():
+    with user_errors():
         from shards.reader import DatasetReader
 
         dataset = DatasetReader(url)
@@ -429,29 +308,6 @@ def order_command(
     else:
         for step, keys in listed:
             typer.echo(f"{step:>8}  {' '.join(keys)}")
-
-
-def _parse_frames(text: str | None) -> slice | None:
-    if text is None:
-        return None
-    start, colon, stop = text.partition(":")
-    try:
-        if not colon:
-            raise ValueError("no colon")
-        return slice(int(start) if start else None, int(stop) if stop else None)
-    except ValueError as error:
-        raise CallError(f"--frames is {text!r}, wanted START:STOP, such as 0:80 or :80 or -20:") from error
-
-
-def _default_workers() -> int:
-    return min(len(os.sched_getaffinity(0)), _MAX_DEFAULT_WORKERS)
-
-
-def _tell_faults(faults: Mapping[str, int]) -> None:
-    """What the storage did wrong, where a person looks; nothing where it did nothing."""
-    if faults:
-        causes = ", ".join(f"{count} x {cause}" for cause, count in sorted(faults.items()))
-        typer.echo(f"storage: {sum(faults.values())} answers failed and were asked for again ({causes})", err=True)
 
 
 def _echo_json(value: object) -> None:

@@ -21,6 +21,8 @@ MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
 # A JPEG with a preview or a second view behind it, as phones write them (Pillow's MPO), is opened as a JPEG.
 _COLOR_FORMATS = {"jpg": ("JPEG",), "png": ("PNG",)}
 _RAW_DEPTH_FORMATS = ("PNG", "PPM", "TIFF")
+_JPEG_QUALITY = 92
+_EXIF_WITHIN, _EXIF_ORIENTATION = 1 << 17, 0x0112
 # All the ways in which Pillow reports damaged bytes.
 _PILLOW_ERRORS = (
     OSError,
@@ -33,6 +35,25 @@ _PILLOW_ERRORS = (
     Image.DecompressionBombError,
 )
 
+
+# What else people have in the place of an image: kind, and the bytes that tell it at a place.
+_OTHER_KINDS = (
+    ("WebP image", 8, b"WEBP"),
+    ("BMP image", 0, b"BM"),
+    ("GIF image", 0, b"GIF8"),
+    ("TIFF image", 0, b"II*\0"),
+    ("TIFF image", 0, b"MM\0*"),
+    ("HEIC or AVIF image", 4, b"ftyp"),
+    ("JPEG XL image", 0, b"\xff\x0a"),
+    ("JPEG 2000 image", 4, b"jP  "),
+    ("OpenEXR image", 0, b"v/1\x01"),
+    ("NumPy file", 0, b"\x93NUMPY"),
+    ("PGM or PPM image", 0, b"P5"),
+    ("PGM or PPM image", 0, b"P6"),
+    ("PFM image", 0, b"Pf"),
+    ("HDF5 file", 0, b"\x89HDF"),
+    ("zip archive", 0, b"PK\x03\x04"),
+)
 
 # Raises ShardError where the (width, height) that a header announces is not that of the image.
 Fits = Callable[[tuple[int, int]], None]
@@ -151,6 +172,64 @@ def encode_depth(depth: NDArray[np.uint16]) -> bytes:
     # Level 4 takes less than half the time of the usual 6 for 8 % more bytes (7-Scenes, one frame).
     Image.fromarray(np.ascontiguousarray(depth, dtype=np.uint16)).save(buffer, format="PNG", compress_level=4)
     return buffer.getvalue()
+
+
+def encode_labels(labels: NDArray[np.integer]) -> bytes:
+    """Encode (H, W) ids up to 65535 as a grayscale PNG, of 8 bits where they fit; equal ids give equal bytes."""
+    buffer = io.BytesIO()
+    bits = np.uint8 if labels.size == 0 or labels.max() < 256 else np.uint16
+    Image.fromarray(np.ascontiguousarray(labels, dtype=bits)).save(buffer, format="PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def encode_color(pixels: NDArray[np.uint8], size: tuple[int, int]) -> bytes:
+    """(h, w, 3) uint8, brought to (width, height), as a JPEG; equal pixels give equal bytes."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def kind_of_color(data: bytes) -> str:
+    """ "jpg" or "png": what a colour image is by its bytes, whatever its name.
+
+    Everything that a decoder would change without a word is refused: sixteen bits of grey would come out white, and a
+    picture that its EXIF says to turn does not lie on its depth as it is stored, or not as it is seen.
+
+    Raises:
+        BrokenImageError: another kind of image, or one of those.
+    """
+    if data[:3] == b"\xff\xd8\xff":
+        kind = "jpg"
+    elif data[:8] == PNG_SIGNATURE:
+        kind = "png"
+        if data[12:16] == b"IHDR" and data[24:25] == b"\x10" and data[25:26] in (b"\x00", b"\x04"):
+            raise BrokenImageError(
+                f"color is {_describe(data)}, of which a decoder would make white; wanted 8 bits a channel: is it the "
+                "depth image, or infrared? Convert it, or give the colour image"
+            )
+    else:
+        raise BrokenImageError(f"color is {_describe(data)}, wanted a JPEG or PNG; convert the images, and pack again")
+    if (turn := _orientation(data)) != 1:
+        raise BrokenImageError(
+            f"color has EXIF orientation {turn}: programs show it turned or mirrored, and it is stored otherwise; if "
+            "it lies on its depth as it is stored, remove the mark (exiftool -Orientation= FILES), else turn its "
+            "pixels (jpegtran, or mogrify -auto-orient)"
+        )
+    return kind
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation of a JPEG or PNG, 1 where there is none or it cannot be read."""
+    if b"Exif\0\0" not in data[:_EXIF_WITHIN] and b"eXIf" not in data[:_EXIF_WITHIN]:
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = Image.open(io.BytesIO(data), formats=("JPEG", "PNG")).getexif().get(_EXIF_ORIENTATION, 1)
+    except _PILLOW_ERRORS:
+        return 1
+    return found if isinstance(found, int) and 2 <= found <= 8 else 1
 
 
 def pack_depth(depth: NDArray[np.uint16]) -> bytes:
@@ -309,4 +388,7 @@ def _describe(data: bytes) -> str:
         return f"a {width}x{height} {bits}-bit {kinds.get(kind, 'unknown')} PNG of {len(data)} bytes"
     if data[:3] == b"\xff\xd8\xff":
         return f"a JPEG of {len(data)} bytes"
+    for kind, place, mark in _OTHER_KINDS:
+        if data[place : place + len(mark)] == mark:
+            return f"a {kind} of {len(data)} bytes"
     return f"{len(data)} bytes starting with {data[:8]!r}"

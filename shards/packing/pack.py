@@ -23,16 +23,17 @@ from shards.manifest import (
 )
 from shards.ordered_map import ordered_map
 from shards.packing.claim import SHARD_FILE, Claim, claim, published_before, release
-from shards.packing.frame_tasks import FrameTask, LoadedFrame, load_frame, unique_tasks
+from shards.packing.frame_tasks import FrameTask, LoadedFrame, load_frame
 from shards.packing.gathered import GatheredIndex
 from shards.packing.options import Check, DepthCodec
 from shards.packing.piece import ShardPiece
 from shards.packing.resume import kept_shards
 from shards.packing.scratch import scratch_folder
+from shards.packing.selection import Selection, find_tasks
 from shards.packing.writer import FinishedShard, ShardWriter
 from shards.schema import FORMAT_VERSION
 from shards.sources.formats import SourceFormat, find_format
-from shards.sources.raw_files import SourceOptions
+from shards.sources.options import SourceOptions
 from shards.stores.place import open_store
 from shards.stores.second_look import believed
 
@@ -74,9 +75,11 @@ def pack(
     shard_size_bytes: int = DEFAULT_SHARD_SIZE_BYTES,
     frames: slice | None = None,
     every: int = 1,
-    depth_scale: float | None = None,
+    max_frames: int | None = None,
+    source_options: SourceOptions | None = None,
     check: Check = "headers",
     depth_codec: DepthCodec = "png",
+    color_size: tuple[int, int] | None = None,
     licence: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PackReport:
@@ -90,10 +93,12 @@ def pack(
         shard_size_bytes: cap on a tar.
         frames: which of the source's frames, by position; None takes all.
         every: keep one of so many of these.
-        depth_scale: depth units per metre; None takes the format's own.
+        max_frames: then keep at most so many of each scene, spread over it; None keeps all.
+        source_options: what the reader is told; None takes what the format does by itself.
         check: "full" decodes every image once and counts the voxels of every frame; "headers" holds sizes, kinds and
             checksums against the numbers, which costs a tenth.
         depth_codec: "png" keeps the bytes of what is one; "zstd" decodes in a sixth of a PNG's time, and counts voxels.
+        color_size: (width, height) within which colour images are made smaller, and encoded anew; None keeps the bytes.
         licence: terms of the data, in a line; None takes what is known of the format.
         on_progress: called with (frames done, frames in all).
 
@@ -103,25 +108,23 @@ def pack(
         StoreError: storage refused or failed.
     """
     start = time.monotonic()
-    _check_call(num_workers, shard_size_bytes, every, depth_scale, licence)
-    chosen = find_format(source_format)
-    root = Path(src)
-    refs = chosen.scan(root, SourceOptions(depth_scale))
-    selected = refs[frames or slice(None)][::every]
-    if not selected:
-        raise CallError(
-            f"{src}: none of its {len(refs)} frames is left by --frames {_spelt(frames)} and --every {every}"
-        )
-    tasks = unique_tasks(selected)
+    _check_call(num_workers, shard_size_bytes, licence)
+    chosen, root, told = find_format(source_format), Path(src), source_options or SourceOptions()
+    tasks = find_tasks(chosen, root, told, Selection(frames, every, max_frames))
     label_names = chosen.label_names(root)
     options: dict[str, Any] = {
         "shard_size_bytes": shard_size_bytes,
         "frames": None if frames is None else [frames.start, frames.stop],
         "every": every,
-        "depth_scale": depth_scale,
+        "depth_scale": told.depth_scale,
         "check": check,
         "depth_codec": depth_codec,
+        **told.said(),
     }
+    if max_frames is not None:
+        options["max_frames"] = max_frames
+    if color_size is not None:
+        options["color_size"] = list(color_size)
     if licence is not None:
         options["licence"] = licence
     provenance = _provenance(chosen, root, options)
@@ -131,7 +134,7 @@ def pack(
         num_kept = manifest.num_shards
     else:
         ours = claim(store, provenance)
-        load = partial(load_frame, chosen.read, check, depth_codec)
+        load = partial(load_frame, chosen.read, check, depth_codec, color_size)
         with _scratch_folder(shard_size_bytes) as scratch:
             gathered = GatheredIndex(scratch)
             with closing(kept_shards(store, load, tasks, shard_size_bytes, num_workers, on_progress)) as kept:
@@ -157,21 +160,11 @@ def pack(
     )
 
 
-def _spelt(frames: slice | None) -> str:
-    """As on the command line."""
-    ends = (None, None) if frames is None else (frames.start, frames.stop)
-    return ":".join("" if end is None else str(end) for end in ends)
-
-
-def _check_call(
-    num_workers: int, shard_size_bytes: int, every: int, depth_scale: float | None, licence: str | None
-) -> None:
-    if num_workers < 1 or every < 1:
-        raise CallError(f"workers and every must be at least 1, found {num_workers} and {every}")
+def _check_call(num_workers: int, shard_size_bytes: int, licence: str | None) -> None:
+    if num_workers < 1:
+        raise CallError(f"workers must be at least 1, found {num_workers}")
     if not 1 <= shard_size_bytes <= MAX_SHARD_SIZE_BYTES:
         raise CallError(f"shard size is {shard_size_bytes} bytes, wanted 1 to {MAX_SHARD_SIZE_BYTES}")
-    if depth_scale is not None and not depth_scale > 0:
-        raise CallError(f"depth scale is {depth_scale}, wanted units per metre, above 0")
     if licence is not None and (not licence.strip() or has_control(licence)):
         raise CallError(f"the licence is {licence!r}, wanted one line of text, such as 'CC BY 4.0'")
 

@@ -5,7 +5,7 @@ such a folder; the folder given is a scene or holds scenes.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +13,24 @@ import numpy as np
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
 from shards.images import BrokenImageError, decode_any_depth
-from shards.schema import Frame
+from shards.sources.cameras import Camera, read_camera, read_poses
+from shards.sources.complete import complete_stems, present_files
+from shards.sources.frame_files import DepthFiles, FrameFiles
+from shards.sources.options import SourceOptions
 from shards.sources.raw_files import (
     COLOR_SUFFIXES,
-    SourceOptions,
-    color_format,
-    natural_order,
+    DEPTH_SUFFIXES,
+    files_by_stem,
+    list_names,
+    name_of,
     read_bytes,
-    read_depth,
-    read_intrinsics,
-    read_matrix,
-    read_text,
-    read_world_from_camera,
     require_folder,
     require_no_link,
 )
+from shards.sources.raw_text import read_matrix, read_text
 
 NAME = "folder"
-_DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff")
+_DEPTH_SUFFIXES = (*DEPTH_SUFFIXES, ".npy")
 # One K for both images, or one each. The first name found counts; the later ones are those of ScanNet's exports.
 _SHARED_INTRINSICS = ("intrinsic.txt", "intrinsics.txt", "camera-intrinsics.txt")
 _COLOR_INTRINSICS = ("intrinsic_color.txt", "intrinsics_color.txt", "intrinsic/intrinsic_color.txt")
@@ -43,28 +43,7 @@ _LABEL_NAMES_FILE = "label_names.txt"
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class FolderRef:
-    """One frame on disk."""
-
-    scene_id: str
-    frame_id: str
-    color: Path
-    depth: Path
-    world_from_camera_file: Path | None
-    semantic: Path | None
-    instance: Path | None
-    color_intrinsics: Path
-    depth_intrinsics: Path
-    depth_scale: float
-
-    @property
-    def origin(self) -> str:
-        """Where the frame lies, for messages."""
-        return f"{self.color}, {self.depth}"
-
-
-def scan(root: Path, options: SourceOptions) -> tuple[FolderRef, ...]:
+def scan(root: Path, options: SourceOptions) -> tuple[FrameFiles, ...]:
     """Every frame of the scene, or of the scenes, in `root`, in natural order of names.
 
     Raises:
@@ -77,43 +56,32 @@ def scan(root: Path, options: SourceOptions) -> tuple[FolderRef, ...]:
             f"{root}: the folder format needs the depth units per metre: --depth-scale 1000 for millimetres, 5000 for "
             "TUM-like depth"
         )
-    scenes = (
-        [root] if _is_scene(root) else sorted(filter(_is_scene, root.iterdir()), key=lambda p: natural_order(p.name))
-    )
+    scenes = [root] if _is_scene(root) else [root / name for name in list_names(root) if _is_scene(root / name)]
     for scene in scenes:
         if scene != root:
             require_no_link(scene)
-    refs = [ref for scene in scenes for ref in _scan_scene(scene, options.depth_scale)]
-    if not refs:
+    chosen = options.chosen_scenes()
+    frames = [frame for scene in scenes if name_of(scene) in chosen for frame in _scan_scene(scene, options)]
+    if not frames:
         raise CallError(f"{root}: no frame found; wanted color/ and depth/ in it, or scene folders that have them")
-    return tuple(refs)
-
-
-def read(ref: FolderRef) -> Frame:
-    """Load one frame; raises ShardError naming the file that is wrong."""
-    return Frame(
-        dataset=NAME,
-        scene_id=ref.scene_id,
-        frame_id=ref.frame_id,
-        color=read_bytes(ref.color),
-        color_format=color_format(ref.color),
-        depth=read_depth(ref.depth),
-        depth_scale=ref.depth_scale,
-        K_depth=read_intrinsics(ref.depth_intrinsics),
-        K_color=read_intrinsics(ref.color_intrinsics),
-        color_from_depth=np.eye(4),
-        world_from_camera=None
-        if ref.world_from_camera_file is None
-        else read_world_from_camera(ref.world_from_camera_file),
-        semantic=None if ref.semantic is None else read_bytes(ref.semantic),
-        instance=None if ref.instance is None else read_bytes(ref.instance),
-    )
+    return tuple(frames)
 
 
 def label_names(root: Path) -> tuple[str, ...]:
-    """Class names by id, from the lines of label_names.txt in `root`; empty without that file."""
+    """Class names by id, from the lines of label_names.txt in `root`; empty without that file.
+
+    Raises:
+        ShardError: it lies in a scene of `root` instead, where it would be missed.
+    """
     path = root / _LABEL_NAMES_FILE
-    return tuple(line.strip() for line in read_text(path).splitlines()) if path.is_file() else ()
+    if path.is_file():
+        return tuple(line.strip() for line in read_text(path).splitlines())
+    if lower := next((name for name in list_names(root) if (root / name / _LABEL_NAMES_FILE).is_file()), None):
+        raise ShardError(
+            f"{root / lower / _LABEL_NAMES_FILE}: lies in a scene, and one list holds for all of a dataset; move it to "
+            f"{path}"
+        )
+    return ()
 
 
 def _is_scene(folder: Path) -> bool:
@@ -128,75 +96,44 @@ def _is_scene(folder: Path) -> bool:
     return bool(found)
 
 
-def _scan_scene(scene: Path, depth_scale: float) -> list[FolderRef]:
-    colors = _files_by_stem(scene / "color", COLOR_SUFFIXES)
-    depths = _files_by_stem(scene / "depth", _DEPTH_SUFFIXES)
-    for have, lack, name in ((colors, depths, "depth"), (depths, colors, "color")):
-        if missing := sorted(set(have) - set(lack), key=natural_order):
-            raise ShardError(
-                f"{have[missing[0]]}: no file {missing[0]}.* in {scene / name} ({len(missing)} frames lack theirs); "
-                "restore it or remove the frame"
-            )
-    poses = _optional_files(scene / "pose", (".txt",), colors)
-    semantics = _optional_files(scene / "label", (".png",), colors)
-    instances = _optional_files(scene / "instance", (".png",), colors)
-    scene_id = scene.resolve().name
+def _scan_scene(scene: Path, options: SourceOptions) -> list[FrameFiles]:
+    assert options.depth_scale is not None
+    colors = files_by_stem(scene / "color", COLOR_SUFFIXES)
+    depths = files_by_stem(scene / "depth", _DEPTH_SUFFIXES)
+    stems = complete_stems(colors, depths, options.only_complete)
+    poses = read_poses(_optional(scene / "pose", ".txt", stems), scene / "pose")
+    semantics = _optional(scene / "label", ".png", stems)
+    instances = _optional(scene / "instance", ".png", stems)
+    scene_id = name_of(scene)
     _require_one_camera(scene)
-    stems = sorted(colors, key=natural_order)
     if stems:
-        _warn_of_saturation(depths[stems[0]])
-    color_intrinsics = _intrinsics_file(scene, _COLOR_INTRINSICS + _SHARED_INTRINSICS)
-    depth_intrinsics = _intrinsics_file(scene, _DEPTH_INTRINSICS + _SHARED_INTRINSICS)
+        _warn_of_saturation(depths.files[stems[0]])
+    color_camera = _camera(scene, _COLOR_INTRINSICS + _SHARED_INTRINSICS, options)
+    depth_camera = _camera(scene, _DEPTH_INTRINSICS + _SHARED_INTRINSICS, options)
     return [
-        FolderRef(
+        FrameFiles(
+            dataset=NAME,
             scene_id=scene_id,
             frame_id=stem,
-            color=colors[stem],
-            depth=depths[stem],
-            world_from_camera_file=poses.get(stem),
+            color=colors.files[stem],
+            depth=DepthFiles(
+                depths.files[stem],
+                options.depth_scale,
+                "npy" if depths.files[stem].suffix.lower() == ".npy" else "image",
+            ),
+            color_camera=color_camera,
+            depth_camera=depth_camera,
+            world_from_camera=poses.get(stem),
             semantic=semantics.get(stem),
             instance=instances.get(stem),
-            color_intrinsics=color_intrinsics,
-            depth_intrinsics=depth_intrinsics,
-            depth_scale=depth_scale,
+            labels_from=options.labels_from,
         )
         for stem in stems
     ]
 
 
-def _optional_files(folder: Path, suffixes: tuple[str, ...], colors: dict[str, Path]) -> dict[str, Path]:
-    """Files that only some frames need to have; a folder that fits no frame at all is a mistake in its names."""
-    if not folder.is_dir():
-        return {}
-    files = _files_by_stem(folder, suffixes)
-    missing = sorted(set(colors) - set(files), key=natural_order)
-    if missing and len(missing) == len(colors):
-        raise ShardError(
-            f"{folder}: none of its {len(files)} files is named like a frame; wanted {missing[0]}{suffixes[0]}, ..."
-        )
-    if missing:
-        _logger.warning(
-            "%s: %d of %d frames have no file here, the first is %s",
-            shown(folder),
-            len(missing),
-            len(colors),
-            shown(missing[0]),
-        )
-    return files
-
-
-def _files_by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes:
-            continue
-        require_no_link(path)
-        if path.stem in files:
-            raise ShardError(f"{path}: {files[path.stem].name} is of the same frame; keep one of the two")
-        files[path.stem] = path
-    return files
+def _optional(folder: Path, suffix: str, stems: Sequence[str]) -> dict[str, Path]:
+    return present_files(files_by_stem(folder, (suffix,)), stems, "file here") if folder.is_dir() else {}
 
 
 def _require_one_camera(scene: Path) -> None:
@@ -223,8 +160,13 @@ def _warn_of_saturation(path: Path) -> None:
         )
 
 
-def _intrinsics_file(scene: Path, names: tuple[str, ...]) -> Path:
+def _camera(scene: Path, names: tuple[str, ...], options: SourceOptions) -> Camera:
+    if options.intrinsics is not None:
+        return read_camera(options.intrinsics)
     for name in names:
         if (scene / name).is_file():
-            return scene / name
-    raise ShardError(f"{scene}: no intrinsics; wanted a 3x3 or 4x4 matrix in pixels in one of {', '.join(names)}")
+            return read_camera(scene / name)
+    raise ShardError(
+        f"{scene}: no intrinsics; wanted a 3x3 or 4x4 matrix in pixels in one of {', '.join(names)}, or in the file of "
+        "--intrinsics"
+    )

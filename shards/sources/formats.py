@@ -10,7 +10,8 @@ from shards.errors import CallError, ShardError
 from shards.manifest import SampleKind
 from shards.sample import Sample
 from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
-from shards.sources.raw_files import SourceOptions
+from shards.sources.frame_files import read_frame
+from shards.sources.options import SourceOptions
 from shards.terms import NO_TERMS
 
 
@@ -42,6 +43,7 @@ class SourceFormat:
         summary: one line about the layout.
         licence: one line about what may be done with the data.
         scan: lists the frames of a folder, in packing order.
+        takes: fields of the options that it heeds.
         read: loads one of them; called in worker processes.
         label_names: names of the class ids in the folder, by id.
         sample_kind: what `read` returns, a Frame or a Scene.
@@ -56,7 +58,10 @@ class SourceFormat:
     label_names: Callable[[Path], tuple[str, ...]] = _no_label_names
     sample_kind: SampleKind = "frames"
     up_axis: str | None = None
+    takes: tuple[str, ...] = ()
 
+
+_EVERY_FRAMES = ("depth_scale", "intrinsics", "scenes", "split")  # what every reader of frames takes
 
 # Raw data in a folder, in the order in which a folder is tried where nobody says what it holds.
 FORMATS = (
@@ -65,14 +70,16 @@ FORMATS = (
         "7-Scenes and its like: frame-N.color.png|jpg, frame-N.depth.png (mm), frame-N.pose.txt",
         "7-Scenes is for non-commercial research: keep its shards private",
         seven_scenes.scan,
-        seven_scenes.read,
+        read_frame,
+        takes=(*_EVERY_FRAMES, "only_complete"),
     ),
     SourceFormat(
         tum.NAME,
         "TUM RGB-D: rgb.txt, depth.txt (5000 per metre), groundtruth.txt",
         "TUM RGB-D is CC BY 4.0: shards may be shared with attribution",
         tum.scan,
-        tum.read,
+        read_frame,
+        takes=_EVERY_FRAMES,
         up_axis="+z",  # of its motion capture
     ),
     SourceFormat(
@@ -80,8 +87,9 @@ FORMATS = (
         "your own: color/, depth/, intrinsic.txt; optional pose/, label/, instance/; needs --depth-scale",
         "your data, your terms",
         folder.scan,
-        folder.read,
+        read_frame,
         folder.label_names,
+        takes=(*_EVERY_FRAMES, "only_complete", "labels_from"),
     ),
 )
 

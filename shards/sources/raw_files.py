@@ -1,33 +1,22 @@
-"""Files of raw datasets: every message names the file, what was found and what was wanted."""
+"""Files of raw datasets: what a folder lists, and their bytes. Every message names the file, what was found, wanted."""
+
+from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
-from shards.images import BrokenImageError, decode_any_depth, encode_depth, is_depth_png
-from shards.schema import Matrix
 
 MAX_FILE_BYTES = 1 << 28
 COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """What the user may say about a source.
-
-    Attributes:
-        depth_scale: depth units per metre; None takes the format's own.
-    """
-
-    depth_scale: float | None = None
+DEPTH_SUFFIXES = (".png", ".pgm", ".tif", ".tiff")
+# What systems leave in folders of their own accord, besides names that begin with a dot.
+_LITTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
 def require_folder(root: Path) -> None:
@@ -38,32 +27,103 @@ def require_folder(root: Path) -> None:
         raise CallError(f"{root}: not a folder; give the folder that holds the raw dataset")
 
 
+def name_of(folder: Path) -> str:
+    """The name that a user gave a folder, also where it is a link to another one."""
+    return Path(os.path.abspath(folder)).name
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is none of the data: hidden, such as the ._NAME of a Mac's copy, or a system's own."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
 def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder under `root` with its file names, all in natural order.
+    """Every folder under `root` with its file names, all in natural order, without litter.
 
     Raises:
         ShardError: a folder cannot be listed, or is a link to another place.
     """
 
     def refuse(error: OSError) -> None:
-        raise ShardError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions") from error
+        raise _cannot_list(error) from error
 
     for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders.sort(key=natural_order)
+        subfolders[:] = sorted((name for name in subfolders if not is_litter(name)), key=natural_order)
         for name in subfolders:
             require_no_link(Path(folder) / name)
-        yield Path(folder), sorted(names, key=natural_order)
+        yield Path(folder), sorted((name for name in names if not is_litter(name)), key=natural_order)
+
+
+def list_names(folder: Path) -> list[str]:
+    """Names of the files and folders in a folder, in natural order, without litter; none where it is no folder.
+
+    Raises:
+        ShardError: it cannot be listed.
+    """
+    if not folder.is_dir():
+        return []
+    try:
+        return sorted((name for name in os.listdir(folder) if not is_litter(name)), key=natural_order)
+    except OSError as error:
+        raise _cannot_list(error) from error
+
+
+def _cannot_list(error: OSError) -> ShardError:
+    return ShardError(f"{error.filename}: cannot be listed ({error.strerror}); check its permissions")
+
+
+@dataclass(frozen=True, eq=False)
+class FilesByStem:
+    """The files of a folder by what comes before a suffix.
+
+    Attributes:
+        folder: they lie in.
+        suffixes: that were wanted.
+        files: with one of them, in any case.
+        others: names of those with the right stem and another suffix.
+    """
+
+    folder: Path
+    suffixes: tuple[str, ...]
+    files: Mapping[str, Path]
+    others: Mapping[str, Sequence[str]]
+
+    def lacks(self, stem: str) -> str:
+        """That there is no file of a frame, and what there is in its stead."""
+        wanted = f"no file {stem}.* in {self.folder}"
+        if found := self.others.get(stem):
+            return f"{wanted} that is read: found {', '.join(found)}, wanted {' or '.join(self.suffixes)}"
+        return wanted
+
+
+def files_by_stem(folder: Path, suffixes: Sequence[str], names: Sequence[str] | None = None) -> FilesByStem:
+    """The files of a folder that end in one of some suffixes, which may be several (`.color.png`), in any case.
+
+    Args:
+        names: of the folder, where they are known.
+
+    Raises:
+        ShardError: two files have one stem, or one is a link.
+    """
+    files: dict[str, Path] = {}
+    others: dict[str, list[str]] = {}
+    for name in list_names(folder) if names is None else names:
+        suffix = next((one for one in suffixes if name.lower().endswith(one)), None)
+        if suffix is None:
+            others.setdefault(name.partition(".")[0], []).append(name)
+            continue
+        stem, path = name[: -len(suffix)], folder / name
+        require_no_link(path)
+        if stem in files:
+            raise ShardError(f"{path}: {files[stem].name} is of the same frame; keep one of the two")
+        files[stem] = path
+    return FilesByStem(folder, tuple(suffixes), files, others)
 
 
 def natural_order(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key under which frame 2 precedes frame 10."""
     pieces = re.split(r"(\d+)", name)
     return tuple((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces) + ((-2, name),)
-
-
-def color_format(path: Path) -> str:
-    """ "jpg" or "png", by the file's suffix."""
-    return "png" if path.suffix.lower() == ".png" else "jpg"
 
 
 def require_no_link(path: Path) -> None:
@@ -79,19 +139,42 @@ def require_no_link(path: Path) -> None:
 
 
 def beside(folder: Path, name: str, where: str) -> Path:
-    """The file that a list names, relative to its folder.
+    """The file that a list names, relative to its folder; back slashes, as Windows writes them, part folders too.
 
     Raises:
         ShardError: the name leads out of the folder.
     """
+    name = name.replace("\\", "/")
     if not name or os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
         raise ShardError(f"{where}: names '{shown(name)}', which is not within {folder}; wanted names of files there")
     return folder / name
 
 
-def read_bytes(path: Path) -> bytes:
-    """The whole file; ShardError when it cannot be read, is a link, pipe or device, or larger than a raw file is."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some bytes of a larger file."""
+
+    path: Path
+    offset: int
+    size_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size_bytes} bytes from {self.offset})"
+
+
+Where = Path | Part
+
+
+def read_bytes(where: Where) -> bytes:
+    """The whole file, or the part of it.
+
+    Raises:
+        ShardError: it cannot be read, is a link, pipe or device, larger than the file of one frame is, or too short.
+    """
+    path, offset, wanted = (where.path, where.offset, where.size_bytes) if isinstance(where, Part) else (where, 0, None)
     require_no_link(path)
+    if wanted is not None and wanted > MAX_FILE_BYTES:
+        raise ShardError(f"{where}: one frame has at most {MAX_FILE_BYTES} bytes; is the file damaged?")
     try:
         # Opening a pipe would wait for somebody to write; a link made since the look above is not followed.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
@@ -99,85 +182,15 @@ def read_bytes(path: Path) -> bytes:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
                 raise ShardError(f"{path}: no file but a pipe, device or folder; put a file there, or remove it")
-            if facts.st_size > MAX_FILE_BYTES:
+            if wanted is None and facts.st_size > MAX_FILE_BYTES:
                 raise ShardError(
                     f"{path}: {facts.st_size} bytes, and a file of one frame has at most {MAX_FILE_BYTES}; is it "
                     "another kind of file?"
                 )
-            return file.read(MAX_FILE_BYTES)
+            file.seek(offset)
+            data = file.read(MAX_FILE_BYTES if wanted is None else wanted)
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def read_text(path: Path) -> str:
-    """The whole file as UTF-8; ShardError when it cannot be read."""
-    try:
-        return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ShardError(f"{path}: not a text file ({error.reason} at byte {error.start})") from error
-
-
-def read_depth(path: Path) -> bytes:
-    """A depth image as a 16-bit grayscale PNG: the bytes as found where they already are that, else encoded anew.
-
-    Args:
-        path: PNG, PGM or TIFF of one integer channel.
-
-    Raises:
-        ShardError: missing, damaged, or another kind of image.
-    """
-    data = read_bytes(path)
-    if is_depth_png(data):
-        return data
-    try:
-        depth = decode_any_depth(data)
-    except BrokenImageError as error:
-        raise ShardError(f"{path}: {error}; restore the file, or remove the frame, and pack again") from error
-    return encode_depth(depth)
-
-
-def read_matrix(path: Path) -> NDArray[np.float64]:
-    """A matrix of numbers separated by white space or commas.
-
-    Raises:
-        ShardError: not a rectangle of numbers.
-    """
-    rows = [line.replace(",", " ").split() for line in read_text(path).splitlines() if line.strip()]
-    try:
-        matrix = np.array([[float(number) for number in row] for row in rows], dtype=np.float64)
-    except ValueError as error:
-        raise ShardError(f"{path}: not a matrix of numbers ({error})") from error
-    if matrix.ndim != 2:
-        raise ShardError(f"{path}: empty, wanted a matrix of numbers")
-    return matrix
-
-
-def read_intrinsics(path: Path) -> Matrix:
-    """K (3, 3) in pixels from a 3x3 or 4x4 matrix file, or from one line fx fy cx cy.
-
-    Raises:
-        ShardError: another shape.
-    """
-    matrix = read_matrix(path)
-    if matrix.size == 4:
-        return pinhole(*(float(number) for number in matrix.ravel()))
-    if matrix.shape not in ((3, 3), (4, 4)):
-        raise ShardError(f"{path}: found {matrix.shape[0]}x{matrix.shape[1]} numbers, wanted 3x3, 4x4 or fx fy cx cy")
-    return np.ascontiguousarray(matrix[:3, :3])
-
-
-def read_world_from_camera(path: Path) -> Matrix | None:
-    """A 4x4 camera-to-world matrix; None where tracking was lost (numbers not finite, or all 0).
-
-    Raises:
-        ShardError: not 4x4.
-    """
-    matrix = read_matrix(path)
-    if matrix.shape != (4, 4):
-        raise ShardError(f"{path}: found {matrix.shape[0]}x{matrix.shape[1]} numbers, wanted a 4x4 camera-to-world")
-    return matrix if np.isfinite(matrix).all() and matrix[:3, :3].any() else None
-
-
-def pinhole(fx: float, fy: float, cx: float, cy: float) -> Matrix:
-    """K (3, 3) of a camera without skew, pixels."""
-    return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+    if wanted is not None and len(data) != wanted:
+        raise ShardError(f"{where}: the file ends {wanted - len(data)} bytes before that; copy it again")
+    return data

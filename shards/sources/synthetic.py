@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.errors import CallError
 from shards.schema import Frame
-from shards.sources.raw_files import SourceOptions
+from shards.sources.options import SourceOptions
 from shards.synthetic.draws import MAX_NUMBER
 from shards.synthetic.furniture import LABEL_NAMES
 from shards.synthetic.view import MAX_FRAMES, frame_of_view, make_view

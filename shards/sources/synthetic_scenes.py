@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.scene import WHOLE, Scene
-from shards.sources.raw_files import SourceOptions
+from shards.sources.options import SourceOptions
 from shards.sources.synthetic import label_names, parse_series, scene_name
 from shards.synthetic.cloud import make_scene
 

@@ -5,7 +5,6 @@ Depth is registered to colour, 5000 units per metre, 0 = none. The ground truth 
 """
 
 import bisect
-import logging
 import math
 import re
 from collections.abc import Sequence
@@ -17,18 +16,13 @@ from numpy.typing import NDArray
 
 from shards.doors.text import shown
 from shards.errors import CallError, ShardError
-from shards.schema import Frame, Matrix
-from shards.sources.raw_files import (
-    SourceOptions,
-    beside,
-    color_format,
-    pinhole,
-    read_bytes,
-    read_depth,
-    read_text,
-    require_folder,
-    walk_folders,
-)
+from shards.schema import Matrix
+from shards.sources.cameras import Camera, numbers16, pinhole, read_camera, rigid_from_quaternion
+from shards.sources.complete import warn_of_lost
+from shards.sources.frame_files import DepthFiles, FrameFiles
+from shards.sources.options import SourceOptions
+from shards.sources.raw_files import beside, name_of, require_folder, walk_folders
+from shards.sources.raw_text import columns_of, content_lines, is_number, read_text
 
 NAME = "tum"
 _DEPTH_SCALE = 5000.0
@@ -36,41 +30,15 @@ _MAX_STAMP_GAP = 0.02  # seconds between colour and depth, and to the nearest po
 _MAX_POSE_STEP = 0.1  # seconds between two poses that may be interpolated
 _SLERP_HALVINGS = 53  # of an arc of at most a quarter turn: beyond what a float64 resolves
 _ROS_INTRINSICS = (525.0, 525.0, 319.5, 239.5)
+_INTRINSICS_FILES = ("intrinsic.txt", "intrinsics.txt", "camera-intrinsics.txt")
 _INTRINSICS = {  # published calibration of the three cameras, by the number in the sequence's name
     "1": (517.3, 516.5, 318.6, 255.3),
     "2": (520.9, 521.0, 325.1, 249.7),
     "3": (535.4, 539.2, 320.1, 247.6),
 }
 
-_logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class TumRef:
-    """One pair of colour and depth, with the pose at the time of the depth image.
-
-    Attributes:
-        world_from_camera: 16 numbers, row-major; None where the ground truth has a gap.
-        timestamp: time of the depth image, seconds.
-        intrinsics: fx, fy, cx, cy, pixels.
-    """
-
-    scene_id: str
-    frame_id: str
-    color: Path
-    depth: Path
-    world_from_camera: tuple[float, ...] | None
-    timestamp: float
-    intrinsics: tuple[float, float, float, float]
-    depth_scale: float
-
-    @property
-    def origin(self) -> str:
-        """Where the frame lies, for messages."""
-        return f"{self.color}, {self.depth}"
-
-
-def scan(root: Path, options: SourceOptions) -> tuple[TumRef, ...]:
+def scan(root: Path, options: SourceOptions) -> tuple[FrameFiles, ...]:
     """Every associated pair below `root` (a sequence, or a folder of sequences), in order of time.
 
     Raises:
@@ -78,31 +46,12 @@ def scan(root: Path, options: SourceOptions) -> tuple[TumRef, ...]:
         ShardError: a list is malformed, or no colour image has a depth image within 0.02 s.
     """
     require_folder(root)
-    refs: list[TumRef] = []
     sequences = [folder for folder, names in walk_folders(root) if {"rgb.txt", "depth.txt"} <= set(names)]
     if not sequences:
         raise CallError(f"{root}: no rgb.txt with depth.txt in it or below; wanted an unpacked TUM RGB-D sequence")
-    for folder in sequences:
-        refs.extend(_scan_sequence(folder, options))
-    return tuple(refs)
-
-
-def read(ref: TumRef) -> Frame:
-    """Load one frame; raises ShardError naming the file that is wrong."""
-    K = pinhole(*ref.intrinsics)
-    return Frame(
-        dataset=NAME,
-        scene_id=ref.scene_id,
-        frame_id=ref.frame_id,
-        color=read_bytes(ref.color),
-        color_format=color_format(ref.color),
-        depth=read_depth(ref.depth),
-        depth_scale=ref.depth_scale,
-        K_depth=K,
-        K_color=K,
-        color_from_depth=np.eye(4),
-        world_from_camera=None if ref.world_from_camera is None else np.array(ref.world_from_camera).reshape(4, 4),
-        timestamp=ref.timestamp,
+    chosen = options.chosen_scenes()
+    return tuple(
+        frame for folder in sequences if name_of(folder) in chosen for frame in _scan_sequence(folder, options)
     )
 
 
@@ -197,20 +146,7 @@ def _length(vector: Sequence[float]) -> float:
     return math.sqrt(total)
 
 
-def rigid_from_quaternion(position: NDArray[np.float64], quaternion: NDArray[np.float64]) -> Matrix:
-    """(4, 4) from a position and a unit quaternion (x, y, z, w)."""
-    x, y, z, w = quaternion
-    matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    matrix[:3, 3] = position
-    return matrix
-
-
-def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
+def _scan_sequence(folder: Path, options: SourceOptions) -> list[FrameFiles]:
     color_stamps, color_names = _read_list(folder / "rgb.txt")
     depth_stamps, depth_names = _read_list(folder / "depth.txt")
     pairs = associate(
@@ -223,49 +159,49 @@ def _scan_sequence(folder: Path, options: SourceOptions) -> list[TumRef]:
         )
     for path, names, pair_side in ((folder / "rgb.txt", color_names, 0), (folder / "depth.txt", depth_names, 1)):
         used = {pair[pair_side] for pair in pairs}
-        _warn_of_lost(
-            path, "images have no partner", [names[i] for i in range(len(names)) if i not in used], len(names)
-        )
+        warn_of_lost(path, "images have no partner", [names[i] for i in range(len(names)) if i not in used], len(names))
     trajectory = _read_trajectory(folder / "groundtruth.txt") if (folder / "groundtruth.txt").is_file() else None
-    name = folder.resolve().name
-    intrinsics = _intrinsics_of(name)
-    refs = []
+    name = name_of(folder)
+    camera = _camera(folder, options)
+    frames = []
     for i, j in pairs:
         stamp = float(depth_stamps[j])
-        pose = None if trajectory is None else trajectory.world_from_camera(stamp)
-        refs.append(
-            TumRef(
+        frames.append(
+            FrameFiles(
+                dataset=NAME,
                 scene_id=name,
                 frame_id=color_stamps[i],
                 color=beside(folder, color_names[i], f"{folder / 'rgb.txt'}"),
-                depth=beside(folder, depth_names[j], f"{folder / 'depth.txt'}"),
-                world_from_camera=None if pose is None else tuple(pose.ravel().tolist()),
+                depth=DepthFiles(
+                    beside(folder, depth_names[j], f"{folder / 'depth.txt'}"), options.depth_scale or _DEPTH_SCALE
+                ),
+                color_camera=camera,
+                depth_camera=camera,
+                world_from_camera=None if trajectory is None else numbers16(trajectory.world_from_camera(stamp)),
                 timestamp=stamp,
-                intrinsics=intrinsics,
-                depth_scale=options.depth_scale or _DEPTH_SCALE,
             )
         )
-    without_pose = [ref.frame_id for ref in refs if ref.world_from_camera is None]
-    _warn_of_lost(folder / "groundtruth.txt", "frames have no pose", without_pose, len(refs))
-    return refs
+    without_pose = [frame.frame_id for frame in frames if frame.world_from_camera is None]
+    warn_of_lost(folder / "groundtruth.txt", "frames have no pose", without_pose, len(frames))
+    return frames
 
 
-def _warn_of_lost(path: Path, what: str, lost: Sequence[str], total: int) -> None:
-    if lost:
-        _logger.warning("%s: %d of %d %s, the first is %s", shown(path), len(lost), total, what, shown(lost[0]))
-
-
-def _intrinsics_of(name: str) -> tuple[float, float, float, float]:
+def _camera(folder: Path, options: SourceOptions) -> Camera:
+    """Of the option, of a file in the sequence, or the published one of the camera that the folder's name says."""
+    if options.intrinsics is not None:
+        return read_camera(options.intrinsics)
+    for file in _INTRINSICS_FILES:
+        if (folder / file).is_file():
+            return read_camera(folder / file)
+    name = name_of(folder)
     camera = re.search(r"(?:freiburg|fr)([123])(?!\d)", name)
     if camera is None:
-        _logger.warning(
-            "%s: the folder name does not say which camera it was (freiburg1, 2 or 3); using the ROS default "
-            "intrinsics %s, a few pixels off any of them. Name the folder as the benchmark does to get the right ones.",
-            shown(name),
-            _ROS_INTRINSICS,
+        raise ShardError(
+            f"{folder}: its name does not say which camera of the benchmark it was (freiburg1, 2 or 3), and there is "
+            f"no {_INTRINSICS_FILES[0]} in it; give the intrinsics with --intrinsics FILE (fx fy cx cy; the default of "
+            f"ROS is {' '.join(f'{number:g}' for number in _ROS_INTRINSICS)}, a few pixels off most cameras)"
         )
-        return _ROS_INTRINSICS
-    return _INTRINSICS[camera[1]]
+    return pinhole(*_INTRINSICS[camera[1]])
 
 
 def _read_list(path: Path) -> tuple[list[str], list[str]]:
@@ -290,20 +226,13 @@ def _read_trajectory(path: Path) -> Trajectory:
 
 def _read_rows(path: Path, num_columns: int) -> list[list[str]]:
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        row = line.replace(",", " ").split()
-        if not row or row[0].startswith("#"):
-            continue
-        if len(row) != num_columns or not _is_number(row[0]):
+    for number, line in content_lines(read_text(path)):
+        row = line.split()
+        if len(row) != num_columns:  # a file name may hold a comma
+            row = columns_of(line, f"{path}, line {number}")
+        if len(row) != num_columns or not is_number(row[0]):
             raise ShardError(
                 f"{path}, line {number}: found '{shown(line)}', wanted a stamp and {num_columns - 1} more columns"
             )
         rows.append(row)
     return rows
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return bool(np.isfinite(float(text)))
-    except ValueError:
-        return False

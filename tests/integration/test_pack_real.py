@@ -17,7 +17,7 @@ from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import Frame, Matrix, decode_frame_depth
 from shards.sources import seven_scenes
-from shards.sources.raw_files import SourceOptions
+from shards.sources.options import SourceOptions
 from shards.stores.place import open_store
 from shards.verify import verify
 
@@ -123,8 +123,8 @@ def test_depth_of_seven_scenes_keeps_its_bytes_and_its_65535_is_no_reading(real:
         pytest.skip("65535 is a habit of 7-Scenes")
     num_invalid = 0
     for ref, frame in zip(seven_scenes.scan(real.source, SourceOptions()), frames(real.url), strict=True):
-        before, after = decode_depth(ref.depth.read_bytes()), decode_frame_depth(frame, "here")
-        assert frame.depth == ref.depth.read_bytes()
+        before, after = decode_depth(ref.depth.where.read_bytes()), decode_frame_depth(frame, "here")
+        assert frame.depth == ref.depth.where.read_bytes()
         num_invalid += int((before == 65535).sum())
         assert np.array_equal(np.where(before == 65535, 0, before), after)
     assert num_invalid > 0

@@ -40,6 +40,7 @@ from commands.quickstart.figures import Pretraining, QuickstartReport, RoomScore
 from commands.quickstart.report import write_report
 from shards.images import encode_depth
 from shards.packing.pack import pack
+from shards.sources.options import SourceOptions
 from t4p.metrics.semantic import confusion, evaluate
 from t4p.tasks.scored import Objects, ScoredSample
 
@@ -150,7 +151,7 @@ def pages(full_page: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
     (raw / "depth" / "0.png").write_bytes(encode_depth(np.full((48, 64), 2000, np.uint16)))
     (raw / "intrinsic.txt").write_text("60 0 31.5\n0 60 23.5\n0 0 1\n")
     (raw / "label_names.txt").write_text("\n".join(LABELS) + "\n")
-    pack("folder", raw, str(folder / "shards"), depth_scale=1000.0)
+    pack("folder", raw, str(folder / "shards"), source_options=SourceOptions(1000.0))
     for name, key in (("sheet", None), ("sample", f"{raw.name}/0")):
         found[name] = folder / f"{name}.html"
         show_dataset(str(folder / "shards"), key, found[name], 6)

@@ -8,7 +8,7 @@ import signal
 import pytest
 import typer
 
-from commands.shards import _user_errors
+from commands.stops import user_errors
 
 
 class Loud:
@@ -31,7 +31,7 @@ def test_a_signal_that_came_in_a_destructor_stops_at_the_next_sign_of_progress(
     told: list[int] = []
 
     def command() -> None:
-        with _user_errors("stopped; it resumes") as stops:
+        with user_errors("stopped; it resumes") as stops:
             on_progress = stops.heard_at(lambda done, total: told.append(done))
             on_progress(1, 3)
             loud = Loud(number)
@@ -51,7 +51,7 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
     """As behind the `&` of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _user_errors():
+        with user_errors():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)

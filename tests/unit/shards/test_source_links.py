@@ -14,7 +14,9 @@ from shards.errors import ShardError
 from shards.packing.frame_tasks import load_frame, unique_tasks
 from shards.packing.pack import pack
 from shards.sources import folder, seven_scenes, tum
-from shards.sources.raw_files import MAX_FILE_BYTES, SourceOptions, read_bytes
+from shards.sources.frame_files import read_frame
+from shards.sources.options import SourceOptions
+from shards.sources.raw_files import MAX_FILE_BYTES, read_bytes
 
 OPTIONS = SourceOptions(depth_scale=1000.0)
 Source = tuple[ModuleType, Path]
@@ -41,7 +43,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, make_scene: Callable[
 def read_all(source: Source) -> int:
     module, root = source
     tasks = unique_tasks(module.scan(root, OPTIONS))
-    return len([load_frame(module.read, "full", "png", task) for task in tasks])
+    return len([load_frame(read_frame, "full", "png", None, task) for task in tasks])
 
 
 def images(root: Path) -> list[Path]:
@@ -121,7 +123,7 @@ def test_label_names_that_lead_elsewhere_are_not_packed(tmp_path: Path, make_sce
     (scene / "camera-intrinsics.txt").rename(scene / "intrinsic.txt")
     (scene / "label_names.txt").symlink_to("/etc/passwd")
     with pytest.raises(ShardError, match=r"label_names.txt: a symbolic link"):
-        pack("folder", scene, str(tmp_path / "out"), depth_scale=1000.0)
+        pack("folder", scene, str(tmp_path / "out"), source_options=OPTIONS)
     assert not (tmp_path / "out").exists()
 
 

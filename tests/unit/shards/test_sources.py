@@ -16,8 +16,11 @@ from shards.errors import CallError, ShardError
 from shards.images import decode_depth, encode_depth
 from shards.schema import check_frame, decode_frame_depth
 from shards.sources import folder, seven_scenes, tum
+from shards.sources.cameras import pinhole, read_camera
 from shards.sources.formats import FORMATS, find_format
-from shards.sources.raw_files import SourceOptions, natural_order, read_intrinsics
+from shards.sources.frame_files import read_frame
+from shards.sources.options import SourceOptions
+from shards.sources.raw_files import natural_order
 
 DEFAULT = SourceOptions()
 MILLIMETRES = SourceOptions(depth_scale=1000.0)
@@ -49,7 +52,7 @@ class TestRawFiles:
     @pytest.mark.parametrize("text", ["2 0 3\n0 4 5\n0 0 1\n", "2,0,3,0\n0,4,5,0\n0,0,1,0\n0,0,0,1", "2 4 3 5"])
     def test_intrinsics_come_in_three_shapes(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "K").write_text(text)
-        assert read_intrinsics(tmp_path / "K").tolist() == [[2, 0, 3], [0, 4, 5], [0, 0, 1]]
+        assert read_camera(tmp_path / "K").K == (2, 0, 3, 0, 4, 5, 0, 0, 1)
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -58,7 +61,7 @@ class TestRawFiles:
     def test_malformed_intrinsics_are_named(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "K").write_text(text)
         with pytest.raises(ShardError, match=f"K: {message}"):
-            read_intrinsics(tmp_path / "K")
+            read_camera(tmp_path / "K")
 
 
 class TestSevenScenes:
@@ -66,7 +69,7 @@ class TestSevenScenes:
         root = make_scene(tmp_path / "kitchen", 3)
         refs = seven_scenes.scan(root, DEFAULT)
         assert [(ref.scene_id, ref.frame_id) for ref in refs] == [("kitchen", f"frame-00000{i}") for i in range(3)]
-        frame = seven_scenes.read(refs[1])
+        frame = read_frame(refs[1])
         check_frame(frame, "here")
         assert frame.color == (root / "frame-000001.color.jpg").read_bytes()
         assert frame.color_format == "jpg"
@@ -84,7 +87,7 @@ class TestSevenScenes:
         before[0, 0] = 65534
         path.write_bytes(encode_depth(before))
         (ref,) = seven_scenes.scan(path.parent, DEFAULT)
-        frame = seven_scenes.read(ref)
+        frame = read_frame(ref)
         assert frame.depth == path.read_bytes()
         after = decode_frame_depth(frame, "here")
         assert not after[10:20, 5:9].any()
@@ -105,10 +108,10 @@ class TestSevenScenes:
         root = make_scene(tmp_path / "chess" / "seq-01", 1)
         (root / "camera-intrinsics.txt").rename(tmp_path / "chess" / "camera-intrinsics.txt")
         (ref,) = seven_scenes.scan(tmp_path, DEFAULT)
-        assert seven_scenes.read(ref).K_depth[0, 2] == 32  # found one folder up
+        assert read_frame(ref).K_depth[0, 2] == 32  # found one folder up
         (tmp_path / "chess" / "camera-intrinsics.txt").unlink()
         (ref,) = seven_scenes.scan(tmp_path, DEFAULT)
-        assert seven_scenes.read(ref).K_depth.tolist() == [[585, 0, 320], [0, 585, 240], [0, 0, 1]]
+        assert read_frame(ref).K_depth.tolist() == [[585, 0, 320], [0, 585, 240], [0, 0, 1]]
 
     @pytest.mark.parametrize("text", ["nan " * 16, "-inf " * 16, "0 " * 16])
     def test_a_lost_pose_is_no_pose(self, tmp_path: Path, make_scene: Callable[..., Path], text: str) -> None:
@@ -116,21 +119,21 @@ class TestSevenScenes:
         rows = text.split()
         (root / "frame-000000.pose.txt").write_text("\n".join(" ".join(rows[i : i + 4]) for i in range(0, 16, 4)))
         (ref,) = seven_scenes.scan(root, DEFAULT)
-        assert seven_scenes.read(ref).world_from_camera is None
+        assert read_frame(ref).world_from_camera is None
         (root / "frame-000000.pose.txt").unlink()
         (ref,) = seven_scenes.scan(root, DEFAULT)
-        assert seven_scenes.read(ref).world_from_camera is None
+        assert read_frame(ref).world_from_camera is None
 
     def test_a_frame_without_colour_is_named(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
         root = make_scene(tmp_path / "kitchen", 2)
         (root / "frame-000001.color.jpg").unlink()
-        with pytest.raises(ShardError, match=r"frame-000001.depth.png: wanted one colour image .* found none"):
+        with pytest.raises(ShardError, match=r"frame-000001.depth.png: no file frame-000001\.\* in .* \(1 of 2 lack"):
             seven_scenes.scan(root, DEFAULT)
 
     def test_a_colour_image_without_depth_is_named(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
         root = make_scene(tmp_path / "kitchen", 2)
         (root / "frame-000001.depth.png").unlink()
-        with pytest.raises(ShardError, match=r"frame-000001.color.jpg: no frame-000001.depth.png beside it \(1 colour"):
+        with pytest.raises(ShardError, match=r"frame-000001.color.jpg: no file frame-000001\.\* in .* \(1 of 2 lack"):
             seven_scenes.scan(root, DEFAULT)
 
     def test_frames_without_a_pose_are_counted(
@@ -150,11 +153,11 @@ class TestSevenScenes:
         root = make_scene(tmp_path / "kitchen", 1)
         with Image.open(root / "frame-000000.color.jpg") as image:
             image.save(root / "frame-000000.color.png")
-        with pytest.raises(ShardError, match=r"found \['frame-000000.color.jpg', 'frame-000000.color.png'\]"):
+        with pytest.raises(ShardError, match=r"frame-000000.color.png: frame-000000.color.jpg is of the same frame"):
             seven_scenes.scan(root, DEFAULT)
         (root / "frame-000000.color.jpg").unlink()
         (ref,) = seven_scenes.scan(root, DEFAULT)
-        frame = seven_scenes.read(ref)
+        frame = read_frame(ref)
         check_frame(frame, "here")
         assert (frame.color_format, frame.color) == ("png", (root / "frame-000000.color.png").read_bytes())
 
@@ -164,14 +167,14 @@ class TestTum:
         refs = tum.scan(tum_sample, DEFAULT)
         assert len(refs) == 4
         assert refs == tum.scan(tum_sample / "rgbd_dataset_freiburg1_rpy", DEFAULT)
-        frame = tum.read(refs[0])
+        frame = read_frame(refs[0])
         check_frame(frame, "here")
         assert frame.depth_scale == 5000.0
         assert frame.K_depth.tolist() == [[517.3, 0, 318.6], [0, 516.5, 255.3], [0, 0, 1]]
         assert frame.frame_id == refs[0].color.stem
-        assert frame.timestamp == float(refs[0].depth.stem)
+        assert frame.timestamp == float(refs[0].depth.where.stem)
         assert frame.color == refs[0].color.read_bytes()
-        assert frame.depth == refs[0].depth.read_bytes()
+        assert frame.depth == refs[0].depth.where.read_bytes()
         assert all(ref.world_from_camera is not None for ref in refs)
 
     @pytest.mark.parametrize("seed", range(200))
@@ -220,7 +223,7 @@ class TestTum:
         (root / "groundtruth.txt").unlink()
         refs = tum.scan(root, DEFAULT)
         assert [ref.world_from_camera for ref in refs] == [None] * 4
-        assert refs[0].intrinsics == (535.4, 539.2, 320.1, 247.6)
+        assert refs[0].depth_camera == pinhole(535.4, 539.2, 320.1, 247.6)
 
     def test_what_is_left_out_is_counted(
         self, tmp_path: Path, tum_sample: Path, caplog: pytest.LogCaptureFixture
@@ -252,7 +255,7 @@ class TestTum:
             (folder / f"{name}.txt").write_text("".join(f"{i * 0.03 + 0.013:.6f} {name}/{i}.png\n" for i in range(599)))
         program = (
             "import hashlib, sys; from pathlib import Path; from shards.sources import tum;"
-            "from shards.sources.raw_files import SourceOptions; refs = tum.scan(Path(sys.argv[1]), SourceOptions());"
+            "from shards.sources.options import SourceOptions; refs = tum.scan(Path(sys.argv[1]), SourceOptions());"
             "assert len(refs) == 599 and all(ref.world_from_camera for ref in refs);"
             "print(hashlib.sha256(repr([ref.world_from_camera for ref in refs]).encode()).hexdigest())"
         )
@@ -272,14 +275,17 @@ class TestTum:
         ]
         assert digests[0] == digests[1]
 
-    def test_an_unknown_camera_is_said_loudly(
-        self, tmp_path: Path, tum_sample: Path, caplog: pytest.LogCaptureFixture
+    def test_an_unknown_camera_is_refused_until_somebody_says_its_intrinsics(
+        self, tmp_path: Path, tum_sample: Path
     ) -> None:
         root = shutil.copytree(tum_sample / "rgbd_dataset_freiburg1_rpy", tmp_path / "my_office")
-        with caplog.at_level(logging.WARNING):
-            refs = tum.scan(root, DEFAULT)
-        assert "my_office: the folder name does not say which camera" in caplog.text
-        assert refs[0].intrinsics == (525.0, 525.0, 319.5, 239.5)
+        with pytest.raises(ShardError, match=r"my_office: its name does not say which camera .* --intrinsics FILE"):
+            tum.scan(root, DEFAULT)
+        (tmp_path / "K.txt").write_text("542.8 542.6 315.6 237.8\n")
+        (ref, *_) = tum.scan(root, SourceOptions(intrinsics=tmp_path / "K.txt"))
+        assert read_frame(ref).K_depth[0].tolist() == [542.8, 0, 315.6]
+        (root / "intrinsic.txt").write_text("# Bonn\n542.8 0 315.6\n0 542.6 237.8\n0 0 1\n")
+        assert tum.scan(root, DEFAULT)[0].color_camera == ref.color_camera
 
     def test_unrelated_or_malformed_lists_are_named(self, tmp_path: Path, tum_sample: Path) -> None:
         root = shutil.copytree(tum_sample / "rgbd_dataset_freiburg1_rpy", tmp_path / "fr1")
@@ -304,9 +310,9 @@ class TestTum:
     def test_a_missing_image_is_named(self, tmp_path: Path, tum_sample: Path) -> None:
         root = shutil.copytree(tum_sample / "rgbd_dataset_freiburg1_rpy", tmp_path / "fr1")
         refs = tum.scan(root, DEFAULT)
-        refs[0].depth.unlink()
+        refs[0].depth.where.unlink()
         with pytest.raises(ShardError, match=r"depth/.*\.png: cannot be read \(No such file or directory\)"):
-            tum.read(refs[0])
+            read_frame(refs[0])
 
 
 class TestFolder:
@@ -329,7 +335,7 @@ class TestFolder:
         refs = folder.scan(scene, MILLIMETRES)
         assert [ref.frame_id for ref in refs] == [str(i) for i in range(11)]
         assert {ref.scene_id for ref in refs} == {"mine"}
-        frame = folder.read(refs[10])
+        frame = read_frame(refs[10])
         check_frame(frame, "here")
         assert frame.semantic == (scene / "label" / "10.png").read_bytes()
         assert frame.instance == (scene / "instance" / "10.png").read_bytes()
@@ -354,7 +360,7 @@ class TestFolder:
         (scene / "intrinsic").mkdir()
         (scene / "intrinsic" / "intrinsic_color.txt").write_text("90 90 31 23")
         (ref, *_) = folder.scan(scene, MILLIMETRES)
-        frame = folder.read(ref)
+        frame = read_frame(ref)
         assert frame.K_color[0, 0] == 90
         assert frame.K_depth[0, 0] == pytest.approx(57.6)
 
@@ -383,7 +389,7 @@ class TestFolder:
 
     def test_what_is_missing_is_named(self, scene: Path) -> None:
         (scene / "depth" / "4.png").rename(scene / "depth" / "four.png")
-        with pytest.raises(ShardError, match=r"color/4.jpg: no file 4\.\* in .*depth \(1 frames lack theirs\)"):
+        with pytest.raises(ShardError, match=r"color/4.jpg: no file 4\.\* in .*depth \(1 of 11 lack theirs\)"):
             folder.scan(scene, MILLIMETRES)
         (scene / "color" / "4.jpg").unlink()
         with pytest.raises(ShardError, match=r"depth/four.png: no file four\.\* in .*color"):
@@ -405,7 +411,7 @@ class TestFolder:
         with caplog.at_level(logging.WARNING):
             refs = folder.scan(scene, MILLIMETRES)
         assert "pose: 1 of 11 frames have no file here, the first is 7" in caplog.text
-        assert refs[7].world_from_camera_file is None
+        assert refs[7].world_from_camera is None
         for path in list((scene / "pose").iterdir()):
             path.rename(path.with_name(f"pose-{path.name}"))
         with pytest.raises(ShardError, match=r"pose: none of its 10 files is named like a frame; wanted 0.txt"):
@@ -416,7 +422,7 @@ class TestFolder:
         (scene / "depth" / "0.png").unlink()
         Image.fromarray(pixels).save(scene / "depth" / "0.pgm")
         (ref, *_) = folder.scan(scene, MILLIMETRES)
-        assert np.array_equal(decode_depth(folder.read(ref).depth), pixels)
+        assert np.array_equal(decode_depth(read_frame(ref).depth), pixels)
 
     def test_label_names_are_the_lines_of_a_file(self, scene: Path) -> None:
         assert folder.label_names(scene) == ()
@@ -426,3 +432,19 @@ class TestFolder:
     def test_references_are_light(self, scene: Path) -> None:
         (ref, *_) = folder.scan(scene, MILLIMETRES)
         assert all(not isinstance(value, bytes | np.ndarray) for value in dataclasses.asdict(ref).values())
+
+
+class TestOptions:
+    @pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan")])
+    def test_a_depth_scale_that_cannot_be_meant_is_refused(self, scale: float) -> None:
+        with pytest.raises(CallError, match=f"depth scale is {scale}, wanted units per metre, above 0"):
+            SourceOptions(depth_scale=scale)
+
+    def test_scenes_are_chosen_by_pattern_and_by_list(self, tmp_path: Path) -> None:
+        (tmp_path / "train.txt").write_text("\ufeffscene0001_00\r\n\r\n# later\r\nscene0002_00\r\nroom\r\n")
+        both = SourceOptions(scenes="scene*", split=tmp_path / "train.txt").chosen_scenes()
+        assert [name for name in ("scene0001_00", "scene0002_00", "scene0003_00", "room") if name in both] == [
+            "scene0001_00",
+            "scene0002_00",
+        ]
+        assert "anything" in DEFAULT.chosen_scenes()

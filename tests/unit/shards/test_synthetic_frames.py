@@ -16,7 +16,7 @@ from shards.packing.pack import pack
 from shards.reader import DatasetReader
 from shards.schema import Frame, check_frame
 from shards.sources import synthetic
-from shards.sources.raw_files import SourceOptions
+from shards.sources.options import SourceOptions
 from shards.synthetic.captions import MIN_SHARE
 from shards.synthetic.furniture import LABEL_NAMES, STRUCTURE_NAMES
 from shards.synthetic.raycast import Render

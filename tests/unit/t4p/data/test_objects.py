@@ -8,7 +8,7 @@ import torch
 
 from shards.errors import ShardError
 from shards.scene import Scene
-from shards.sources.raw_files import SourceOptions
+from shards.sources.options import SourceOptions
 from shards.sources.synthetic import label_names, read, scan
 from shards.synthetic.cloud import make_scene
 from t4p.config.data import LabelledAugmentConfig
