@@ -14,11 +14,13 @@ import typer
 from commands.bars import progress_bar
 from commands.completion import complete_format
 from commands.stops import user_errors
+from shards.doors.text import shown
 from shards.errors import CallError
 from shards.packing.options import Check, DepthCodec
 from shards.packing.selection import Selection
 from shards.sources.options import LEAST_CONFIDENCE, LabelsFrom, SourceOptions
 
+AUTO = "auto"  # takes the layout that the source looks like
 PACK_EXAMPLE = "Example: t4p shards pack folder RAW s3://bucket/mine --depth-scale 1000 --every 5"
 _MAX_DEFAULT_WORKERS = 8
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of the raw dataset, or the text of a generator")]
@@ -29,7 +31,7 @@ Workers = Annotated[int | None, typer.Option(min=1, help="processes; by default 
 def pack_command(
     format: Annotated[
         str,
-        typer.Argument(metavar="FORMAT", help="one of `t4p shards formats`", autocompletion=complete_format),
+        typer.Argument(metavar="FORMAT", help="one of `t4p shards formats`, or auto", autocompletion=complete_format),
     ],
     src: Source,
     dst: Dataset,
@@ -86,10 +88,14 @@ def pack_command(
     with user_errors("stopped; what is finished is kept, and the same call again resumes") as stops:
         from shards.packing.estimate import estimate
         from shards.packing.pack import pack
+        from shards.sources.recognise import recognise
 
         if not math.isfinite(shard_size_mb):
             raise CallError(f"--shard-size-mb is {shard_size_mb}, wanted a number of MiB, such as 256")
 
+        if format == AUTO:
+            format = recognise(src).name
+            typer.echo(f"{shown(src)}: layout {format}", err=True)
         told = SourceOptions(depth_scale, intrinsics, scenes, split, only_complete, labels_from, min_confidence)
         size = None if color_size is None else _parse_size(color_size)
         if dry_run:

@@ -347,7 +347,8 @@ def size_of_labels(name: str, depth_size: tuple[int, int], where: str) -> Fits:
         if size != depth_size:
             raise ShardError(
                 f"{where}: the {name} image is {_size(size)}, the depth image {_size(depth_size)}; labels live on the "
-                "depth grid: resize them (nearest neighbour) and pack again"
+                "depth grid: pack with --labels-from color where they are on that of the colour image, or resize them "
+                "(nearest neighbour)"
             )
 
     return fits

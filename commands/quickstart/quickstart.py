@@ -20,8 +20,9 @@ from launch.training import launch_training
 from shards.manifest import MANIFEST_NAME
 from shards.packing.pack import pack
 from shards.reader import DatasetReader, spread
-from shards.sources.formats import FrameRef, detect_frames, find_format
+from shards.sources.formats import FrameRef, find_format
 from shards.sources.options import SourceOptions
+from shards.sources.recognise import detect_frames
 from shards.stores.place import open_store
 from t4p.config.files import load_config
 from t4p.config.tasks import PretrainConfig

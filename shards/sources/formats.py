@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from shards.errors import CallError, ShardError
+from shards.errors import CallError
 from shards.manifest import SampleKind
 from shards.sample import Sample
 from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
@@ -44,6 +44,7 @@ class SourceFormat:
         licence: one line about what may be done with the data.
         scan: lists the frames of a folder, in packing order.
         takes: fields of the options that it heeds.
+        signs: patterns of names in one folder of the layout; those of folders end in "/", bars part alternatives.
         read: loads one of them; called in worker processes.
         label_names: names of the class ids in the folder, by id.
         sample_kind: what `read` returns, a Frame or a Scene.
@@ -59,6 +60,7 @@ class SourceFormat:
     sample_kind: SampleKind = "frames"
     up_axis: str | None = None
     takes: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
 
 
 _EVERY_FRAMES = ("depth_scale", "intrinsics", "scenes", "split")  # what every reader of frames takes
@@ -72,6 +74,7 @@ FORMATS = (
         seven_scenes.scan,
         read_frame,
         takes=(*_EVERY_FRAMES, "only_complete"),
+        signs=("*.color.png|*.color.jp*g", "*.depth.png"),
     ),
     SourceFormat(
         tum.NAME,
@@ -80,6 +83,7 @@ FORMATS = (
         tum.scan,
         read_frame,
         takes=_EVERY_FRAMES,
+        signs=("rgb.txt", "depth.txt"),
         up_axis="+z",  # of its motion capture
     ),
     SourceFormat(
@@ -90,6 +94,7 @@ FORMATS = (
         read_frame,
         folder.label_names,
         takes=(*_EVERY_FRAMES, "only_complete", "labels_from"),
+        signs=("color/", "depth/"),
     ),
 )
 
@@ -134,23 +139,3 @@ def find_format(name: str) -> SourceFormat:
         f"unknown format {name!r}, wanted one of {', '.join(names)}{hint} (see `t4p shards formats`; "
         f"without any files: {', '.join(generators)})"
     )
-
-
-def detect_frames(folder: Path, options: SourceOptions) -> tuple[SourceFormat, Sequence[FrameRef]] | None:
-    """The first format that finds frames in a folder, and these; None where none does.
-
-    Raises:
-        ShardError: what is wrong with the frames of the first format that found some, where none has sound ones.
-    """
-    damage: ShardError | None = None
-    for source_format in FORMATS:
-        try:
-            if refs := source_format.scan(folder, options):
-                return source_format, refs
-        except CallError:
-            continue
-        except ShardError as error:
-            damage = damage or error
-    if damage is not None:
-        raise damage
-    return None

@@ -20,8 +20,8 @@ from shards.manifest import MANIFEST_NAME
 from shards.reader import DatasetReader
 from shards.scene import Scene
 from shards.schema import Frame, escape_id
-from shards.sources.formats import detect_frames
 from shards.sources.options import SourceOptions
+from shards.sources.recognise import detect_frames
 from t4p.data.decode import decode_frame
 from t4p.data.fusing import CELL_SIZE, Fusion
 from t4p.data.transforms import lift_frame
