@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from shards.errors import CallError
 from shards.manifest import SampleKind
 from shards.sample import Sample
-from shards.sources import folder, seven_scenes, synthetic, synthetic_scenes, tum
+from shards.sources import folder, seven_scenes, sunrgbd, sunrgbd_votenet, synthetic, synthetic_scenes, tum
 from shards.sources.frame_files import read_frame
 from shards.sources.options import SourceOptions
 from shards.terms import NO_TERMS
@@ -85,6 +85,28 @@ FORMATS = (
         takes=_EVERY_FRAMES,
         signs=("rgb.txt", "depth.txt"),
         up_axis="+z",  # of its motion capture
+    ),
+    SourceFormat(
+        sunrgbd.NAME,
+        "SUN RGB-D as published: a folder a view with image/, depth/, intrinsics.txt, extrinsics/, seg.mat; boxes from "
+        "SUNRGBDMeta3DBB_v2.mat",
+        "SUN RGB-D is for research use: keep its shards private",
+        sunrgbd.scan,
+        read_frame,
+        sunrgbd.label_names,
+        up_axis="+z",
+        takes=_EVERY_FRAMES,
+        signs=("image/", "depth/|depth_bfx/", "extrinsics/", "intrinsics.txt"),
+    ),
+    SourceFormat(
+        sunrgbd_votenet.NAME,
+        "SUN RGB-D as VoteNet prepares it: image/N.jpg, depth/N.mat (points), calib/N.txt, label/N.txt",
+        "SUN RGB-D is for research use: keep its shards private",
+        sunrgbd_votenet.scan,
+        read_frame,
+        up_axis="+z",
+        takes=(*_EVERY_FRAMES, "only_complete"),
+        signs=("image/", "depth/", "calib/"),
     ),
     SourceFormat(
         folder.NAME,

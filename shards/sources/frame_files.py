@@ -6,6 +6,7 @@ brought to the size of its image, depth of any coding, doubtful depth left out, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +18,14 @@ from shards.headers import jpeg_size, png_size
 from shards.images import BrokenImageError, decode_labels, encode_depth, encode_labels, is_depth_png, kind_of_color
 from shards.schema import Box, Frame, Matrix
 from shards.sources.cameras import IDENTITY, Camera, Numbers16
-from shards.sources.depth_codings import decode
+from shards.sources.depth_codings import decode, units_of_metres
 from shards.sources.raw_files import Where, read_bytes
+from shards.sources.sunrgbd_mat import points_of_view, sunrgbd_labels
+
+# Labels that are no image: a function a row, from the bytes of a file to (H, W) ids.
+LABEL_CODINGS: Mapping[str, Callable[[bytes], NDArray[np.uint16]]] = {"sunrgbd": sunrgbd_labels}
+# Depth as points, metres: from the bytes of a file to (N, 3).
+POINT_CODINGS: Mapping[str, Callable[[bytes], NDArray[np.float64]]] = {"sunrgbd_points": points_of_view}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,7 @@ class DepthFiles:
         confidence: image of how sure each pixel is, on the same grid; None without one.
         confidence_step: between two of its three levels.
         min_confidence: level, 0 to 2, below which a pixel is no reading.
+        camera_from_points: of codings that hold points instead of an image.
     """
 
     where: Where
@@ -44,6 +52,7 @@ class DepthFiles:
     confidence: Where | None = None
     confidence_step: int = 1
     min_confidence: int = 0
+    camera_from_points: Numbers16 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,8 @@ class FrameFiles:
         world_from_camera: of the depth camera; None where it is not known.
         color_from_depth: between the two cameras.
         timestamp: seconds, of the depth image.
-        semantic, instance: PNG of ids, on the grid that `labels_from` names.
+        semantic, instance: images of ids, on the grid that `labels_from` names.
+        labels_coding: of LABEL_CODINGS, or "png".
         boxes: None without annotation.
         caption: a sentence about it.
     """
@@ -88,6 +98,7 @@ class FrameFiles:
     semantic: Where | None = None
     instance: Where | None = None
     labels_from: str = "depth"
+    labels_coding: str = "png"
     boxes: tuple[BoxNumbers, ...] | None = None
     caption: str | None = None
 
@@ -107,7 +118,7 @@ def read_frame(files: FrameFiles) -> Frame:
     color_format = _kind(color, files.color)
     color_size = (png_size if color_format == "png" else jpeg_size)(color)
     K_color = files.color_camera.matrix(color_size, str(files.color))
-    png, depth_size = _read_depth(files.depth)
+    png, depth_size = _read_depth(files.depth, files.depth_camera, color_size)
     K_depth = files.depth_camera.matrix(depth_size, str(files.depth.where))
     pose = files.world_from_camera
     frame = Frame(
@@ -123,8 +134,8 @@ def read_frame(files: FrameFiles) -> Frame:
         color_from_depth=_matrix(files.color_from_depth),
         world_from_camera=None if pose is None else _matrix(pose),
         timestamp=files.timestamp,
-        semantic=None if files.semantic is None else read_bytes(files.semantic),
-        instance=None if files.instance is None else read_bytes(files.instance),
+        semantic=_read_labels(files.semantic, files.labels_coding),
+        instance=_read_labels(files.instance, files.labels_coding),
         boxes=None
         if files.boxes is None
         else tuple(Box(box.label, _matrix(box.camera_from_box), box.size) for box in files.boxes),
@@ -145,15 +156,56 @@ def _kind(data: bytes, where: Where) -> str:
         raise ShardError(f"{where}: {error}") from error
 
 
-def _read_depth(depth: DepthFiles) -> tuple[bytes, tuple[int, int] | None]:
+def _read_labels(where: Where | None, coding: str) -> bytes | None:
+    """A PNG of ids, the bytes as found where they are one."""
+    if where is None:
+        return None
+    data = read_bytes(where)
+    if coding == "png":
+        return data
+    try:
+        return encode_labels(LABEL_CODINGS[coding](data))
+    except BrokenImageError as error:
+        raise ShardError(f"{where}: {error}; restore the file, or remove it to pack without labels") from error
+
+
+def _read_depth(
+    depth: DepthFiles, camera: Camera, color_size: tuple[int, int] | None
+) -> tuple[bytes, tuple[int, int] | None]:
     """A 16-bit grayscale PNG, the bytes as found where they already are one, and (width, height)."""
     data = read_bytes(depth.where)
     if depth.coding == "image" and depth.min_confidence == 0 and is_depth_png(data):
         return data, png_size(data)
+    if depth.camera_from_points is not None:
+        pixels = _depth_of_points(data, depth, camera, color_size)
+        return encode_depth(pixels), (pixels.shape[1], pixels.shape[0])
     pixels = decode(depth.coding, data, depth.size, depth.scale, str(depth.where))
     if depth.min_confidence and depth.confidence is not None:
         pixels = np.where(_is_sure(depth, pixels.shape), pixels, 0).astype(np.uint16)
     return encode_depth(pixels), (pixels.shape[1], pixels.shape[0])
+
+
+def _depth_of_points(
+    data: bytes, depth: DepthFiles, camera: Camera, size: tuple[int, int] | None
+) -> NDArray[np.uint16]:
+    """(H, W) units of the nearest point on each pixel of an image of (width, height) `size`."""
+    where = str(depth.where)
+    try:
+        points = POINT_CODINGS[depth.coding](data)
+    except BrokenImageError as error:
+        raise ShardError(f"{where}: {error}; restore the file, or remove the frame, and pack again") from error
+    if size is None:
+        raise ShardError(f"{where}: the size of the colour image is not known, and the points lie on its pixels")
+    assert depth.camera_from_points is not None
+    m, K = _matrix(depth.camera_from_points), camera.matrix(size, where)
+    x, y, z = (points @ m[i, :3] + m[i, 3] for i in range(3))
+    ahead = z > 0
+    column = np.rint(K[0, 0] * x[ahead] / z[ahead] + K[0, 2]).astype(np.int64)
+    row = np.rint(K[1, 1] * y[ahead] / z[ahead] + K[1, 2]).astype(np.int64)
+    inside = (column >= 0) & (column < size[0]) & (row >= 0) & (row < size[1])
+    metres = np.full((size[1], size[0]), np.inf)
+    np.minimum.at(metres, (row[inside], column[inside]), z[ahead][inside])
+    return units_of_metres(metres, depth.scale)
 
 
 def _is_sure(depth: DepthFiles, shape: tuple[int, ...]) -> NDArray[np.bool_]:
