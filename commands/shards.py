@@ -216,6 +216,23 @@ def show_command(
         typer.echo(f"wrote {path}: {', '.join(keys)}")
 
 
+@app.command("page", epilog="Example: t4p shards page s3://bucket/mine --out mine.html")
+def page_command(
+    url: Dataset,
+    out: Annotated[Path | None, typer.Option(help="the .html to write; by default NAME.html here")] = None,
+    force: Force = False,
+) -> None:
+    """Write the page of a dataset: samples, a scene to turn, depth, labels, paths of the camera, terms, origin."""
+    with user_errors():
+        from commands.pages.dataset_page import write_dataset_page
+        from shards.results import check_result
+
+        path = out or Path(url.rstrip("/").rpartition("/")[2] + ".html")
+        check_result(path, force)
+        page = write_dataset_page(url, path, shlex.join(["t4p", *sys.argv[1:]]), force)
+        typer.echo(f"wrote {path}: {page.summary}")
+
+
 @app.command("list")
 def list_command(
     url: Dataset,

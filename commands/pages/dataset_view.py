@@ -42,7 +42,7 @@ def show_dataset(url: str, key: str | None, out: Path, num_samples: int, force: 
     dataset = DatasetReader(url)
     places = [dataset.find(key)] if key is not None else spread(dataset.samples_per_shard, num_samples)
     keys = tuple(dataset.key(*place) for place in places)
-    samples = [_read(dataset, *place) for place in places]
+    samples = [read_checked(dataset, *place) for place in places]
     content = draw_samples(samples, dataset, as_page=out.suffix == PAGE_SUFFIX, one=key is not None)
     with write_result(out, force) as partial:
         partial.write_bytes(content)
@@ -80,7 +80,8 @@ def draw_samples(samples: Sequence[Sample], dataset: DatasetReader, as_page: boo
     return render_page(page).encode()
 
 
-def _read(dataset: DatasetReader, shard_index: int, sample_index: int) -> Sample:
+def read_checked(dataset: DatasetReader, shard_index: int, sample_index: int) -> Sample:
+    """One sample, every array and image of it held against its numbers; ShardError where one does not fit."""
     is_scene = dataset.manifest.sample_kind == "scenes"
     read = dataset.read_scene if is_scene else dataset.read_frame
     sample: Sample = read(shard_index, sample_index)

@@ -28,6 +28,13 @@ def test_rooms_have_scenes_sizes_poses_labels_and_a_range_of_depth(
     assert 0.3 < near < middle < far < 6.5
     assert 0.5 < found.reading_share < 1
     assert found.lines()["poses"] == "all"
+    assert sum(found.depth_shares) == pytest.approx(1)
+    assert found.depth_shares[0] < 0.1
+    assert dict(found.label_shares)["wall"] == max(share for _, share in found.label_shares)
+    assert sum(share for _, share in found.label_shares) == pytest.approx(1)
+    assert found.instances is not None
+    assert 1 <= found.instances < 20
+    assert found.lines()["sources"] == "synthetic"
     monkeypatch.setattr(summary_module, "MAX_INDEXES", 1)
     assert summarise(dataset).lines()["scenes"].startswith("1 at least")
 
