@@ -15,8 +15,23 @@ from dataclasses import dataclass
 from typing import Any
 
 _HEAD_END = b"\r\n\r\n"
-_CAUSES = {"503": b"503 Slow Down", "500": b"500 Internal Server Error", "404": b"404 Not Found"}
-_CODES = {"503": b"SlowDown", "500": b"InternalError", "404": b"NoSuchKey"}
+_CAUSES = {
+    "503": b"503 Slow Down",
+    "500": b"500 Internal Server Error",
+    "404": b"404 Not Found",
+    # Not drawn: what stores that are not AWS lack, and who is not let in.
+    "501": b"501 Not Implemented",
+    "400": b"400 Bad Request",
+    "403": b"403 Forbidden",
+}
+_CODES = {
+    "503": b"SlowDown",
+    "500": b"InternalError",
+    "404": b"NoSuchKey",
+    "501": b"NotImplemented",
+    "400": b"InvalidArgument",
+    "403": b"AccessDenied",
+}
 # What can happen to any request; to what is read as well; to an answer with a body; to an upload.
 ALWAYS = ("503", "500", "reset", "lost", "late")
 OF_READS = ("404",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from shards.errors import CallError
@@ -17,6 +18,11 @@ def open_store(url: str) -> Store:
     """
     if not url:
         raise CallError("the place of the dataset is empty, wanted a folder or s3://bucket/prefix")
+    if (other := _other_kind(url)) is not None:
+        raise CallError(
+            f"{url}: is {other}, and a dataset is named by the folder or prefix that holds its manifest.json; "
+            "WebDataset tars that are there become one with `t4p shards index TARS --into DST`"
+        )
     scheme, separator, rest = url.partition("://")
     if not separator and url.lower().startswith("s3:"):
         raise CallError(f"{url}: wanted a folder or s3://bucket/prefix, with two slashes")
@@ -36,3 +42,14 @@ def open_store(url: str) -> Store:
     from shards.stores.object_store import ObjectStoreClient
 
     return PatientStore(ObjectStoreClient(scheme, bucket, prefix.strip("/")))
+
+
+def _other_kind(url: str) -> str | None:
+    """What a place is in the words of WebDataset, where it is none of ours."""
+    if url.startswith("pipe:"):
+        return "a command"
+    if re.search(r"\{\d+\.\.\d+\}", url):
+        return "a brace pattern of tars"
+    if url.endswith((".tar", ".tar.gz", ".tgz")) and not Path(url).is_dir():
+        return "a single tar"
+    return None

@@ -6,7 +6,10 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ...).
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -35,11 +39,17 @@ with needs_extra("storage", "boto3", "object storage (s3://)"):
     import botocore.utils
     import urllib3.exceptions
 
+_logger = logging.getLogger(__name__)
+# What a body was altered on its way is told by: a checksum, no secret.
+_md5 = partial(hashlib.md5, usedforsecurity=False)
+_NOT_IMPLEMENTED = {"NotImplemented", "501"}
 _NEXT_MOVE = "is the server up, and AWS_ENDPOINT_URL right?"
 _CREDENTIAL_CODES = {
     "SignatureDoesNotMatch": "the secret key does not belong to the access key; check AWS_SECRET_ACCESS_KEY",
     "InvalidAccessKeyId": "the server does not know this access key; check AWS_ACCESS_KEY_ID",
-    "AccessDenied": "these credentials may not do that here; ask for permission on the bucket, or use others",
+    "AccessDenied": "these credentials may not do that here; ask for permission on the bucket (s3:ListBucket as well: "
+    "without it the answer is the same for what is not there), use others, or set AWS_REQUEST_PAYER=requester where "
+    "the reader pays, AWS_SKIP_SIGNATURE=true where the bucket is public",
     "ExpiredToken": "the session token has expired; fetch new credentials",
     "InvalidToken": "the session token is not valid; fetch new credentials",
 }
@@ -91,6 +101,7 @@ class S3Client(Prefixed):
         super().__init__("s3", bucket, prefix)
         self._connection: _Connection | None = None
         self._reader: Any = None  # obstore's
+        self._told_of_looks = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_connection": None, "_reader": None}
@@ -143,18 +154,43 @@ class S3Client(Prefixed):
         with self._explained(name):
             if isinstance(data, Path):
                 with self._opened(data) as file:
-                    self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
+                    checksum = hashlib.file_digest(file, _md5)
+                    file.seek(0)
+                    self._put(name, file, checksum)
             else:
-                self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
+                self._put(name, data, _md5(data))
+
+    def _put(self, name: str, body: bytes | IO[bytes], checksum: Any, **conditions: str) -> None:
+        content_md5 = base64.b64encode(checksum.digest()).decode()
+        self._connected().put_object(
+            Bucket=self.bucket, Key=self._key(name), Body=body, ContentMD5=content_md5, **conditions
+        )
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         with self._explained(name):
             try:
-                self._connected().put_object(Bucket=self.bucket, Key=self._key(name), Body=data, IfNoneMatch="*")
+                self._put(name, data, _md5(data), IfNoneMatch="*")
             except botocore.exceptions.ClientError as error:
                 if _code(error) in ("PreconditionFailed", "412"):
                     return False
-                raise
+                if _code(error) not in _NOT_IMPLEMENTED:
+                    raise
+            else:
+                return True
+        return self._put_after_a_look(name, data)
+
+    def _put_after_a_look(self, name: str, data: bytes) -> bool:
+        """As `put_if_absent`, where the store knows no conditions: of two that look at one moment both may write."""
+        if not self._told_of_looks:
+            self._told_of_looks = True
+            _logger.warning(
+                "%s: the store does not know If-None-Match, so it is looked whether a name is free before it is "
+                "written: let no two calls pack to one place at a time",
+                self._where(""),
+            )
+        if self.exists(name):
+            return False
+        self.put(name, data)
         return True
 
     def exists(self, name: str) -> bool:
@@ -199,7 +235,7 @@ class S3Client(Prefixed):
         part.version, part.size_bytes = answer.get("ETag"), size
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[IO[bytes]]:
+    def _opened(self, path: Path) -> Iterator[BufferedReader]:
         try:
             file = path.open("rb")
         except OSError as error:
@@ -220,6 +256,8 @@ class S3Client(Prefixed):
                 retries={"mode": "standard", "total_max_attempts": 1},  # what is repeated is PatientStore's to say
                 # Samples carry a crc32c that the reader checks; a second one over every answer costs time.
                 response_checksum_validation="when_required",
+                # Other stores than AWS refuse the headers of the newer checksums; all know the older one, see `put`.
+                request_checksum_calculation="when_required",
                 signature_version=botocore.UNSIGNED if _is_set("AWS_SKIP_SIGNATURE") else None,
             )
             core = botocore.session.get_session()
