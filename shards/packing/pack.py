@@ -67,7 +67,7 @@ class PackReport:
 
 
 def pack(
-    source_format: str,
+    source_format: str | SourceFormat,
     src: str | Path,
     dst: str,
     *,
@@ -86,7 +86,7 @@ def pack(
     """Pack the frames of a raw dataset. An interrupted call leaves no manifest; the same call again resumes.
 
     Args:
-        source_format: a name in `shards.sources.formats`.
+        source_format: a name in `shards.sources.formats`, or a reader of your own (docs/readers.md).
         src: folder of the raw dataset, or the text of a generator.
         dst: folder or s3:// prefix, without a dataset in it.
         num_workers: processes that read and check frames; the result does not depend on it.
@@ -109,7 +109,8 @@ def pack(
     """
     start = time.monotonic()
     _check_call(num_workers, shard_size_bytes, licence)
-    chosen, root, told = find_format(source_format), Path(src), source_options or SourceOptions()
+    chosen = find_format(source_format) if isinstance(source_format, str) else source_format
+    root, told = Path(src), source_options or SourceOptions()
     tasks = find_tasks(chosen, root, told, Selection(frames, every, max_frames))
     label_names = chosen.label_names(root)
     options: dict[str, Any] = {
