@@ -22,7 +22,7 @@ MAX_PIXELS = 50_000_000  # the largest cameras of phones; 150 MB as RGB
 _COLOR_FORMATS = {"jpg": ("JPEG",), "png": ("PNG",)}
 _RAW_DEPTH_FORMATS = ("PNG", "PPM", "TIFF")
 _JPEG_QUALITY = 92
-_EXIF_WITHIN, _EXIF_ORIENTATION = 1 << 17, 0x0112
+_EXIF_WITHIN, _EXIF_ORIENTATION, _EXIF_LOCATION = 1 << 17, 0x0112, 0x8825
 # All the ways in which Pillow reports damaged bytes.
 _PILLOW_ERRORS = (
     OSError,
@@ -217,6 +217,40 @@ def kind_of_color(data: bytes) -> str:
             "pixels (jpegtran, or mogrify -auto-orient)"
         )
     return kind
+
+
+def without_location(data: bytes) -> bytes:
+    """A JPEG without its EXIF and XMP parts where these say where it was taken; else the bytes as they are.
+
+    Not a pixel changes. What is no sound JPEG stays as it is, for others to refuse.
+    """
+    if not _says_location(data):
+        return data
+    kept, place = [data[:2]], 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+        length = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        part = data[place : place + length]
+        if not (part[1:2] == b"\xe1" and part[4:].startswith((b"Exif\0", b"http://ns.adobe.com/"))):
+            kept.append(part)
+        place += length
+    return b"".join([*kept, data[place:]])
+
+
+def _says_location(data: bytes) -> bool:
+    """Whether the EXIF of a JPEG has a GPS part, or its XMP speaks of GPS."""
+    if data[:3] != b"\xff\xd8\xff":
+        return False
+    head = data[:_EXIF_WITHIN]
+    if b"http://ns.adobe.com/" in head and b"GPS" in head:
+        return True
+    if b"Exif\0\0" not in head:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _EXIF_LOCATION in Image.open(io.BytesIO(data), formats=("JPEG",)).getexif()
+    except _PILLOW_ERRORS:
+        return False
 
 
 def _orientation(data: bytes) -> int:

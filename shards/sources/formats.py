@@ -9,7 +9,16 @@ from typing import Any, ClassVar, Protocol
 from shards.errors import CallError
 from shards.manifest import SampleKind
 from shards.sample import Sample
-from shards.sources import folder, seven_scenes, sunrgbd, sunrgbd_votenet, synthetic, synthetic_scenes, tum
+from shards.sources import (
+    folder,
+    scanner_app_3d,
+    seven_scenes,
+    sunrgbd,
+    sunrgbd_votenet,
+    synthetic,
+    synthetic_scenes,
+    tum,
+)
 from shards.sources.frame_files import read_frame
 from shards.sources.options import SourceOptions
 from shards.terms import NO_TERMS
@@ -85,6 +94,16 @@ FORMATS = (
         takes=_EVERY_FRAMES,
         signs=("rgb.txt", "depth.txt"),
         up_axis="+z",  # of its motion capture
+    ),
+    SourceFormat(
+        scanner_app_3d.NAME,
+        "3D Scanner App, export All Data: frame_N.jpg, depth_N.png, conf_N.png, frame_N.json",
+        "your own capture, your terms",
+        scanner_app_3d.scan,
+        read_frame,
+        up_axis="+y",  # of ARKit's world
+        takes=(*_EVERY_FRAMES, "only_complete", "min_confidence"),
+        signs=("frame_*.json", "frame_*.jp*g", "depth_*.png"),
     ),
     SourceFormat(
         sunrgbd.NAME,

@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError
 from shards.headers import jpeg_size, png_size
-from shards.images import BrokenImageError, decode_labels, encode_depth, encode_labels, is_depth_png, kind_of_color
+from shards.images import (
+    BrokenImageError,
+    decode_labels,
+    encode_depth,
+    encode_labels,
+    is_depth_png,
+    kind_of_color,
+    without_location,
+)
 from shards.schema import Box, Frame, Matrix
 from shards.sources.cameras import IDENTITY, Camera, Numbers16
 from shards.sources.depth_codings import decode, units_of_metres
@@ -114,7 +122,7 @@ def read_frame(files: FrameFiles) -> Frame:
     Raises:
         ShardError: naming the file that is wrong.
     """
-    color = read_bytes(files.color)
+    color = without_location(read_bytes(files.color))
     color_format = _kind(color, files.color)
     color_size = (png_size if color_format == "png" else jpeg_size)(color)
     K_color = files.color_camera.matrix(color_size, str(files.color))

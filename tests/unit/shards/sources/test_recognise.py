@@ -34,6 +34,13 @@ def test_every_format_of_files_has_signs() -> None:
         (["chess/seq-01/frame-000000.color.png", "chess/seq-01/frame-000000.depth.png"], "seven-scenes"),
         (["rgb.txt", "depth.txt", "rgb/1.png", "depth/1.png"], "tum"),
         (["freiburg1_desk/rgb.txt", "freiburg1_desk/depth.txt", "freiburg1_desk/depth/", "README"], "tum"),
+        (["frame_00000.json", "frame_00000.jpg", "depth_00000.png", "conf_00000.png"], "3d-scanner-app"),
+        (
+            ["hall/All_Data/frame_00000.json", "hall/All_Data/frame_00000.jpg", "hall/All_Data/depth_00000.png"],
+            "3d-scanner-app",
+        ),
+        (["kv2/a/image/1.jpg", "kv2/a/depth/1.png", "kv2/a/extrinsics/1.txt", "kv2/a/intrinsics.txt"], "sunrgbd"),
+        (["image/1.jpg", "depth/1.mat", "calib/1.txt", "label/1.txt"], "sunrgbd-votenet"),
         (["color/0.jpg", "depth/0.png"], "folder"),
         (["a/color/0.jpg", "a/depth/0.png", "b/color/0.jpg", "b/depth/0.png"], "folder"),
         (["a/color/0.jpg", "a/depth/0.png", "a/label/0.png", "label_names.txt"], "folder"),
