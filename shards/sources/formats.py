@@ -12,6 +12,7 @@ from shards.sample import Sample
 from shards.sources import (
     folder,
     scanner_app_3d,
+    scannet_sens,
     seven_scenes,
     sunrgbd,
     sunrgbd_votenet,
@@ -104,6 +105,16 @@ FORMATS = (
         up_axis="+y",  # of ARKit's world
         takes=(*_EVERY_FRAMES, "only_complete", "min_confidence"),
         signs=("frame_*.json", "frame_*.jp*g", "depth_*.png"),
+    ),
+    SourceFormat(
+        scannet_sens.NAME,
+        "ScanNet's .sens, straight: SRC is one, or a folder with scans/SCENE/SCENE.sens",
+        "ScanNet may not be redistributed: keep its shards private",
+        scannet_sens.scan,
+        read_frame,
+        up_axis="+z",
+        takes=(*_EVERY_FRAMES, "only_complete"),
+        signs=("*.sens",),
     ),
     SourceFormat(
         sunrgbd.NAME,
