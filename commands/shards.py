@@ -38,7 +38,10 @@ def formats_command() -> None:
     from shards.sources.formats import FORMATS, GENERATORS
 
     for source_format in (*FORMATS, *GENERATORS):
-        typer.echo(f"{source_format.name}\n    {source_format.summary}\n    licence: {source_format.licence}")
+        typer.echo(
+            f"{source_format.name}\n    {source_format.summary}\n    licence: {source_format.licence}\n"
+            f"    tried {source_format.tried}"
+        )
 
 
 app.command("pack", epilog=PACK_EXAMPLE)(pack_command)

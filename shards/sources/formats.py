@@ -56,6 +56,7 @@ class SourceFormat:
         takes: fields of the options that it heeds.
         signs: patterns of names in one folder of the layout; those of folders end in "/", bars part alternatives.
         read: loads one of them; called in worker processes.
+        tried: what the reader was held against.
         label_names: names of the class ids in the folder, by id.
         sample_kind: what `read` returns, a Frame or a Scene.
         up_axis: of the world of its poses, such as "+z"; None where it differs or nobody says.
@@ -71,6 +72,7 @@ class SourceFormat:
     up_axis: str | None = None
     takes: tuple[str, ...] = ()
     signs: tuple[str, ...] = ()
+    tried: str = "not said"
 
 
 _EVERY_FRAMES = ("depth_scale", "intrinsics", "scenes", "split")  # what every reader of frames takes
@@ -85,6 +87,7 @@ FORMATS = (
         read_frame,
         takes=(*_EVERY_FRAMES, "only_complete"),
         signs=("*.color.png|*.color.jp*g", "*.depth.png"),
+        tried="on real files",
     ),
     SourceFormat(
         tum.NAME,
@@ -94,6 +97,7 @@ FORMATS = (
         read_frame,
         takes=_EVERY_FRAMES,
         signs=("rgb.txt", "depth.txt"),
+        tried="on real files",
         up_axis="+z",  # of its motion capture
     ),
     SourceFormat(
@@ -105,6 +109,7 @@ FORMATS = (
         up_axis="+y",  # of ARKit's world
         takes=(*_EVERY_FRAMES, "only_complete", "min_confidence"),
         signs=("frame_*.json", "frame_*.jp*g", "depth_*.png"),
+        tried="on real files",
     ),
     SourceFormat(
         scannet_sens.NAME,
@@ -115,6 +120,7 @@ FORMATS = (
         up_axis="+z",
         takes=(*_EVERY_FRAMES, "only_complete"),
         signs=("*.sens",),
+        tried="on files of our own writing, and against their export",
     ),
     SourceFormat(
         sunrgbd.NAME,
@@ -127,6 +133,7 @@ FORMATS = (
         up_axis="+z",
         takes=_EVERY_FRAMES,
         signs=("image/", "depth/|depth_bfx/", "extrinsics/", "intrinsics.txt"),
+        tried="on a real view; its annotation on files of our own writing",
     ),
     SourceFormat(
         sunrgbd_votenet.NAME,
@@ -137,6 +144,7 @@ FORMATS = (
         up_axis="+z",
         takes=(*_EVERY_FRAMES, "only_complete"),
         signs=("image/", "depth/", "calib/"),
+        tried="on two real views",
     ),
     SourceFormat(
         folder.NAME,
@@ -147,6 +155,7 @@ FORMATS = (
         folder.label_names,
         takes=(*_EVERY_FRAMES, "only_complete", "labels_from"),
         signs=("color/", "depth/"),
+        tried="on files of our own writing",
     ),
 )
 
@@ -160,6 +169,7 @@ GENERATORS = (
         synthetic.read,
         synthetic.label_names,
         up_axis="+z",
+        tried="made here",
     ),
     SourceFormat(
         synthetic_scenes.NAME,
@@ -170,6 +180,7 @@ GENERATORS = (
         synthetic_scenes.label_names,
         "scenes",
         "+z",
+        tried="made here",
     ),
 )
 

@@ -23,8 +23,9 @@ def lay_out(root: Path, names: list[str]) -> Path:
     return root
 
 
-def test_every_format_of_files_has_signs() -> None:
+def test_every_format_of_files_has_signs_and_says_how_it_was_tried() -> None:
     assert all(one.signs for one in FORMATS)
+    assert all(one.tried.startswith("on ") for one in FORMATS)
 
 
 @pytest.mark.parametrize(
