@@ -11,6 +11,7 @@ from shards.manifest import SampleKind
 from shards.sample import Sample
 from shards.sources import (
     folder,
+    polycam,
     scanner_app_3d,
     scannet_sens,
     seven_scenes,
@@ -110,6 +111,17 @@ FORMATS = (
         takes=(*_EVERY_FRAMES, "only_complete", "min_confidence"),
         signs=("frame_*.json", "frame_*.jp*g", "depth_*.png"),
         tried="on real files",
+    ),
+    SourceFormat(
+        polycam.NAME,
+        "Polycam, export of raw data: keyframes/ with corrected_images/ or images/, cameras, depth/, confidence/",
+        "your own capture, your terms",
+        polycam.scan,
+        read_frame,
+        up_axis="+y",
+        takes=(*_EVERY_FRAMES, "only_complete", "min_confidence"),
+        signs=("corrected_images/|images/", "corrected_cameras/|cameras/", "depth/"),
+        tried="on real frames of ARKit that the tests lay out",
     ),
     SourceFormat(
         scannet_sens.NAME,

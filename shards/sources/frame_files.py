@@ -47,8 +47,8 @@ class DepthFiles:
         size: (width, height), of codings without a header.
         no_reading: value that means none besides 0; 0 for none.
         confidence: image of how sure each pixel is, on the same grid; None without one.
-        confidence_step: between two of its three levels.
-        min_confidence: level, 0 to 2, below which a pixel is no reading.
+        confidence_levels: what it holds for low, middle and high.
+        min_confidence: place among these, 0 to 2, below which a pixel is no reading.
         camera_from_points: of codings that hold points instead of an image.
     """
 
@@ -58,7 +58,7 @@ class DepthFiles:
     size: tuple[int, int] | None = None
     no_reading: int = 0
     confidence: Where | None = None
-    confidence_step: int = 1
+    confidence_levels: tuple[int, int, int] = (0, 1, 2)
     min_confidence: int = 0
     camera_from_points: Numbers16 | None = None
 
@@ -229,12 +229,12 @@ def _is_sure(depth: DepthFiles, shape: tuple[int, ...]) -> NDArray[np.bool_]:
             f"{where}: the confidence is {levels.shape[1]}x{levels.shape[0]}, the depth {shape[1]}x{shape[0]}; "
             "restore the file, or take all depth with --min-confidence 0"
         )
-    if levels.size and levels.max() > 2 * depth.confidence_step:
+    if levels.size and levels.max() > depth.confidence_levels[-1]:
         raise ShardError(
-            f"{where}: holds {levels.max()}, wanted levels up to {2 * depth.confidence_step}; take all depth with "
+            f"{where}: holds {levels.max()}, wanted levels up to {depth.confidence_levels[-1]}; take all depth with "
             "--min-confidence 0"
         )
-    sure: NDArray[np.bool_] = levels >= depth.min_confidence * depth.confidence_step
+    sure: NDArray[np.bool_] = levels >= depth.confidence_levels[depth.min_confidence]
     return sure
 
 

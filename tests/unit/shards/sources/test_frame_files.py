@@ -196,15 +196,19 @@ class TestDepth:
         levels = np.array([[0, 1, 2, 2], [2, 2, 1, 0], [2, 0, 0, 2]], np.uint8)
         (tmp_path / "c.jpg").write_bytes(encoded(COLOR, "JPEG"))
         (tmp_path / "d.png").write_bytes(encode_depth(depth))
-        for step in (1, 127):
-            (tmp_path / "s.png").write_bytes(encoded(levels * step, "PNG"))
+        for steps in ((0, 1, 2), (0, 127, 255)):
+            (tmp_path / "s.png").write_bytes(encoded(np.array(steps, np.uint8)[levels], "PNG"))
             for least in (0, 1, 2):
                 files = DepthFiles(
-                    tmp_path / "d.png", 1000, confidence=tmp_path / "s.png", confidence_step=step, min_confidence=least
+                    tmp_path / "d.png",
+                    1000,
+                    confidence=tmp_path / "s.png",
+                    confidence_levels=steps,
+                    min_confidence=least,
                 )
                 found = decode_depth(read_frame(frame_of(tmp_path, files)).depth)
                 assert np.array_equal(found, np.where(levels >= least, depth, 0))
-        with pytest.raises(ShardError, match=r"s.png: holds 254, wanted levels up to 2; .* --min-confidence 0"):
+        with pytest.raises(ShardError, match=r"s.png: holds 255, wanted levels up to 2; .* --min-confidence 0"):
             read_frame(
                 frame_of(tmp_path, DepthFiles(tmp_path / "d.png", 1, confidence=tmp_path / "s.png", min_confidence=2))
             )

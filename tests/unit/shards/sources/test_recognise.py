@@ -43,6 +43,7 @@ def test_every_format_of_files_has_signs_and_says_how_it_was_tried() -> None:
         (["kv2/a/image/1.jpg", "kv2/a/depth/1.png", "kv2/a/extrinsics/1.txt", "kv2/a/intrinsics.txt"], "sunrgbd"),
         (["image/1.jpg", "depth/1.mat", "calib/1.txt", "label/1.txt"], "sunrgbd-votenet"),
         (["scans/scene0000_00/scene0000_00.sens", "scans/scene0000_00/scene0000_00.txt"], "scannet-sens"),
+        (["keyframes/images/1.jpg", "keyframes/cameras/1.json", "keyframes/depth/1.png", "raw.glb"], "polycam"),
         (["color/0.jpg", "depth/0.png"], "folder"),
         (["a/color/0.jpg", "a/depth/0.png", "b/color/0.jpg", "b/depth/0.png"], "folder"),
         (["a/color/0.jpg", "a/depth/0.png", "a/label/0.png", "label_names.txt"], "folder"),
