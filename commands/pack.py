@@ -56,6 +56,9 @@ def pack_command(
         Path | None,
         typer.Option(metavar="FILE", help="K of every image: 3x3, or fx fy cx cy [width height]"),
     ] = None,
+    pose_scale: Annotated[
+        float | None, typer.Option(help="metres of a unit of poses that have no metric scale (COLMAP's)")
+    ] = None,
     only_complete: Annotated[
         bool, typer.Option("--only-complete", help="leave out, and count, frames without colour or depth")
     ] = False,
@@ -96,7 +99,16 @@ def pack_command(
         if format == AUTO:
             format = recognise(src).name
             typer.echo(f"{shown(src)}: layout {format}", err=True)
-        told = SourceOptions(depth_scale, intrinsics, scenes, split, only_complete, labels_from, min_confidence)
+        told = SourceOptions(
+            depth_scale=depth_scale,
+            intrinsics=intrinsics,
+            scenes=scenes,
+            split=split,
+            pose_scale=pose_scale,
+            only_complete=only_complete,
+            labels_from=labels_from,
+            min_confidence=min_confidence,
+        )
         size = None if color_size is None else _parse_size(color_size)
         if dry_run:
             selection = Selection(_parse_frames(frames), every, max_frames)

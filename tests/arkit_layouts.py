@@ -69,3 +69,73 @@ def lay_out_polycam(frames: Sequence[ArkitFrame], root: Path, corrected: bool = 
             (keyframes / f"{kind}cameras" / f"{stem}.json").write_text(json.dumps(fields))
     (root / "mesh_info.json").write_text("{}")
     return root
+
+
+def lay_out_nerfcapture(frames: Sequence[ArkitFrame], root: Path, suffix: str = ".jpg") -> Path:
+    """images/k with images/k.depth.png in units of 10 / 65535 m; `suffix` is what its list gives pictures."""
+    (root / "images").mkdir(parents=True)
+    unit, listed = 10 / 65535, []
+    for k, frame in enumerate(frames):
+        shutil.copy(frame.color, root / "images" / f"{k}.jpg")
+        metres = _pixels(frame.depth) / 1000
+        depth = np.clip(np.rint(metres / unit), 0, 65535).astype(np.uint16)
+        Image.fromarray(depth).save(root / "images" / f"{k}.depth.png")
+        listed.append(
+            {
+                "file_path": f"images/{k}{suffix}",
+                "depth_path": f"images/{k}.depth.png",
+                "transform_matrix": frame.pose.tolist(),
+                "timestamp": frame.time,
+                **_intrinsics(frame),
+            }
+        )
+    (root / "transforms.json").write_text(json.dumps({"integer_depth_scale": unit, "frames": listed}))
+    return root
+
+
+def lay_out_nerfstudio(
+    frames: Sequence[ArkitFrame],
+    root: Path,
+    applied: np.ndarray | None = None,
+    scale: float = 1.0,
+    metres: bool = False,
+) -> Path:
+    """images/ and depth/, with poses that were turned by (3, 4) `applied` and multiplied by `scale`."""
+    for name in ("images", "depth"):
+        (root / name).mkdir(parents=True)
+    listed = []
+    for k, frame in enumerate(frames):
+        shutil.copy(frame.color, root / "images" / f"frame_{k + 1}.jpg")
+        depth = f"depth/frame_{k + 1}.{'npy' if metres else 'png'}"
+        if metres:
+            np.save(root / depth, (_pixels(frame.depth) / 1000).astype(np.float32))
+        else:
+            shutil.copy(frame.depth, root / depth)
+        pose = frame.pose if applied is None else np.vstack([applied, [0, 0, 0, 1]]) @ frame.pose
+        pose = pose.copy()
+        pose[:3, 3] *= scale
+        listed.append(
+            {
+                "file_path": f"./images/frame_{k + 1}.jpg",
+                "depth_file_path": depth,
+                "transform_matrix": pose.tolist(),
+                **_intrinsics(frame),
+            }
+        )
+    fields = {"camera_model": "OPENCV", "k1": 0.0, "k2": 0.0, "p1": 0.0, "p2": 0.0, "frames": listed[::-1]}
+    if applied is not None:
+        fields["applied_transform"] = applied.tolist()
+    if scale != 1:
+        fields["applied_scale"] = scale
+    (root / "transforms.json").write_text(json.dumps(fields))
+    return root
+
+
+def _intrinsics(frame: ArkitFrame) -> dict[str, float]:
+    K, (width, height) = frame.K, frame.size
+    return {"fl_x": K[0, 0], "fl_y": K[1, 1], "cx": K[0, 2], "cy": K[1, 2], "w": width, "h": height}
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(np.uint16)

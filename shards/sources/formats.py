@@ -19,6 +19,7 @@ from shards.sources import (
     sunrgbd_votenet,
     synthetic,
     synthetic_scenes,
+    transforms_json,
     tum,
 )
 from shards.sources.frame_files import read_frame
@@ -121,6 +122,28 @@ FORMATS = (
         up_axis="+y",
         takes=(*_EVERY_FRAMES, "only_complete", "min_confidence"),
         signs=("corrected_images/|images/", "corrected_cameras/|cameras/", "depth/"),
+        tried="on real frames of ARKit that the tests lay out",
+    ),
+    SourceFormat(
+        transforms_json.NERFSTUDIO,
+        "nerfstudio: transforms.json with depth_file_path (mm, or metres as .npy)",
+        "your own capture, your terms",
+        transforms_json.scan_nerfstudio,
+        read_frame,
+        up_axis="+z",
+        takes=(*_EVERY_FRAMES, "only_complete", "pose_scale"),
+        signs=("transforms.json", "depth*/"),
+        tried="on real frames of ARKit that the tests lay out",
+    ),
+    SourceFormat(
+        transforms_json.NERFCAPTURE,
+        "NeRFCapture and instant-ngp: transforms.json with depth_path and integer_depth_scale",
+        "your own capture, your terms",
+        transforms_json.scan_nerfcapture,
+        read_frame,
+        up_axis="+y",
+        takes=(*_EVERY_FRAMES, "only_complete"),
+        signs=("transforms.json",),
         tried="on real frames of ARKit that the tests lay out",
     ),
     SourceFormat(

@@ -22,6 +22,7 @@ class SourceOptions:
         intrinsics: file with the K of every image, over what the source says; as `read_camera` reads it.
         scenes: pattern (`scene00*`) of the scenes to take, by scene id; None takes all.
         split: file of the ids of the scenes to take, one a line; None takes all.
+        pose_scale: metres of a unit of poses that have no metric scale of their own.
         only_complete: leave out frames without colour or depth, instead of refusing them.
         labels_from: image whose pixels the label images of the folder format count; those of colour are looked up for
             every pixel of depth.
@@ -32,6 +33,7 @@ class SourceOptions:
     intrinsics: Path | None = None
     scenes: str | None = None
     split: Path | None = None
+    pose_scale: float | None = None
     only_complete: bool = False
     labels_from: LabelsFrom = "depth"
     min_confidence: int = LEAST_CONFIDENCE
@@ -39,6 +41,8 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.depth_scale is not None and not self.depth_scale > 0:
             raise CallError(f"depth scale is {self.depth_scale}, wanted units per metre, above 0")
+        if self.pose_scale is not None and not self.pose_scale > 0:
+            raise CallError(f"pose scale is {self.pose_scale}, wanted metres a unit, above 0")
         if not 0 <= self.min_confidence <= 2:
             raise CallError(f"--min-confidence is {self.min_confidence}, wanted 0, 1 or 2 (2 takes the surest alone)")
 

@@ -10,34 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from arkit_layouts import ArkitFrame, lay_out_polycam, real_frames
-from PIL import Image
 from reprojection import proof
 
 from shards.errors import CallError, ShardError
-from shards.images import encode_depth
 from shards.schema import check_frame
 from shards.sources import polycam, scanner_app_3d
 from shards.sources.frame_files import read_frame
 from shards.sources.options import SourceOptions
 
 DEFAULT = SourceOptions()
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> list[ArkitFrame]:
-    """Four frames of our own writing."""
-    rng = np.random.default_rng(0)
-    frames = []
-    for place in range(4):
-        color, depth = tmp_path / f"{place}.jpg", tmp_path / f"{place}.png"
-        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(color)
-        depth.write_bytes(encode_depth(rng.integers(500, 4000, (24, 32)).astype(np.uint16)))
-        pose = np.eye(4)
-        pose[:3, 3] = (place, 2, 3)
-        K = np.array([[80.0, 0, 40], [0, 80, 30], [0, 0, 1]])
-        confidence = rng.integers(0, 3, (24, 32))
-        frames.append(ArkitFrame(color, depth, confidence, K, (80, 60), pose, 9.5 + place))
-    return frames
 
 
 def test_real_frames_are_those_of_the_other_app(shared_data: Path, tmp_path: Path) -> None:
