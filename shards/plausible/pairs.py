@@ -19,7 +19,7 @@ from shards.plausible.readings import Reading, inverse
 from shards.schema import Matrix
 
 NEAR = 0.05  # relative difference of two depths that are of one surface
-_POINTS = 1200  # of a frame, spread over it, that are carried into another
+_POINTS = 700  # of a frame, spread over it, that are carried into another
 FEWEST_POINTS = 100  # that meet a reading, before anything is said
 _OFF_CENTRE = 0.03  # of the width or height; K of another resolution is tried about the middle then
 
@@ -107,7 +107,7 @@ def carried(a: View, b: View, b_from_a: Sequence[Matrix], focals: Sequence[float
 
 def _carried(a: View, b: View, b_from_a: NDArray[np.float64], focal: float) -> list[Differences]:
     height, width = a.depth.shape
-    stride = max(1, int((height * width / _POINTS) ** 0.5))
+    stride = max(1, round((height * width / _POINTS) ** 0.5))
     rows, columns = np.mgrid[stride // 2 : height : stride, stride // 2 : width : stride]
     z = a.depth[rows, columns].astype(np.float64)
     rows, columns, z = rows[z > 0], columns[z > 0], z[z > 0]

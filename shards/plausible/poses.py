@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.packing.selection import spread
 from shards.plausible.facts import View
-from shards.plausible.pairs import Differences, Fit, differences, finer, fit_of, without_motion
+from shards.plausible.pairs import FEWEST_POINTS, Differences, Fit, differences, finer, fit_of, without_motion
 from shards.plausible.readings import OPENGL_AXES, Reading, cameras, mirrored, rare, units
 
 _FITS = (0.03, 0.6)  # error at most, near at least: real sensors and trackers have 0.003 to 0.024, and 0.7 to 0.99
@@ -19,6 +19,7 @@ _LEAST_OVERLAP = 0.15  # of points; sparse depth (28 % of pixels) of a shelf has
 # fits, far less of the error.
 _SHARPER, _FAR_SHARPER = 0.5, 0.25
 _DOUBTFUL_ERROR = 0.012
+_SURE_NEAR = 0.88
 _MOST_PAIRS = 12
 
 
@@ -58,12 +59,15 @@ def fits(fit: Fit) -> bool:
 
 def prove(views: Sequence[View]) -> PoseProof | None:
     """Carry depth between the frames of one scene; None without two frames with poses and depth."""
-    posed = [view for view in views if view.world_from_camera is not None and (view.depth > 0).any()]
+    posed = [view for view in views if view.world_from_camera is not None and _shows_surfaces(view)]
     pairs = sorted(combinations(posed, 2), key=lambda pair: pair[1].position - pair[0].position)
     # Of neighbours and of frames far apart, which show more and overlap less: bounded, whatever the scene.
     pairs = [pairs[place] for place in spread(range(len(pairs)), _MOST_PAIRS)]
     if not pairs:
         return None
+    given = fit_of([differences(a, b, (Reading(),))[0] for a, b in pairs])
+    if fits(given) and given.error <= _DOUBTFUL_ERROR and given.near >= _SURE_NEAR:  # nothing is sharper by much
+        return _prove(pairs, (Reading(), Reading(is_inverse=True), Reading(axes=OPENGL_AXES)))
     proof = _prove(pairs, (Reading(), *mirrored(), *units(), *cameras()))
     if proof.fits or proof.best is not None:
         return proof
@@ -72,6 +76,10 @@ def prove(views: Sequence[View]) -> PoseProof | None:
     if rarer.best_fit is not None and rarer.best_fit.error > _DOUBTFUL_ERROR:
         return proof
     return rarer
+
+
+def _shows_surfaces(view: View) -> bool:
+    return not view.coding.is_noise and int((view.depth > 0).sum()) >= FEWEST_POINTS
 
 
 def _prove(pairs: Sequence[tuple[View, View]], readings: Sequence[Reading]) -> PoseProof:

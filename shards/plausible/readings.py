@@ -108,8 +108,7 @@ def cameras() -> tuple[Reading, ...]:
 
 def inverse(matrix: Matrix) -> Matrix:
     """(4, 4) the way back."""
-    back: Matrix = np.linalg.inv(matrix)
-    return back
+    return np.asarray(np.linalg.inv(matrix), np.float64)
 
 
 def quaternion_of(rotation: Matrix) -> Matrix:
