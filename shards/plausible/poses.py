@@ -20,7 +20,7 @@ _LEAST_OVERLAP = 0.15  # of points; sparse depth (28 % of pixels) of a shelf has
 _SHARPER, _FAR_SHARPER = 0.5, 0.25
 _DOUBTFUL_ERROR = 0.012
 _SURE_NEAR = 0.88
-_MOST_PAIRS = 12
+_MOST_PAIRS, _WIDEST_PAIRS = 12, 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ def prove(views: Sequence[View]) -> PoseProof | None:
     pairs = [pairs[place] for place in spread(range(len(pairs)), _MOST_PAIRS)]
     if not pairs:
         return None
-    given = fit_of([differences(a, b, (Reading(),))[0] for a, b in pairs])
+    # Where standing still fits worst, the camera moved most: what is right there is right.
+    widest = sorted(pairs, key=lambda pair: -fit_of([without_motion(*pair)]).error)[:_WIDEST_PAIRS]
+    given = fit_of([differences(a, b, (Reading(),))[0] for a, b in widest])
     if fits(given) and given.error <= _DOUBTFUL_ERROR and given.near >= _SURE_NEAR:  # nothing is sharper by much
         return _prove(pairs, (Reading(), Reading(is_inverse=True), Reading(axes=OPENGL_AXES)))
     proof = _prove(pairs, (Reading(), *mirrored(), *units(), *cameras()))
