@@ -1,4 +1,4 @@
-"""What a look at a few frames of a scene tells: real sets, as they are and with every usual fault, with and without poses.
+"""What a look at a few frames of a scene tells: real sets, right and with every usual fault, with and without poses.
 
 Of each set eight frames are taken as `t4p shards pack` takes them, the fault is put into what is told of them, and the
 verdict is compared with what is right: `caught` (refused), `warned` (suspicious), `unknown` (nothing wrong shows, and
