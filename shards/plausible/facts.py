@@ -131,7 +131,10 @@ def coding_of(raw: NDArray[np.uint16]) -> Coding:
         raw: (H, W), 0 means no reading.
     """
     rows = raw[:: max(1, raw.shape[0] // _ROWS_OF_DIFFERENCES)]
-    left, right = rows[:, :-1], rows[:, 1:]
+    columns = raw[:, :: max(1, raw.shape[1] // _ROWS_OF_DIFFERENCES)]
+    # Both ways: a slope may go by 8 from column to column, and not from row to row as well.
+    left = np.concatenate([rows[:, :-1].ravel(), columns[:-1].ravel()])
+    right = np.concatenate([rows[:, 1:].ravel(), columns[1:].ravel()])
     both = (left > 0) & (right > 0) & (left != right)
     left, right = left[both].astype(np.int64), right[both].astype(np.int64)
     if len(left) < _FEWEST_DIFFERENCES or len(np.unique(left)) < _FEWEST_VALUES:

@@ -179,7 +179,6 @@ def judge_poses(views: Sequence[View], proof: PoseProof | None) -> Finding:
     """Whether depth of one frame lands on the depth of another by their poses."""
     if sum(view.world_from_camera is not None for view in views) < 2:
         return Finding("poses", "cannot be known", "fewer than two frames with a pose")
-    metres, median = step(views), float(np.nanmedian([view.median for view in views]))
     if proof is None:
         return Finding("poses", "cannot be known", "fewer than two frames with a pose and depth")
     metres, median = step(views), float(np.median([view.median for view in views if view.share > 0]))
