@@ -13,6 +13,7 @@ import typer
 
 from commands.bars import progress_bar
 from commands.completion import complete_format
+from commands.doubts import tell_doubts
 from commands.stops import user_errors
 from shards.doors.text import shown
 from shards.errors import CallError
@@ -83,6 +84,9 @@ def pack_command(
         str | None,
         typer.Option(metavar="TEXT", help="terms of the data, in a line; by default what is known of the format"),
     ] = None,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="pack also what cannot be right, as `t4p shards check` shows it")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say how many samples, shards, bytes and seconds it would be")
     ] = False,
@@ -130,6 +134,8 @@ def pack_command(
                 depth_codec=depth_codec,
                 color_size=size,
                 licence=license,
+                as_is=as_is,
+                on_look=tell_doubts,
                 on_progress=stops.heard_at(on_progress),
             )
         kept = f" ({report.num_kept_shards} kept from before)" if report.num_kept_shards else ""

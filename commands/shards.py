@@ -15,6 +15,8 @@ import typer
 
 from commands.arguments import Force
 from commands.bars import progress_bar
+from commands.check import CHECK_EXAMPLE, check_command
+from commands.doubts import facts_of, tell_doubts
 from commands.pack import PACK_EXAMPLE, Dataset, Workers, default_workers, pack_command, tell_faults
 from commands.stops import user_errors
 from shards.errors import CallError
@@ -45,6 +47,7 @@ def formats_command() -> None:
 
 
 app.command("pack", epilog=PACK_EXAMPLE)(pack_command)
+app.command("check", epilog=CHECK_EXAMPLE)(check_command)
 
 
 @app.command("verify", epilog="Example: t4p shards verify s3://bucket/mine")
@@ -60,6 +63,8 @@ def verify_command(
     """Re-read everything and name every broken sample; exit status 1 if there is one."""
     with user_errors() as stops:
         from shards.packing import filling
+        from shards.plausible.look import look_at_dataset
+        from shards.reader import DatasetReader
         from shards.verify import verify
 
         written = None
@@ -69,10 +74,12 @@ def verify_command(
                 report, written = filling.fill(url, num_workers=num_workers, on_progress=progress)
             else:
                 report = verify(url, num_workers=num_workers, on_progress=progress)
+        proof = None if report.problems else look_at_dataset(DatasetReader(url))
         if as_json:
             _echo_json(
                 {
                     "url": report.url,
+                    "plausible": None if proof is None else facts_of(proof),
                     "ok": not report.problems,
                     "num_samples": report.num_samples,
                     "num_shards": report.num_shards,
@@ -103,6 +110,8 @@ def verify_command(
                 text = f"now has checksums{counted}: generation {written.generation} of the manifest"
             typer.echo(f"{report.url}: {text}", err=as_json)
         tell_faults(report.storage_faults)
+        if proof is not None and not as_json:
+            tell_doubts(proof)
         if report.problems:
             for problem in report.problems if not as_json else ():
                 typer.echo(f"{problem.object_name}: {problem.key or 'the object'}: {problem.message}", err=True)

@@ -31,8 +31,9 @@ from shards.packing.resume import kept_shards
 from shards.packing.scratch import scratch_folder
 from shards.packing.selection import Selection, find_tasks
 from shards.packing.writer import FinishedShard, ShardWriter
+from shards.plausible.look import Proof, look_at_source, require_plausible
 from shards.schema import FORMAT_VERSION
-from shards.sources.formats import SourceFormat, find_format
+from shards.sources.formats import GENERATORS, SourceFormat, find_format
 from shards.sources.options import SourceOptions
 from shards.stores.place import open_store
 from shards.stores.second_look import believed
@@ -81,7 +82,9 @@ def pack(
     depth_codec: DepthCodec = "png",
     color_size: tuple[int, int] | None = None,
     licence: str | None = None,
+    as_is: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    on_look: Callable[[Proof], None] | None = None,
 ) -> PackReport:
     """Pack the frames of a raw dataset. An interrupted call leaves no manifest; the same call again resumes.
 
@@ -100,11 +103,14 @@ def pack(
         depth_codec: "png" keeps the bytes of what is one; "zstd" decodes in a sixth of a PNG's time, and counts voxels.
         color_size: (width, height) within which colour images are made smaller, and encoded anew; None keeps the bytes.
         licence: terms of the data, in a line; None takes what is known of the format.
+        as_is: pack also what cannot be right, as a look at a few frames of each scene shows it.
         on_progress: called with (frames done, frames in all).
+        on_look: called with what that look found, before anything is packed.
 
     Raises:
         CallError: an argument cannot be meant, or dst already holds a dataset.
-        ShardError: a frame is broken, keys collide, or dst holds another unfinished pack.
+        ShardError: depth, cameras, poses or labels cannot be right;
+            a frame is broken, keys collide, or dst holds another unfinished pack.
         StoreError: storage refused or failed.
     """
     start = time.monotonic()
@@ -128,12 +134,16 @@ def pack(
         options["color_size"] = list(color_size)
     if licence is not None:
         options["licence"] = licence
+    if as_is:
+        options["as_is"] = True
     provenance = _provenance(chosen, root, options)
     store = open_store(dst)
     manifest = published_before(store, provenance)
     if manifest is not None:
         num_kept = manifest.num_shards
     else:
+        if chosen not in GENERATORS:  # which make what they say
+            require_plausible(look_at_source(chosen, tasks, label_names), str(src), as_is, on_look)
         ours = claim(store, provenance)
         load = partial(load_frame, chosen.read, check, depth_codec, color_size)
         with _scratch_folder(shard_size_bytes) as scratch:
