@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from shards.checks import check_sample_headers
 from shards.errors import ShardError
 from shards.packing.frame_tasks import FrameTask
 from shards.packing.selection import spread
@@ -147,6 +148,7 @@ def _look(
         for place in places(len(samples)):
             try:
                 key, sample = read(samples[place])
+                check_sample_headers(sample, key)
                 if isinstance(sample, Scene):
                     found += [(scene_id, finding) for finding in judge_cloud(cloud_of(sample, key), label_names)]
                 else:
