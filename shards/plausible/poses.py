@@ -20,6 +20,7 @@ _LEAST_OVERLAP = 0.15  # of points; sparse depth (28 % of pixels) of a shelf has
 _SHARPER, _FAR_SHARPER = 0.5, 0.25
 _DOUBTFUL_ERROR = 0.012
 _SURE_NEAR = 0.88
+_FLAT, _FLAT_SHARE = 0.02, 0.95  # of depth, and of the readings that are so near one plane
 _MOST_PAIRS, _WIDEST_PAIRS = 12, 4
 
 
@@ -70,8 +71,10 @@ def prove(views: Sequence[View]) -> PoseProof | None:
     given = fit_of([differences(a, b, (Reading(),))[0] for a, b in widest])
     if fits(given) and given.error <= _DOUBTFUL_ERROR and given.near >= _SURE_NEAR:  # nothing is sharper by much
         return _prove(pairs, (Reading(), Reading(is_inverse=True), Reading(axes=OPENGL_AXES)))
-    proof = _prove(pairs, (Reading(), *mirrored(), *units(), *cameras()))
-    if proof.fits or proof.best is not None:
+    # Of a plane, and nothing else, depth lands on depth by cameras and motions that it was not seen with.
+    is_flat = all(is_one_plane(view) for view in posed)
+    proof = _prove(pairs, (Reading(), *mirrored(), *units(), *(() if is_flat else cameras())))
+    if proof.fits or proof.best is not None or is_flat:
         return proof
     # So many readings that one of a plane fits by chance: of these nothing but the error of a good sensor is believed.
     rarer = _prove(pairs, (Reading(), *mirrored(), *rare()))
@@ -82,6 +85,15 @@ def prove(views: Sequence[View]) -> PoseProof | None:
 
 def _shows_surfaces(view: View) -> bool:
     return not view.coding.is_noise and int((view.depth > 0).sum()) >= FEWEST_POINTS
+
+
+def is_one_plane(view: View) -> bool:
+    """Whether nearly all readings of a view lie in one plane: over the image the inverse of their depth is linear."""
+    rows, columns = np.nonzero(view.depth)
+    inverse = 1 / view.depth[rows, columns]
+    linear = np.stack([rows, columns, np.ones(len(rows))], axis=1)
+    plane, *_ = np.linalg.lstsq(linear, inverse, rcond=None)
+    return bool((np.abs(linear @ plane / inverse - 1) < _FLAT).mean() > _FLAT_SHARE)
 
 
 def _prove(pairs: Sequence[tuple[View, View]], readings: Sequence[Reading]) -> PoseProof:

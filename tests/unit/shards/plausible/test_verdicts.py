@@ -186,3 +186,17 @@ def test_a_rotation_survives_its_quaternion() -> None:
 
 def of(findings: list[Finding], what: str) -> Finding:
     return next(finding for finding in findings if finding.what == what)
+
+
+def test_one_plane_is_told_from_a_room() -> None:
+    from types import SimpleNamespace
+
+    from shards.plausible.poses import is_one_plane
+
+    rows, columns = np.mgrid[0:48, 0:64]
+    wall = 1 / (0.3 + 0.002 * columns - 0.001 * rows)
+    corner = np.minimum(wall, 1 / (0.45 - 0.004 * columns + 0.002 * rows))
+    noisy = wall * (1 + np.random.default_rng(0).normal(0, 0.005, wall.shape))
+    assert is_one_plane(SimpleNamespace(depth=wall))
+    assert is_one_plane(SimpleNamespace(depth=noisy))
+    assert not is_one_plane(SimpleNamespace(depth=corner))
