@@ -90,7 +90,7 @@ class FilesByStem:
 
     def lacks(self, stem: str) -> str:
         """That there is no file of a frame, and what there is in its stead."""
-        wanted = f"no file {stem}.* in {self.folder}"
+        wanted = f"no file {stem}{_kind(self.suffixes[0])}.* in {self.folder}"
         if found := self.others.get(stem):
             return f"{wanted} that is read: found {', '.join(found)}, wanted {' or '.join(self.suffixes)}"
         return wanted
@@ -107,10 +107,13 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], names: Sequence[str] | 
     """
     files: dict[str, Path] = {}
     others: dict[str, list[str]] = {}
+    kind = _kind(suffixes[0])
     for name in list_names(folder) if names is None else names:
         suffix = next((one for one in suffixes if name.lower().endswith(one)), None)
         if suffix is None:
-            others.setdefault(name.partition(".")[0], []).append(name)
+            end = name.lower().find(f"{kind}.")
+            if end > 0:
+                others.setdefault(name[:end], []).append(name)
             continue
         stem, path = name[: -len(suffix)], folder / name
         require_no_link(path)
@@ -118,6 +121,11 @@ def files_by_stem(folder: Path, suffixes: Sequence[str], names: Sequence[str] | 
             raise ShardError(f"{path}: {files[stem].name} is of the same frame; keep one of the two")
         files[stem] = path
     return FilesByStem(folder, tuple(suffixes), files, others)
+
+
+def _kind(suffix: str) -> str:
+    """What files of a kind have before their own suffix: ".depth" of ".depth.png", "" of ".png"."""
+    return suffix.rpartition(".")[0]
 
 
 def natural_order(name: str) -> tuple[tuple[int, str], ...]:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from commands.main import app
 
 COMMANDS = {
-    "shards": ["formats", "pack", "verify", "index", "info", "show", "list", "order"],
+    "shards": ["formats", "pack", "check", "verify", "index", "info", "show", "page", "list", "order"],
     "checkpoint": ["list", "verify", "convert", "export"],
     "launch": ["pretrain", "finetune", "list", "status", "logs", "stop"],
     "bench": ["data"],

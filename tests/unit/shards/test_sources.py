@@ -29,7 +29,9 @@ MILLIMETRES = SourceOptions(depth_scale=1000.0)
 class TestFormats:
     def test_a_name_close_to_a_format_is_suggested(self) -> None:
         assert find_format("tum").name == "tum"
-        with pytest.raises(CallError, match=r"unknown format '7-scenes', wanted one of seven-scenes, tum, folder; did"):
+        with pytest.raises(
+            CallError, match=r"unknown format '7-scenes', wanted one of seven-scenes, tum, .*, folder; did"
+        ):
             find_format("7-scenes")
 
     @pytest.mark.parametrize("source_format", FORMATS, ids=lambda one: one.name)
@@ -37,7 +39,7 @@ class TestFormats:
         with pytest.raises(CallError, match="nowhere: no such file or folder"):
             source_format.scan(tmp_path / "nowhere", MILLIMETRES)
         (tmp_path / "file").write_text("")
-        with pytest.raises(CallError, match="file: not a folder"):
+        with pytest.raises((CallError, ShardError), match=r"file: (not a folder|ends after 0 bytes)"):
             source_format.scan(tmp_path / "file", MILLIMETRES)
         with pytest.raises(CallError, match=r"no .*; wanted"):
             source_format.scan(tmp_path, MILLIMETRES)
@@ -127,13 +129,17 @@ class TestSevenScenes:
     def test_a_frame_without_colour_is_named(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
         root = make_scene(tmp_path / "kitchen", 2)
         (root / "frame-000001.color.jpg").unlink()
-        with pytest.raises(ShardError, match=r"frame-000001.depth.png: no file frame-000001\.\* in .* \(1 of 2 lack"):
+        with pytest.raises(
+            ShardError, match=r"frame-000001.depth.png: no file frame-000001\.color\.\* in .* \(1 of 2 lack"
+        ):
             seven_scenes.scan(root, DEFAULT)
 
     def test_a_colour_image_without_depth_is_named(self, tmp_path: Path, make_scene: Callable[..., Path]) -> None:
         root = make_scene(tmp_path / "kitchen", 2)
         (root / "frame-000001.depth.png").unlink()
-        with pytest.raises(ShardError, match=r"frame-000001.color.jpg: no file frame-000001\.\* in .* \(1 of 2 lack"):
+        with pytest.raises(
+            ShardError, match=r"frame-000001.color.jpg: no file frame-000001\.depth\.\* in .* \(1 of 2 lack"
+        ):
             seven_scenes.scan(root, DEFAULT)
 
     def test_frames_without_a_pose_are_counted(

@@ -75,7 +75,7 @@ def test_labels_and_their_legend_are_drawn(tmp_path: Path, make_scene: Callable[
     )
     names = ("nothing", "chair", "table")  # and a class that has no name
     (tmp_path / "mine" / "label_names.txt").write_text("\n".join(names) + "\n")
-    pack("folder", tmp_path / "mine", str(tmp_path / "d"), source_options=SourceOptions(1000.0))
+    pack("folder", tmp_path / "mine", str(tmp_path / "d"), source_options=SourceOptions(1000.0), as_is=True)
     show_dataset(str(tmp_path / "d"), "mine/0", tmp_path / "out.png", 6)
     for color in label_colors([*names, "id 3"]):
         assert count_of(tmp_path / "out.png", color) > 1000
