@@ -48,21 +48,19 @@ class Camera:
         Raises:
             ShardError: the two sizes have different shapes, so that one image is cut out of the other.
         """
-        K = np.array(self.K).reshape(3, 3)
         if self.size is None or size is None or size == self.size:
-            return K
+            return np.array(self.K).reshape(3, 3)
         x, y = size[0] / self.size[0], size[1] / self.size[1]
         if abs(x / y - 1) > _ASPECT_TOLERANCE:
             raise ShardError(
                 f"{where}: the image is {size[0]}x{size[1]} and its intrinsics are for {self.size[0]}x{self.size[1]}, "
                 "which is of another shape; give the intrinsics of this image (--intrinsics FILE)"
             )
-        # The corner of an image, half a pixel outside of the first middle, stays where it is.
-        shift = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, -0.5], [0.0, 0.0, 1.0]])
-        back = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
-        scaled: Matrix = shift @ np.diag([x, y, 1.0]) @ back @ K
-        scaled[2] = (0.0, 0.0, 1.0)
-        return scaled
+        # The corner of an image, half a pixel outside of the first middle, stays where it is. Written out: BLAS rounds
+        # otherwise on other processors, and with it the packed bytes would.
+        fx, skew, cx, _, fy, cy, *_ = self.K
+        rows = [[x * fx, x * skew, x * (cx + 0.5) - 0.5], [0.0, y * fy, y * (cy + 0.5) - 0.5], [0.0, 0.0, 1.0]]
+        return np.array(rows)
 
 
 def pinhole(fx: float, fy: float, cx: float, cy: float, size: tuple[int, int] | None = None) -> Camera:
@@ -170,6 +168,24 @@ def warn_of_lost_tracking(poses: Mapping[str, Numbers16 | None], where: Path) ->
             len(poses),
             shown(lost[0]),
         )
+
+
+def inverse_of_rigid(matrix: Matrix) -> Matrix:
+    """(4, 4) of a rotation and a translation, by sums and products alone, which are the same on every processor."""
+    rows = matrix.tolist()
+    inverse = np.eye(4)
+    for i in range(3):
+        a, b, c = (rows[k][i] for k in range(3))
+        inverse[i] = (a, b, c, -(a * rows[0][3] + b * rows[1][3] + c * rows[2][3]))
+    return inverse
+
+
+def product(a: Matrix, b: Matrix) -> Matrix:
+    """(4, 4) a @ b, in the same way."""
+    columns = b.T.tolist()
+    return np.array(
+        [[p * w + q * x + r * y + s * z for w, x, y, z in columns] for p, q, r, s in a.tolist()], dtype=np.float64
+    )
 
 
 def is_lost(matrix: Matrix) -> bool:

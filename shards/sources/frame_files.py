@@ -206,7 +206,8 @@ def _depth_of_points(
         raise ShardError(f"{where}: the size of the colour image is not known, and the points lie on its pixels")
     assert depth.camera_from_points is not None
     m, K = _matrix(depth.camera_from_points), camera.matrix(size, where)
-    x, y, z = (points @ m[i, :3] + m[i, 3] for i in range(3))
+    # Not by BLAS, which rounds otherwise on other processors.
+    x, y, z = (points[:, 0] * m[i, 0] + points[:, 1] * m[i, 1] + points[:, 2] * m[i, 2] + m[i, 3] for i in range(3))
     ahead = z > 0
     column = np.rint(K[0, 0] * x[ahead] / z[ahead] + K[0, 2]).astype(np.int64)
     row = np.rint(K[1, 1] * y[ahead] / z[ahead] + K[1, 2]).astype(np.int64)

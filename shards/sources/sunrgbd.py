@@ -16,7 +16,7 @@ import numpy as np
 
 from shards.errors import CallError, ShardError
 from shards.schema import Matrix
-from shards.sources.cameras import numbers16, read_camera
+from shards.sources.cameras import inverse_of_rigid, numbers16, product, read_camera
 from shards.sources.frame_files import BoxNumbers, DepthFiles, FrameFiles
 from shards.sources.options import SourceOptions
 from shards.sources.raw_files import (
@@ -35,8 +35,6 @@ NAME = "sunrgbd"
 _DEPTH_SCALE = 1000.0
 _DEPTHS = ("depth_bfx", "depth")
 _META_PLACES = ("", "Metadata", "SUNRGBDtoolbox/Metadata", "SUNRGBDMeta")
-# (x, y, z) of a camera, y down, as x right, y ahead, z up.
-LEVEL_FROM_CAMERA = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 
 
 def scan(root: Path, options: SourceOptions) -> tuple[FrameFiles, ...]:
@@ -92,17 +90,20 @@ def _scan_view(
 
 
 def level(tilt: Matrix) -> Matrix:
-    """(4, 4) world from camera of a view whose extrinsics are (3, 3) `tilt`: from camera to levelled camera axes."""
+    """(4, 4) world from camera of a view whose extrinsics are (3, 3) `tilt`: from camera to levelled camera axes.
+
+    What is x right, y down, z ahead there is x right, y ahead, z up in the world.
+    """
     matrix = np.eye(4)
-    matrix[:3, :3] = LEVEL_FROM_CAMERA @ tilt
+    matrix[:3, :3] = tilt[0], tilt[2], -tilt[1]
     return matrix
 
 
 def camera_boxes(boxes: ViewBoxes, world_from_camera: Matrix) -> tuple[BoxNumbers, ...]:
     """The boxes of a view, which are annotated in its world, in its camera's frame."""
-    camera_from_world = np.linalg.inv(world_from_camera)
+    camera_from_world = inverse_of_rigid(world_from_camera)
     return tuple(
-        BoxNumbers(label, tuple((camera_from_world @ np.reshape(pose, (4, 4))).ravel().tolist()), size)
+        BoxNumbers(label, tuple(product(camera_from_world, np.reshape(pose, (4, 4))).ravel().tolist()), size)
         for label, pose, size in boxes
     )
 

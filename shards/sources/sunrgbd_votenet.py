@@ -13,13 +13,13 @@ import numpy as np
 
 from shards.errors import CallError, ShardError
 from shards.schema import Matrix
-from shards.sources.cameras import Camera, numbers16, pinhole, read_camera
+from shards.sources.cameras import Camera, inverse_of_rigid, numbers16, pinhole, read_camera
 from shards.sources.complete import complete_stems
 from shards.sources.frame_files import BoxNumbers, DepthFiles, FrameFiles
 from shards.sources.options import SourceOptions
 from shards.sources.raw_files import COLOR_SUFFIXES, files_by_stem, require_folder, walk_folders
 from shards.sources.raw_text import content_lines, read_matrix, read_text
-from shards.sources.sunrgbd import LEVEL_FROM_CAMERA, camera_boxes
+from shards.sources.sunrgbd import camera_boxes
 from shards.sources.sunrgbd_mat import ViewBox
 
 NAME = "sunrgbd-votenet"
@@ -66,17 +66,13 @@ def _scan_view(folder: Path, stem: str, color: Path, points: Path, options: Sour
             points,
             options.depth_scale or _DEPTH_SCALE,
             "sunrgbd_points",
-            camera_from_points=_inverse(world_from_camera),
+            camera_from_points=tuple(inverse_of_rigid(world_from_camera).ravel().tolist()),
         ),
         color_camera=camera,
         depth_camera=camera,
         world_from_camera=numbers16(world_from_camera),
         boxes=None if labels is None else _read_boxes(labels, world_from_camera),
     )
-
-
-def _inverse(matrix: Matrix) -> tuple[float, ...]:
-    return tuple(np.linalg.inv(matrix).ravel().tolist())
 
 
 def _read_calibration(path: Path) -> tuple[Matrix, Camera]:
@@ -86,7 +82,9 @@ def _read_calibration(path: Path) -> tuple[Matrix, Camera]:
         raise ShardError(f"{path}: found {numbers.shape[0]}x{numbers.shape[1]} numbers, wanted two lines of nine")
     level_from_camera, K = (row.reshape(3, 3).T for row in numbers)
     matrix = np.eye(4)
-    matrix[:3, :3] = level_from_camera @ LEVEL_FROM_CAMERA
+    # Both sides of it have z up: of a camera, that is minus its y.
+    right, ahead, up = level_from_camera.T
+    matrix[:3, :3] = np.stack([right, -up, ahead], axis=1)
     return matrix, pinhole(K[0, 0], K[1, 1], K[0, 2] - 1, K[1, 2] - 1)
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from shards.errors import ShardError
-from shards.sources.cameras import Camera, camera_of_open3d, pinhole, read_camera, rigid_from_quaternion
+from shards.sources.cameras import (
+    Camera,
+    camera_of_open3d,
+    inverse_of_rigid,
+    pinhole,
+    product,
+    read_camera,
+    rigid_from_quaternion,
+)
 from shards.sources.raw_text import columns_of, content_lines, read_matrix, read_text
 
 K = np.array([[517.3, 0.0, 318.6], [0.0, 516.5, 255.3], [0.0, 0.0, 1.0]])
@@ -103,3 +111,12 @@ class TestCameras:
     def test_a_quaternion_turns_as_its_matrix(self) -> None:
         quarter = rigid_from_quaternion((1, 2, 3), (0, 0, 0.5**0.5, 0.5**0.5))
         np.testing.assert_allclose(quarter @ [1, 0, 0, 1], [1, 3, 3, 1], atol=1e-12)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_rigid_transforms_are_inverted_and_chained_without_blas(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        first, second = (
+            rigid_from_quaternion(rng.normal(size=3), quaternion / np.linalg.norm(quaternion))
+            for quaternion in rng.normal(size=(2, 4))
+        )
+        np.testing.assert_allclose(product(inverse_of_rigid(first), second), np.linalg.inv(first) @ second, atol=1e-12)
