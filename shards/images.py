@@ -219,6 +219,15 @@ def kind_of_color(data: bytes) -> str:
     return kind
 
 
+def require_ids(data: bytes) -> None:
+    """Raise BrokenImageError where the header of a label image announces colours instead of ids."""
+    if data[:8] == PNG_SIGNATURE and data[25:26] in (b"\x02", b"\x04", b"\x06"):
+        raise BrokenImageError(
+            f"labels are {_describe(data)}, a picture of labels; wanted a grayscale or palette PNG of class ids: turn "
+            "its colours back into ids by the legend that they were drawn with"
+        )
+
+
 def without_location(data: bytes) -> bytes:
     """A JPEG without its EXIF and XMP parts where these say where it was taken; else the bytes as they are.
 

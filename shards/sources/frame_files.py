@@ -22,6 +22,7 @@ from shards.images import (
     encode_labels,
     is_depth_png,
     kind_of_color,
+    require_ids,
     without_location,
 )
 from shards.schema import Box, Frame, Matrix
@@ -169,12 +170,13 @@ def _read_labels(where: Where | None, coding: str) -> bytes | None:
     if where is None:
         return None
     data = read_bytes(where)
-    if coding == "png":
-        return data
     try:
-        return encode_labels(LABEL_CODINGS[coding](data))
+        if coding != "png":
+            return encode_labels(LABEL_CODINGS[coding](data))
+        require_ids(data)
     except BrokenImageError as error:
         raise ShardError(f"{where}: {error}; restore the file, or remove it to pack without labels") from error
+    return data
 
 
 def _read_depth(

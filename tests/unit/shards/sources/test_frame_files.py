@@ -243,6 +243,14 @@ class TestLabelsOfColour:
         assert (labels == wanted)[seen & middle].mean() > 0.97
         assert not labels[~seen].any()
 
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+    def test_a_picture_of_labels_is_no_label_image(self, scene: Path, mode: str) -> None:
+        (scene / "label").mkdir()
+        for stem in ("000000", "000001", "000002", "000003", "000004"):
+            Image.new(mode, (64, 48)).save(scene / "label" / f"{stem}.png")
+        with pytest.raises(ShardError, match=r"000001.png: labels are a 64x48 8-bit .* PNG .*, a picture of labels"):
+            read_frame(folder.scan(scene, MILLIMETRES)[1])
+
     def test_a_camera_beside_sees_near_things_shifted(self) -> None:
         K = np.array([[50.0, 0, 31.5], [0, 50.0, 23.5], [0, 0, 1]])
         color_from_depth = np.eye(4)
